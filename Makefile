@@ -1,0 +1,60 @@
+# Two commands: `make report` runs the series and writes reports/, `make check` tests everything.
+PYTHON ?= python3
+# Extra words for pip when it installs torch, for example an index of CPU-only wheels.
+TORCH_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help setup report check notebooks stamp bench lab clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.run ## make .venv with what running needs
+report: $(VENV)/.run ## fetch the models and data, run every notebook, write reports/index.html
+	@$(BIN)/llmnb fetch
+	@$(BIN)/llmnb run --all
+
+check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its stored outputs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/llmnb fetch
+	$(BIN)/pytest
+	LLMNB_PROFILE=smoke $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=300 notebooks/
+
+notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalised
+	$(BIN)/python -m llmnb.runs.notebooks execute
+	$(BIN)/ruff format -q notebooks/
+
+stamp: $(VENV)/.run ## write [tool.llmnb]'s owner/repo/ref into badges and set-up cells
+	$(BIN)/python -m llmnb.runs.notebooks stamp
+
+bench: $(VENV)/.test ## run the benchmarks, write reports/benchmarks/*.json
+	@mkdir -p reports/benchmarks
+	@for script in benchmarks/[a-z]*.py; do \
+	  $(BIN)/python $$script --json reports/benchmarks/$$(basename $$script .py).json || exit 1; done
+
+lab: $(VENV)/.lab ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean: ## remove .venv and reports; the cache of models stays
+	rm -rf $(VENV) reports/runs reports/index.html reports/benchmarks
+
+# torch goes first and alone, so that its source can be chosen (TORCH_ARGS).
+$(VENV)/.run: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a minute or two, the first time"
+	@$(PIP) $(TORCH_ARGS) '$(TORCH)'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.run
+	@$(PIP) -e '.[lab]'
+	@touch $@

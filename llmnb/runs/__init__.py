@@ -1,0 +1,1 @@
+"""The press: running a notebook with parameters, and the report of what came out."""
