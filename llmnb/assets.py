@@ -12,12 +12,18 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmnb import LlmnbError
 
-class AssetError(RuntimeError):
+# tqdm, which transformers imports, warns in every notebook without ipywidgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+class AssetError(LlmnbError, RuntimeError):
     """An asset can't be had; the message says which, why, and what to do."""
 
 
@@ -106,7 +112,6 @@ HUB_REVISIONS = {
     "stanfordnlp/imdb": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
     "Salesforce/wikitext": "b08601e04326c79dfdd32d625aee71d232d685c3",
 }
-OF_PROFILE = {"smoke": tuple(ASSETS), "cpu": tuple(ASSETS), "gpu": ()}
 
 
 def cache_dir() -> Path:
@@ -175,7 +180,7 @@ def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
     try:
         make(partial)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {path.relative_to(partial).as_posix(): _sha256(path) for path in files}
+        sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in files}
         _write_manifest(partial, sums)
         partial.chmod(0o755)
         if folder.exists():
@@ -232,7 +237,7 @@ def _intact(folder: Path) -> bool:
         entries = json.loads(_manifest_path(folder).read_text(encoding="utf-8"))
         stats = {name: _stat(folder / name) for name in entries}
         changed = [name for name, entry in entries.items() if stats[name] != entry["stat"]]
-        if any(_sha256(folder / name) != entries[name]["sha256"] for name in changed):
+        if any(sha256_of(folder / name) != entries[name]["sha256"] for name in changed):
             return False
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -242,7 +247,8 @@ def _intact(folder: Path) -> bool:
     return True
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -72,6 +72,10 @@ class NgramModel:
             keys, counts = np.unique(keys & mask, return_counts=True)
         self._levels = levels[::-1]
 
+    def __len__(self) -> int:
+        """How many counts are stored, over all orders."""
+        return sum(len(level.keys) for level in self._levels)
+
     def log2_probs(self, symbols: NDArray[np.integer]) -> NDArray[np.float64]:
         """log2 p(symbol | the order-1 before it), for each position from order-1 on: (n-order+1,).
 
@@ -234,7 +238,12 @@ def xz_bits(train: bytes, blocks: Sequence[str], group: int = 8) -> NDArray[np.f
 
     def together() -> tuple[list[int], int]:
         encoder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
-        written = [len(encoder.compress(text)) for text in (train, *texts)]
+
+        def feed(text: bytes) -> int:  # in small bites: large ones are encoded calls later
+            bites = (text[at : at + 1024] for at in range(0, len(text), 1024))
+            return sum(len(encoder.compress(bite)) for bite in bites)
+
+        written = [feed(text) for text in (train, *texts)]
         return written[1:], sum(written) + len(encoder.flush())
 
     with ThreadPoolExecutor(2) as threads:  # lzma works outside Python's lock

