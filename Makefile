@@ -26,11 +26,11 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 	LLMNB_PROFILE=smoke $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=300 notebooks/
 
 notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalised
-	$(BIN)/python -m llmnb.runs.notebooks execute
+	$(BIN)/python .ci/notebooks.py execute
 	$(BIN)/ruff format -q notebooks/
 
 stamp: $(VENV)/.run ## write [tool.llmnb]'s owner/repo/ref into badges and set-up cells
-	$(BIN)/python -m llmnb.runs.notebooks stamp
+	$(BIN)/python .ci/notebooks.py stamp
 
 bench: $(VENV)/.test ## run the benchmarks, write reports/benchmarks/*.json
 	@mkdir -p reports/benchmarks

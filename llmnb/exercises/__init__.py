@@ -1,11 +1,10 @@
 """Checks for the notebooks' exercises: one module a notebook, and what they share.
 
-An exercise knows the right answer and the usual wrong ones, so its check can name the mistake.
+A check knows the right answer and the usual wrong ones, so it can name the mistake.
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,56 +13,49 @@ RIGHT = "Right."
 NOT_ATTEMPTED = "Not attempted yet."
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """A function to write: the reference, inputs to try, and known mistakes.
+def check(
+    attempt: Callable,
+    reference: Callable,
+    cases: Sequence[tuple],
+    mistakes: Mapping[str, Callable],
+) -> str:
+    """ "Right.", "Not attempted yet.", the mistake by name, or the first difference.
 
-    mistakes: (a function that makes the mistake, what to say). The first that agrees with the
-    attempt on every case where they differ from the reference at all is named.
+    cases: the arguments to try, a tuple a case; mistakes: what to say, and a function that makes
+    the mistake. The first that gives the attempt's answers on every case is named.
     """
-
-    reference: Callable
-    cases: Sequence[tuple]  # arguments, a tuple a case
-    mistakes: Sequence[tuple[Callable, str]]
-
-    def check(self, attempt: Callable) -> str:
-        """ "Right.", "Not attempted yet.", the mistake by name, or the first difference."""
-        if not callable(attempt):
-            return f"Give the function itself, not {type(attempt).__name__}: check(my_function)."
-        results = []
-        for case in self.cases:
-            try:
-                results.append(attempt(*copy.deepcopy(case)))
-            except NotImplementedError:
-                return NOT_ATTEMPTED
-            except Exception as error:  # the reader's own code: whatever it raises is the answer
-                return f"Your function raised {type(error).__name__}: {error}  {_called(case)}"
-        if all(result is None or result is Ellipsis for result in results):
+    if not callable(attempt):
+        return f"Give the function itself, not {type(attempt).__name__}: check(my_function)."
+    results = []
+    for case in cases:
+        try:
+            results.append(attempt(*copy.deepcopy(case)))
+        except NotImplementedError:
             return NOT_ATTEMPTED
-        expected = [self.reference(*copy.deepcopy(case)) for case in self.cases]
-        if all(map(same, results, expected)):
-            return RIGHT
-        for mistake, message in self.mistakes:
-            made = [mistake(*copy.deepcopy(case)) for case in self.cases]
-            if all(map(same, results, made)):
-                return message
-        wrong = next(
-            i for i, (r, e) in enumerate(zip(results, expected, strict=True)) if not same(r, e)
-        )
-        return f"{difference(results[wrong], expected[wrong])}  {_called(self.cases[wrong])}"
+        except Exception as error:  # the reader's own code: whatever it raises is the answer
+            return f"Your function raised {type(error).__name__}: {error}  {_called(case)}"
+    empty = (None, ..., NotImplemented)
+    if all(any(result is nothing for nothing in empty) for result in results):
+        return NOT_ATTEMPTED
+    expected = [reference(*copy.deepcopy(case)) for case in cases]
+    wrong = [i for i, pair in enumerate(zip(results, expected, strict=True)) if not same(*pair)]
+    if not wrong:
+        return RIGHT
+    for message, mistake in mistakes.items():
+        if all(map(same, results, [mistake(*copy.deepcopy(case)) for case in cases])):
+            return message
+    return f"{difference(results[wrong[0]], expected[wrong[0]])}  {_called(cases[wrong[0]])}"
 
 
 def same(result: Any, expected: Any, tolerance: float = 1e-6) -> bool:
     """Whether two answers are equal: numbers, sequences and arrays to a tolerance."""
-    if isinstance(expected, str | bytes | dict | set):
-        return type(result) is type(expected) and result == expected
     try:
         ours, theirs = _array(result), _array(expected)
     except (TypeError, ValueError):
-        return False
+        return type(result) is type(expected) and result == expected
     if ours.shape != theirs.shape:
         return False
-    return bool(np.allclose(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True))
+    return bool(np.allclose(ours, theirs, rtol=tolerance, atol=tolerance))
 
 
 def difference(result: Any, expected: Any) -> str:
@@ -77,8 +69,7 @@ def difference(result: Any, expected: Any) -> str:
     if ours.ndim == 0:
         return f"Expected {theirs.item():.6g}, got {ours.item():.6g}."
     at = tuple(int(i) for i in np.argwhere(~np.isclose(ours, theirs, rtol=1e-6, atol=1e-6))[0])
-    where = ", ".join(map(str, at))
-    return f"At [{where}] expected {theirs[at]:.6g}, got {ours[at]:.6g}."
+    return f"At {list(at)} expected {theirs[at]:.6g}, got {ours[at]:.6g}."
 
 
 def _array(value: Any) -> np.ndarray:
@@ -88,7 +79,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _called(case: tuple) -> str:
-    return f"(called with {', '.join(_short(argument) for argument in case)})"
+    return f"(called with {', '.join(map(_short, case))})"
 
 
 def _short(value: Any) -> str:

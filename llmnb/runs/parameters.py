@@ -19,6 +19,7 @@ import nbformat
 from llmnb import LlmnbError, assets
 
 REDACTED = "•••"
+_INVALID = (nbformat.ValidationError, nbformat.reader.NotJSONError)
 _SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
 _SECRET_WORDS |= {"apikey", "passphrase"}
 
@@ -59,7 +60,7 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     """The notebook, in format 4. Raises ParameterError where the file is none."""
     try:
         return nbformat.read(path, as_version=4)
-    except (ValueError, OSError, nbformat.ValidationError, AttributeError) as error:
+    except (ValueError, OSError, TypeError, LookupError, AttributeError, *_INVALID) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParameterError(f"{path} is no notebook that can be read: {reason}") from error
 

@@ -230,7 +230,7 @@ def _representation(mime: str, output: Any, markdown: _Markdown) -> dict | None:
         return _text(content, "text")
     if mime.startswith("text/"):
         page = clean(content) if mime == "text/html" else markdown.convert(content)
-        return {"kind": "html", "html": page} if _plain(page) or "<img" in page else None
+        return {"kind": "html", "html": page} if _plain(page) or "data:image" in page else None
     if mime == "image/svg+xml":  # inside <img> it is a picture: nothing in it runs or loads
         content = base64.b64encode(content.encode("utf-8", "replace")).decode()
     content = "".join(content.split())
@@ -309,6 +309,6 @@ def write_report(folder: Path) -> Path:
 
     try:
         notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, AttributeError, RecursionError, nbformat.ValidationError):
         notebook = nbformat.v4.new_notebook()
     return write_page(folder / "report.html", render(notebook, read_record(folder)))

@@ -1,0 +1,129 @@
+"""Maintain the notebooks: `execute` stores fresh outputs, normalised; `stamp` sets the links.
+
+python .ci/notebooks.py execute | stamp      (make notebooks, make stamp)
+"""
+
+import os
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+MAX_BYTES = 400_000
+_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def execute(path: Path) -> None:
+    """Run the committed defaults on the cpu profile, and store the outputs."""
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    os.environ["LLMNB_PROFILE"] = "cpu"
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+    write(normalised(notebook), path)
+
+
+def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The same notebook without what differs from run to run or says where it was run."""
+    count = 0
+    for cell in notebook.cells:
+        kept = {key: cell.metadata[key] for key in ("tags", "cellView") if cell.metadata.get(key)}
+        cell.metadata = nbformat.from_dict(kept)
+        if cell.cell_type != "code":
+            continue
+        count += 1
+        cell.outputs = _merged(cell.outputs)
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+    notebook.metadata = nbformat.from_dict(
+        {"kernelspec": _KERNEL, "language_info": {"name": "python"}}
+        | {k: v for k, v in notebook.metadata.items() if k in ("accelerator", "colab")}
+    )
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    return notebook
+
+
+def _merged(outputs: list) -> list:
+    """Pieces of one stream as one: where a kernel cuts it is chance."""
+    merged = []
+    for output in outputs:
+        last = merged[-1] if merged else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            merged.append(output)
+    return merged
+
+
+def problems(notebook: nbformat.NotebookNode, size: int) -> list[str]:
+    """What stored outputs must not hold."""
+    found = [f"{size} bytes are more than {MAX_BYTES}"] if size > MAX_BYTES else []
+    home = re.compile(r"/(?:home|root|Users|tmp|work|content)/\w|[A-Z]:\\\\")
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error" or output.get("name") == "stderr":
+                found.append(f"{cell.id}: an error or stderr is stored")
+            text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
+            if home.search(text):
+                found.append(f"{cell.id}: a path of one machine is stored")
+    return found
+
+
+def links() -> dict[str, str]:
+    """owner, repo and ref, from [tool.llmnb] in pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["llmnb"]
+
+
+def stamped(text: str) -> str:
+    """The text with every badge and set-up link pointing where [tool.llmnb] says."""
+    where = links()
+    repo = f"{where['owner']}/{where['repo']}"
+    text = re.sub(
+        r"(research\.google\.com/github/)[\w.-]+/[\w.-]+/blob/[\w./-]+?(/notebooks/)",
+        rf"\g<1>{repo}/blob/{where['ref']}\g<2>",
+        text,
+    )
+    archive = rf"https://github.com/{repo}/archive/{where['ref']}.zip"
+    return re.sub(r"https://github\.com/[\w.-]+/[\w.-]+/archive/[\w./-]+?\.zip", archive, text)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write atomically, with one newline at the end."""
+    nbformat.validate(notebook)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def main(command: str) -> int:
+    """execute | stamp; the exit code is 1 where a notebook is not fit to be committed."""
+    bad = 0
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        if command == "stamp":
+            notebook = nbformat.read(path, as_version=4)
+            for cell in notebook.cells:
+                cell.source = stamped(cell.source)
+            write(notebook, path)
+        else:
+            print(f"{path.name} ...", flush=True)
+            execute(path)
+            found = problems(nbformat.read(path, as_version=4), path.stat().st_size)
+            print("\n".join(found) if found else f"{path.name}: {path.stat().st_size:,} bytes")
+            bad += bool(found)
+    if command == "stamp":
+        readme = ROOT / "README.md"
+        readme.write_text(stamped(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] not in (["execute"], ["stamp"]):
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,59 @@
+"""What tests share: a cache of their own where they write, the real one where they read."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from llmnb import assets
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    """An empty cache."""
+    monkeypatch.setenv("LLMNB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def decoder():
+    """The real offline decoder and its tokenizer."""
+    name = "SmolLM2-135M-Instruct-q4_1"
+    return assets.load_decoder(name), assets.load_tokenizer(name)
+
+
+@pytest.fixture(scope="session")
+def encoder():
+    """The real offline encoder and its tokenizer."""
+    return assets.load_encoder("all-MiniLM-L6-v2"), assets.load_tokenizer("all-MiniLM-L6-v2")
+
+
+def make_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
+    """A real wheel, as pip takes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-1.0.dist-info"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in files.items():
+            archive.writestr(path, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run code in a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=300,
+    )

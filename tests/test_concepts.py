@@ -1,0 +1,231 @@
+"""Counting models against nltk, a naive version and hand-worked numbers; every model in bits."""
+
+import itertools
+import lzma
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from llmnb import concepts
+from llmnb.concepts import NgramModel
+
+TEXT = [0, 1, 2, 0, 1, 3, 0, 2, 2, 1, 0, 1, 2, 3, 3, 0, 1, 2, 0, 4, 1, 2, 0, 1]
+
+
+def naive(symbols, order, vocab_size, discounts, context, word):
+    """The formula, level by level, with sets and loops."""
+    if order == 0:
+        return 1 / vocab_size
+
+    def count(gram, top):
+        n = len(gram)
+        windows = [tuple(symbols[i : i + n]) for i in range(len(symbols) - n + 1)]
+        if top:
+            return windows.count(gram)
+        longer = {tuple(symbols[i : i + n + 1]) for i in range(len(symbols) - n)}
+        return sum(1 for other in longer if other[1:] == gram)
+
+    top = order == len(discounts)
+    history = tuple(context[len(context) - order + 1 :])
+    counts = [count((*history, w), top) for w in range(vocab_size)]
+    shorter = naive(symbols, order - 1, vocab_size, discounts, context, word)
+    if sum(counts) == 0:
+        return shorter
+    discount = discounts[order - 1]
+    direct = max(counts[word] - discount, 0) / sum(counts)
+    return direct + discount * sum(c > 0 for c in counts) / sum(counts) * shorter
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_equals_the_naive_formula_in_every_context(order):
+    discounts = (0.6, 0.5, 0.4, 0.3)[:order]
+    model = NgramModel(np.array(TEXT), order, 5, discounts)
+    for context in itertools.product(range(5), repeat=order - 1):
+        expected = [naive(TEXT, order, 5, discounts, context, word) for word in range(5)]
+        np.testing.assert_allclose(model.distribution(context), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_equals_nltk_on_a_closed_vocabulary(order):
+    from nltk.lm import KneserNeyInterpolated
+    from nltk.util import everygrams
+
+    words = [str(symbol) for symbol in TEXT]
+    # nltk leaves its lowest level undiscounted; ours is told so
+    reference = KneserNeyInterpolated(order, discount=0.1)
+    reference.fit([list(everygrams(words, max_len=order))], vocabulary_text=words)
+    ours = NgramModel(np.array(TEXT), order, 5, (0.0, 0.1, 0.1)[:order])
+    seen = {tuple(TEXT[i : i + order - 1]) for i in range(len(TEXT) - order + 1)}
+    for context in seen:
+        expected = [reference.score(str(w), [str(c) for c in context]) for w in range(5)]
+        np.testing.assert_allclose(ours.distribution(context), expected, atol=1e-12)
+
+
+def test_a_hand_worked_bigram():
+    # "abab a c": after a come b, b, c; b and c follow one symbol each, a follows one
+    model = NgramModel(np.array([0, 1, 0, 1, 0, 2]), 2, 3, discounts=(0.0, 0.5))
+    left = np.array([1 / 3, 1 / 3, 1 / 3])  # each follows one different symbol, of three pairs
+    expected = np.array([0, 1.5, 0.5]) / 3 + 0.5 * 2 / 3 * left
+    np.testing.assert_allclose(model.distribution([0]), expected, atol=1e-15)
+
+
+def test_distributions_sum_to_one_in_seen_and_unseen_contexts():
+    generator = np.random.default_rng(0)
+    symbols = concepts.to_bytes(bytes(generator.choice(list(b"abc d"), size=5000)))
+    for order in (1, 2, 3, 5, 8):
+        model = NgramModel(symbols, order, 256)
+        contexts = [generator.integers(0, 256, 8), *(symbols[i : i + 8] for i in (0, 99, 4000))]
+        for context in contexts:
+            distribution = model.distribution(context)
+            assert abs(distribution.sum() - 1) < 1e-9 and distribution.min() > 0
+
+
+def test_log2_probs_are_the_distributions():
+    symbols = np.array(TEXT)
+    model = NgramModel(symbols, 3, 5)
+    other = np.array([4, 4, 0, 1, 2, 3])
+    expected = [math.log2(model.distribution(other[: i + 1])[other[i + 1]]) for i in range(1, 5)]
+    np.testing.assert_allclose(model.log2_probs(other), expected)
+
+
+def test_the_order_of_packing_does_not_limit_words():
+    symbols = np.array([19_999, 7, 0, 19_999, 7, 1] * 3)
+    model = NgramModel(symbols, 4, 20_000)
+    assert model.distribution([19_999, 7, 0])[19_999] > 0.5
+    with pytest.raises(ValueError, match=r"1 … 4"):
+        NgramModel(symbols, 5, 20_000)
+
+
+def test_eight_bytes_fill_the_integer():
+    symbols = np.array([255] * 20 + [254])
+    assert NgramModel(symbols, 8, 256).distribution([255] * 7)[255] > 0.5
+
+
+def test_samples_follow_the_distribution_and_the_seed():
+    model = NgramModel(np.array(TEXT), 2, 5)
+    drawn = model.sample(4000, [0], seed=1)
+    assert drawn == model.sample(4000, [0], seed=1) != model.sample(4000, [0], seed=2)
+    after_zero = [b for a, b in itertools.pairwise(drawn) if a == 0]
+    share = np.bincount(after_zero, minlength=5) / len(after_zero)
+    np.testing.assert_allclose(share, model.distribution([0]), atol=0.04)
+
+
+@pytest.mark.parametrize(
+    ("symbols", "order", "message"),
+    [
+        ([0, 1, 9], 2, "go from 0 to 9"),
+        ([0, -1, 1], 2, "go from -1"),
+        ([0.5, 1.0], 1, "integers"),
+        ([0], 2, "too few"),
+        ([0, 1], 0, "order is 0"),
+    ],
+)
+def test_bad_symbols_are_refused(symbols, order, message):
+    with pytest.raises(ValueError, match=message):
+        NgramModel(np.array(symbols), order, 5)
+
+
+def test_words_and_vocabulary():
+    tokens = concepts.words("Don't stop! The film’s end, the END.")
+    expected = ["don't", "stop", "!", "the", "film’s", "end", ",", "the", "end", "."]
+    assert tokens == expected
+    vocabulary = concepts.Vocabulary(tokens, 2)
+    assert len(vocabulary) == 3 and set(vocabulary.tokens) == {"<unk>", "the", "end"}
+    assert vocabulary.decode(vocabulary.encode(["the", "zebra"])) == "the <unk>"
+
+
+def test_perplexity_and_bits_per_byte_by_hand():
+    log2_probs = np.log2([0.5, 0.25, 0.125])
+    assert concepts.perplexity(log2_probs) == pytest.approx(4)
+    assert concepts.bits_per_byte(-log2_probs, np.array([1, 3])) == pytest.approx(6 / 4)
+    assert list(concepts.block_sizes(["a", "é", "汉"])) == [1, 2, 3]
+
+
+def test_ngram_bits_read_each_block_from_its_beginning():
+    model = NgramModel(concepts.to_bytes(b"\0abc" * 50), 3, 256)
+    alone = concepts.ngram_bits(model, ["abc"])
+    np.testing.assert_allclose(concepts.ngram_bits(model, ["zzz", "abc"])[1], alone[0])
+    assert alone[0] < concepts.ngram_bits(model, ["zzz"])[0] / 2
+
+
+def test_xz_bits_add_up_to_the_archives_growth():
+    generator = np.random.default_rng(0)
+    vocabulary = ["".join(map(chr, generator.integers(97, 123, 6))) for _ in range(300)]
+    text = " ".join(generator.choice(vocabulary, 40_000))
+    train, blocks = text[:200_000].encode(), [text[200_000 + i * 1024 :][:1024] for i in range(32)]
+    bits = concepts.xz_bits(train, blocks)
+    size = 1 << (len(train) + 32 * 1024 - 1).bit_length()
+    filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": size}]
+    both = lzma.compress(train + "".join(blocks).encode(), lzma.FORMAT_RAW, filters=filters)
+    alone = lzma.compress(train, lzma.FORMAT_RAW, filters=filters)
+    assert len(bits) == 4 and bits.sum() == pytest.approx(8 * (len(both) - len(alone)))
+    assert bits.max() < 1.5 * bits.min()  # the same kind of text all over
+
+
+def test_decoder_bits_equal_the_models_own_loss():
+    class Bytes:
+        """A byte tokenizer, as little of one as is needed."""
+
+        bos_token_id, eos_token_id = 256, None
+
+        def __call__(self, text, **options):
+            return {"input_ids": list(text.encode())}
+
+        def decode(self, ids, **options):
+            return bytes(ids).decode()
+
+        def get_vocab(self):
+            return {}
+
+    config = transformers.LlamaConfig(
+        vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=64, initializer_range=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    blocks = ["short", "a longer block", "é", "the longest block of them all"]
+    bits = concepts.decoder_bits(model, Bytes(), blocks, batch_size=2)
+    for block, ours in zip(blocks, bits, strict=True):
+        ids = torch.tensor([[256, *block.encode()]])
+        loss = model(ids, labels=ids).loss.item()  # mean nats over the bytes
+        assert ours == pytest.approx(loss * len(block.encode()) / math.log(2), rel=1e-5)
+
+
+def test_a_tokenizer_that_loses_text_is_refused():
+    class Lossy:
+        def __call__(self, text, **options):
+            return {"input_ids": [0]}
+
+        def decode(self, ids, **options):
+            return "?"
+
+    with pytest.raises(ValueError, match="does not give back"):
+        concepts.decoder_bits(None, Lossy(), ["text"])
+
+
+@pytest.mark.slow
+def test_the_real_decoder(decoder):
+    model, tokenizer = decoder
+    (english,), (noise,) = (
+        concepts.decoder_bits(model, tokenizer, [text])
+        for text in ("The film was a great success at the box office.", "Xq zvt plm wrk jj. " * 3)
+    )
+    assert english / 47 < 2 < noise / 57
+    tokens, probabilities = concepts.next_tokens(model, tokenizer, "The capital of France is", 3)
+    assert tokens[0] == "·Paris" and abs(probabilities.sum() - 1) < 1e-6
+
+
+@pytest.mark.slow
+def test_pieces_show_what_a_token_is(decoder, encoder):
+    _, bpe = decoder
+    _, wordpiece = encoder
+    cut = concepts.pieces(bpe, bpe("Hi 你\n")["input_ids"])
+    assert cut[0] == "Hi" and cut[-1] == "⏎"
+    shown = [c for c in "".join(cut[1:-1]).replace("·", "").split("⟩") if c]
+    assert bytes(int(c.strip("⟨"), 16) for c in shown).decode() == "你"
+    ids = wordpiece("untranslatable ☃", add_special_tokens=False)["input_ids"]
+    cut = concepts.pieces(wordpiece, ids)
+    assert cut[0] == "un" and cut[1].startswith("##") and cut[-1] == "[UNK]"

@@ -1,0 +1,201 @@
+"""Cleaning, the one split rule, and reading a stranger's files."""
+
+import json
+import os
+
+import datasets
+import pytest
+
+from llmnb import data
+from llmnb.data import DataError
+
+
+def rows(texts, labels=None):
+    columns = {"text": list(texts)}
+    return datasets.Dataset.from_dict(columns | ({"label": labels} if labels else {}))
+
+
+def test_clean():
+    assert data.clean("a <br /><br/>b\x00\x07\u200b  c\u00a0 d\r\n") == "a\n\nb c d"
+    assert data.clean("  汉字 é ☃ ") == "汉字 é ☃"
+
+
+def test_split_is_stratified_stable_and_disjoint():
+    texts = [f"text number {i}" for i in range(1000)]
+    labels = [int(i % 5 == 0) for i in range(1000)]
+    parts = data.split(rows(texts, labels), label="label")
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 800,
+        "validation": 50,
+        "test": 150,
+    }
+    for part in parts.values():
+        assert abs(sum(part["label"]) / len(part) - 0.2) < 0.001
+    seen = [text for part in parts.values() for text in part["text"]]
+    assert sorted(seen) == sorted(texts)
+    # the rows' order doesn't matter, only their texts
+    shuffled = data.split(rows(texts[::-1], labels[::-1]), label="label")
+    assert list(shuffled["test"]["text"]) == list(parts["test"]["text"])
+
+
+def test_a_row_added_later_moves_hardly_any_other():
+    texts = [f"text number {i}" for i in range(1000)]
+    before = set(data.split(rows(texts))["test"]["text"])
+    after = set(data.split(rows([*texts, "one more"]))["test"]["text"])
+    assert len(before - after) <= 1
+
+
+def test_duplicates_never_straddle_a_split():
+    texts = [f"text {i}" for i in range(200)]
+    noisy = [*texts, *(f"  TEXT   {i} " for i in range(200)), "ｔext 7"]
+    parts = data.split(rows(noisy))
+    prints = [{data.fingerprint(t) for t in part["text"]} for part in parts.values()]
+    assert sum(map(len, parts.values())) == 200
+    assert not (prints[0] & prints[1] or prints[0] & prints[2] or prints[1] & prints[2])
+
+
+def test_too_few_rows_are_refused():
+    with pytest.raises(DataError, match="too few"):
+        data.split(rows(["a", "b", "A "]))
+
+
+def test_the_splits_of_a_sorted_table_begin_mixed():
+    labels = [0] * 500 + [1] * 500  # as IMDb comes
+    parts = data.split(rows([f"text {i}" for i in range(1000)], labels), label="label")
+    assert 0.3 < sum(parts["train"][:100]["label"]) / 100 < 0.7
+
+
+@pytest.mark.slow
+def test_the_real_reviews():
+    imdb = data.load_reviews("imdb")
+    sizes = {name: len(part) for name, part in imdb.items()}
+    assert sizes == {"train": 19_922, "validation": 1_244, "test": 3_736}
+    prints = {name: {data.fingerprint(t) for t in part["text"]} for name, part in imdb.items()}
+    assert sum(map(len, prints.values())) == len(set.union(*prints.values())) == 24_902
+    for part in imdb.values():
+        assert abs(sum(part["label"]) / len(part) - 0.5) < 0.01
+        assert not any("<br" in text or "\x00" in text for text in part["text"])
+    assert len(data.load_reviews("rotten_tomatoes")["test"]) == 1_280
+
+
+def test_unknown_reviews_are_refused():
+    with pytest.raises(DataError, match="did you mean 'imdb'"):
+        data.load_reviews("imbd")
+
+
+@pytest.fixture
+def texts():
+    return [f"Document {i}: größer, 汉字, a <br /> break." for i in range(100)]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])
+def test_a_corpus_of_any_kind(cache, tmp_path, texts, kind):
+    path = tmp_path / f"corpus.{kind}"
+    if kind == "txt":
+        path.write_text("\n\n".join(texts), encoding="utf-8")
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
+    elif kind == "folder":
+        path.mkdir()
+        for i, text in enumerate(texts):
+            (path / f"{i}.txt").write_text(text + "\n\nsecond paragraph", encoding="utf-8")
+    else:
+        getattr(rows(texts), f"to_{kind}")(str(path))
+    corpus = data.load_corpus(str(path))
+    documents = [text for part in corpus.values() for text in part["text"]]
+    assert len(documents) == 100 and all("<br" not in text for text in documents)
+    expected = data.clean(texts[3]) + ("\n\nsecond paragraph" if kind == "folder" else "")
+    assert expected in documents
+    again = data.load_corpus(str(path))
+    assert list(again["test"]["text"]) == list(corpus["test"]["text"])
+
+
+def test_a_changed_file_is_read_again(cache, tmp_path, texts):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    data.load_corpus(str(path))
+    path.write_text("\n\n".join([*texts, "A new document."]), encoding="utf-8")
+    assert sum(map(len, data.load_corpus(str(path)).values())) == 101
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("no.csv", None, "There is no file"),
+        ("empty.txt", b"", "no text to read"),
+        ("what.docx", b"x", "no text to read"),
+        ("latin.txt", "größer\n\n".encode("latin1") * 50, "can't be read as text.*UTF-8"),
+        ("two.csv", b"id,body\n1,a\n2,b\n", r"no column 'text'.*id, body"),
+        ("bad.jsonl", b'{"text": \n{', "can't be read as json"),
+    ],
+)
+def test_what_can_not_be_read_is_said(cache, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        data.load_corpus(str(tmp_path / name))
+
+
+def test_mixed_folders_are_refused(cache, tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.csv").write_text("text\nb\n")
+    with pytest.raises(DataError, match="mixes csv, text"):
+        data.load_corpus(str(tmp_path))
+
+
+def test_read_text(tmp_path):
+    file = tmp_path / "x.txt"
+    file.write_bytes("\ufeffgrün\r\n".encode())
+    assert data.read_text(str(file)) == "grün"
+    file.write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="byte 3 is 0xe9"):
+        data.read_text(str(file))
+    file.write_bytes(b" \n")
+    with pytest.raises(DataError, match="is empty"):
+        data.read_text(str(file))
+    with pytest.raises(DataError, match="There is no file"):
+        data.read_text(str(tmp_path))
+
+
+def test_chop_splits_no_character_and_loses_none():
+    text = "aé汉☃" * 500
+    pieces = data.chop(text, 100)
+    assert "".join(pieces) == text
+    assert max(len(piece.encode()) for piece in pieces) <= 100
+    assert min(len(piece.encode()) for piece in pieces[:-1]) > 96
+
+
+def test_blocks_and_joined():
+    corpus = rows(["short", "x" * 2000, "é" * 1000, "y" * 1024])
+    assert [len(b.encode()) for b in data.first_blocks(corpus, 3)] == [1024, 1024, 1024]
+    with pytest.raises(DataError, match="Only 3 documents"):
+        data.first_blocks(corpus, 4)
+    assert data.joined(corpus, 6) == b"\0short"
+    assert data.joined(corpus, 7) == b"\0short\0" + b"x" * 2000
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_for_a_corpus_on_disk(cache, tmp_path):
+    """200 MB of text, read and split by a process that is allowed far less than a copy more."""
+    from conftest import python
+
+    path = tmp_path / "large.jsonl"
+    with path.open("w") as file:
+        for i in range(40_000):
+            file.write(json.dumps({"text": f"{i} " + "words and more words " * 240}) + "\n")
+    code = f"""
+import resource
+from llmnb import data
+import datasets, numpy
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import psutil, os
+corpus = data.load_corpus({str(path)!r})
+assert sum(map(len, corpus.values())) == 40_000
+anonymous = psutil.Process().memory_full_info().uss
+print(before * 1024, anonymous)
+"""
+    result = python(code, LLMNB_CACHE=str(cache), MALLOC_ARENA_MAX="2")
+    assert result.returncode == 0, result.stderr
+    before, after = map(int, result.stdout.split()[-2:])
+    assert os.path.getsize(path) > 190e6
+    assert after - before < 150e6, (before, after)

@@ -1,0 +1,174 @@
+"""Every notebook: its skeleton, its stored outputs, its numbers, and checks that can go red."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, ROOT
+from nbval.plugin import find_comment_markers
+
+from llmnb.runs import parameters, runner
+
+tools = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+# Changes to a notebook's module that its checks must notice: file, what stands there, what instead.
+MUTATIONS = {
+    "01": [
+        ("concepts.py", "level.discount * kinds / total", "level.discount / total"),
+        ("concepts.py", "float(nats) / math.log(2)", "float(nats)"),
+    ]
+}
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(path):
+    return [cell for cell in read(path).cells if cell.cell_type == "code"]
+
+
+def checked_cells(path):
+    """The cells that nbval itself compares under --nbval-lax."""
+    return [c for c in code_cells(path) if ("check", True) in set(find_comment_markers(c.source))]
+
+
+def test_there_are_notebooks():
+    assert [path.stem for path in NOTEBOOKS][:1] == ["01_concepts"]
+
+
+@every_notebook
+def test_the_skeleton(path):
+    notebook = read(path)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    headings = re.findall(r"^## (.+)$", text, re.M)
+    assert headings[-5:] == [
+        "Exercises",
+        "What we learned",
+        "Where it breaks",
+        "References",
+        "Solutions",
+    ]
+    assert (
+        notebook.cells[0].source.startswith("# ") and "colab-badge.svg" in notebook.cells[0].source
+    )
+    declared = parameters.declared(notebook)
+    assert declared["profile"] == "auto" and declared["seed"] == 0
+    lines = [len(cell.source.splitlines()) for cell in code_cells(path)]
+    assert statistics.median(lines) <= 8 and max(lines) <= 25
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert all("#" in line for line in cell.source.splitlines()), "a comment behind each parameter"
+
+
+@every_notebook
+def test_the_checked_cells_are_checked(path):
+    cells = checked_cells(path)
+    assert len(cells) >= 8
+    for cell in cells:
+        printed = "".join(output.get("text", "") for output in cell.outputs).strip()
+        assert cell.execution_count and len(printed) > 20, cell.id
+        assert "assert" in cell.source or "abs(" in cell.source, cell.id
+        assert "record(" not in cell.source, cell.id
+        assert not re.search(r"\d\.\d{4,}", printed), f"{cell.id}: a raw float flakes"
+
+
+@every_notebook
+def test_stored_outputs_are_normalised(path):
+    notebook = read(path)
+    assert tools["problems"](notebook, path.stat().st_size) == []
+    assert nbformat.writes(tools["normalised"](read(path))) == nbformat.writes(notebook)
+    run = [cell for cell in code_cells(path) if cell.source.strip()]
+    assert [cell.execution_count for cell in run] == list(range(1, len(run) + 1))
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids) and not any(re.fullmatch(r"[0-9a-f]{8}", i) for i in ids)
+    for cell in run:
+        for output in cell.outputs:
+            if "image/png" in output.get("data", {}):
+                assert len(output.metadata["image/png"]["alt"]) > 40, cell.id
+
+
+@every_notebook
+def test_badges_point_where_pyproject_says(path):
+    where = tools["links"]()
+    for cell in read(path).cells:
+        assert tools["stamped"](cell.source) == cell.source
+    badge = f"{where['owner']}/{where['repo']}/blob/{where['ref']}/notebooks/{path.name}"
+    assert badge in read(path).cells[0].source
+
+
+def test_stamping_changes_what_it_should(monkeypatch):
+    monkeypatch.setitem(
+        tools["stamped"].__globals__, "links", lambda: {"owner": "me", "repo": "my", "ref": "v2"}
+    )
+    badge = "https://colab.research.google.com/github/OWNER/llmnb/blob/main/notebooks/01_x.ipynb"
+    assert "github/me/my/blob/v2/notebooks/01_x.ipynb" in tools["stamped"](badge)
+    archive = "https://github.com/OWNER/llmnb/archive/main.zip"
+    assert tools["stamped"](archive) == "https://github.com/me/my/archive/v2.zip"
+
+
+def disagreements(metrics, path):
+    """How a smoke run's metrics differ from tests/expected/NN.smoke.json."""
+    expected = json.loads((ROOT / "tests/expected" / f"{path.stem[:2]}.smoke.json").read_text())
+    found = [f"{name} is missing or new" for name in set(metrics) ^ set(expected)]
+    for name in set(metrics) & set(expected):
+        value, tolerance = expected[name]["value"], expected[name]["tolerance"]
+        if abs(metrics[name]["value"] - value) > tolerance:
+            found.append(f"{name} is {metrics[name]['value']}, expected {value} ± {tolerance}")
+    return found
+
+
+@pytest.mark.slow
+@every_notebook
+def test_a_smoke_run_gives_the_expected_metrics(path, tmp_path):
+    """From an empty folder, by itself."""
+    os.chdir(tmp_path)
+    try:
+        record = runner.run(runner.Job(str(path), {"profile": "smoke"}, str(tmp_path)))
+    finally:
+        os.chdir(ROOT)
+    assert record["status"] == "ok", record["error"]
+    assert disagreements(record["metrics"], path) == []
+    notebook = nbformat.read(f"{record['folder']}/notebook.ipynb", as_version=4)
+    noise = [
+        c.id for c in notebook.cells for o in c.get("outputs", []) if o.get("name") == "stderr"
+    ]
+    assert noise == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "mutation"),
+    [(number, mutation) for number, all_ in MUTATIONS.items() for mutation in all_],
+)
+def test_a_mutation_turns_the_checks_red(number, mutation, tmp_path):
+    """The notebook against a broken copy of the package: a checked cell or a metric must notice."""
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    name, before, after = mutation
+    shutil.copytree(ROOT / "llmnb", tmp_path / "llmnb")
+    module = tmp_path / "llmnb" / name
+    assert module.read_text().count(before) == 1
+    module.write_text(module.read_text().replace(before, after))
+    shutil.copy(path, tmp_path)
+    code = f"""
+import json, sys
+from llmnb.runs import runner
+assert runner.__file__.startswith({str(tmp_path)!r})
+record = runner.run(runner.Job({path.name!r}, {{"profile": "smoke"}}, "out"))
+print(json.dumps(record))
+"""
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    record = json.loads(result.stdout.splitlines()[-1])
+    failed = record["status"] == "failed" and record["error"]["type"] == "AssertionError"
+    assert failed or disagreements(record["metrics"], path)

