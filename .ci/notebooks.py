@@ -24,7 +24,8 @@ def execute(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     os.environ["LLMNB_PROFILE"] = "cpu"
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", coalesce_streams=True)
+    client.execute(cwd=str(NOTEBOOKS))
     write(normalised(notebook), path)
 
 
@@ -37,7 +38,6 @@ def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         count += 1
-        cell.outputs = _merged(cell.outputs)
         cell.execution_count = count
         for output in cell.outputs:
             if output.output_type == "execute_result":
@@ -48,18 +48,6 @@ def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     )
     notebook.nbformat, notebook.nbformat_minor = 4, 5
     return notebook
-
-
-def _merged(outputs: list) -> list:
-    """Pieces of one stream as one: where a kernel cuts it is chance."""
-    merged = []
-    for output in outputs:
-        last = merged[-1] if merged else None
-        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
-            last.text += output.text
-        else:
-            merged.append(output)
-    return merged
 
 
 def problems(notebook: nbformat.NotebookNode, size: int) -> list[str]:

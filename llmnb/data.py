@@ -14,6 +14,7 @@ from llmnb import LlmnbError, assets
 
 if TYPE_CHECKING:
     import datasets
+    import numpy as np
 
 FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
 END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
@@ -53,9 +54,7 @@ def split(
     import datasets
     import numpy as np
 
-    prints = np.frombuffer(
-        b"".join(fingerprint(row) for batch in _batches(rows, text) for row in batch), dtype="S32"
-    )
+    prints = _fingerprints(rows, text)
     _, first = np.unique(prints, return_index=True)  # ordered by fingerprint
     labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label])
     parts = {name: [] for name in FRACTIONS}
@@ -75,6 +74,21 @@ def split(
     return datasets.DatasetDict({name: rows.select(index) for name, index in chosen.items()})
 
 
+def _fingerprints(rows: "datasets.Dataset", column: str) -> "np.ndarray":
+    import numpy as np
+
+    texts = (text for batch in _batches(rows, column) for text in batch)
+    return np.frombuffer(b"".join(map(fingerprint, texts)), dtype="V32")  # S32 would lose \\0
+
+
+def apart(rows: "datasets.Dataset", others: "datasets.Dataset") -> "datasets.Dataset":
+    """The different texts of rows that are not among the others', in fingerprint order."""
+    import numpy as np
+
+    prints, index = np.unique(_fingerprints(rows, "text"), return_index=True)
+    return rows.select(index[~np.isin(prints, _fingerprints(others, "text"))])
+
+
 def _batches(rows: "datasets.Dataset", column: str) -> Iterator[list[str]]:
     for batch in rows.select_columns([column]).iter(batch_size=1000):
         yield batch[column]
@@ -84,16 +98,16 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
     """Film reviews with the columns text and label (0 negative, 1 positive), cleaned and split.
 
     source: "imdb" (25,000 rows), "rotten_tomatoes" (8,530), or on the Hub "stanfordnlp/imdb",
-    whose own test rows stay its test split. Raises DataError for another source, AssetError where
-    it can't be had.
+    whose own test rows, less those that are in train too, are its test split. Raises DataError
+    for another source, AssetError where it can't be had.
     """
     known = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
     if source not in known:
         raise DataError(f"No reviews are called {source!r}{assets.nearest(source, known)}")
     if source == "stanfordnlp/imdb":
-        own = _from_hub(source, "plain_text")
-        parts = split(_cleaned(own["train"]), label="label")
-        parts["test"] = _cleaned(own["test"])
+        own = {name: _cleaned(part) for name, part in _from_hub(source, "plain_text").items()}
+        parts = split(own["train"], label="label")
+        parts["test"] = apart(own["test"], own["train"])
         return parts
 
     def make(folder: Path) -> None:

@@ -65,6 +65,13 @@ def test_the_splits_of_a_sorted_table_begin_mixed():
     assert 0.3 < sum(parts["train"][:100]["label"]) / 100 < 0.7
 
 
+def test_a_given_test_split_is_kept_apart_from_train():
+    own, train = rows(["b", "a", "A ", "shared", "c"]), rows(["x", "SHARED"])
+    kept = data.apart(own, train)["text"]
+    assert sorted(kept) == ["a", "b", "c"]
+    assert list(kept) == sorted(kept, key=data.fingerprint)
+
+
 @pytest.mark.slow
 def test_the_real_reviews():
     imdb = data.load_reviews("imdb")

@@ -152,6 +152,7 @@ class _Watch:
                 progress_bar=False,
                 kernel_manager_class=kernel,
                 timeout_func=self._remaining,
+                coalesce_streams=True,
                 on_cell_start=self._cell_started,
                 on_cell_complete=self._cell_done,
             )
