@@ -183,7 +183,7 @@ class _Line:
         text += f"  {memory / 1000:.1f} GB" if memory else ""
         print(("\r\x1b[K" if self.live else "") + f"{text}  {record['folder']}/report.html")
         if error := record["error"]:
-            print(f"    cell {error['cell'] + 1}: {error['type']}: {error['message'][:300]}")
+            print(f"    cell {error['cell']}: {error['type']}: {error['message'][:300]}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -67,11 +67,4 @@ def _checked(name, value, better, unit, low, high) -> dict:
     if low is not None and not numbers[1] <= numbers[0] <= numbers[2]:
         raise ValueError(f"{name}: {value} lies outside its interval [{low}, {high}].")
     value, low, high = numbers if low is not None else (numbers[0], None, None)
-    return {
-        "name": name,
-        "value": value,
-        "better": better,
-        "unit": unit,
-        "low": low,
-        "high": high,
-    }
+    return {"name": name, "value": value, "better": better, "unit": unit, "low": low, "high": high}

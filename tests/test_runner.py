@@ -97,7 +97,7 @@ def test_what_goes_wrong_is_in_the_record(notebook, tmp_path, parameters, status
     record = run(notebook, tmp_path, **parameters)
     assert record["status"] == status and record["error"]["type"] == kind
     executed = nbformat.read(Path(record["folder"]) / "notebook.ipynb", as_version=4)
-    cell = executed.cells[record["error"]["cell"]]
+    cell = executed.cells[record["error"]["cell"] - 1]  # counted from 1, as "cell k of n" is
     assert cell.source == (BODY if status == "timeout" else MODES)
     assert kind in (Path(record["folder"]) / "report.html").read_text()
     assert record["metrics"]["accuracy"]["value"] == 0.84  # what was recorded before is kept

@@ -14,10 +14,7 @@ NOT_ATTEMPTED = "Not attempted yet."
 
 
 def check(
-    attempt: Callable,
-    reference: Callable,
-    cases: Sequence[tuple],
-    mistakes: Mapping[str, Callable],
+    attempt: Callable, reference: Callable, cases: Sequence[tuple], mistakes: Mapping[str, Callable]
 ) -> str:
     """ "Right.", "Not attempted yet.", the mistake by name, or the first difference.
 

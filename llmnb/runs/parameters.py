@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from llmnb import LlmnbError, assets
+from llmnb import LlmnbError, assets, profiles
 
 REDACTED = "•••"
 _INVALID = (nbformat.ValidationError, nbformat.reader.NotJSONError)
@@ -99,7 +99,8 @@ def resolve(
 ) -> dict[str, Any]:
     """Defaults overlaid with what is given, all checked: names declared, types as the defaults'.
 
-    Text for a parameter that is no text (from a command line) is parsed. Raises ParameterError.
+    Text for a parameter that is no text (from a command line) is parsed. Raises ParameterError,
+    and ProfileError for a profile that doesn't exist.
     """
     defaults = declared(notebook)
     for key in given:
@@ -109,6 +110,8 @@ def resolve(
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ParameterError(f"{name} has no parameter {key!r}.{hint} It has: {allowed}.")
     values = {key: _typed(key, value, defaults[key], name) for key, value in given.items()}
+    if isinstance(defaults.get("profile"), str):  # "auto" resolved: what ran, not what was asked
+        values["profile"] = profiles.resolve(values.get("profile", defaults["profile"])).name
     return defaults | values
 
 

@@ -250,8 +250,9 @@ def _failed_cell(cells: list, run: dict) -> int | None:
         and any(output.get("output_type") == "error" for output in cell.get("outputs") or [])
     ]
     named = section(run, "error").get("cell")
-    known = isinstance(named, int) and 0 <= named < len(cells)
-    return named if known and (named in broken or not broken) else next(iter(broken), None)
+    if isinstance(named, int) and 0 < named <= len(cells) and (named - 1 in broken or not broken):
+        return named - 1  # the record counts from 1
+    return next(iter(broken), None)
 
 
 def _cells(notebook: NotebookNode, failed: int | None, markdown: _Markdown) -> str:
