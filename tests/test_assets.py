@@ -202,3 +202,38 @@ def test_the_real_assets_load(decoder, encoder):
     assert tokenizer.decode(answer) == " Paris"
     bert, wordpiece = encoder
     assert type(bert).__name__ == "BertModel" and wordpiece.vocab_size == 30522
+
+
+@pytest.mark.slow
+def test_a_model_of_the_wrong_kind_is_refused():
+    with pytest.raises(AssetError, match="it is BertModel, and a decoder is wanted"):
+        assets.load_decoder("all-MiniLM-L6-v2")
+    with pytest.raises(AssetError, match="it is LlamaForCausalLM, and an encoder is wanted"):
+        assets.load_encoder("SmolLM2-135M-Instruct-q4_1")
+
+
+def test_a_local_folder_loads_and_pickled_weights_do_not(tmp_path):
+    import torch
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    model.save_pretrained(tmp_path)
+    loaded = assets.load_decoder(str(tmp_path), dtype="fp32", device="cpu")
+    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(AssetError, match="safetensors"):
+        assets.load_decoder(str(tmp_path))
+
+
+def test_parts_are_joined_in_order_and_checked(tmp_path):
+    for number, part in enumerate([b"one ", b"two ", b"three"]):
+        (tmp_path / f"p{number}").mkdir()
+        (tmp_path / f"p{number}" / f"model.gguf.part0{number}").write_bytes(part)
+    (tmp_path / "whole").write_bytes(b"one two three")
+    (tmp_path / "SHA256SUMS").write_text(assets.sha256_of(tmp_path / "whole") + "  model.gguf\n")
+    assert download._joined(tmp_path).read_bytes() == b"one two three"
+    (tmp_path / "p0" / "model.gguf.part00").write_bytes(b"other")
+    with pytest.raises(AssetError, match="after its parts were joined"):
+        download._joined(tmp_path)

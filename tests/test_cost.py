@@ -87,6 +87,8 @@ def test_weight_bytes():
 def test_bad_shapes_are_refused():
     with pytest.raises(ValueError, match="no formula for 't5'"):
         cost.Shape("t5", 10, 8, 1, 2, 16)
+    with pytest.raises(ValueError, match="no formula for 'distilbert'"):
+        cost.Shape.from_config(transformers.DistilBertConfig())
     with pytest.raises(ValueError, match="not divisible by 3 heads"):
         cost.gpt(100, 1, 3)
 

@@ -92,9 +92,18 @@ def sorted_top_p(probs, p, cross=True, share=True, back=True):
     return [kept.get(i, 0) / (mass if share and mass else 1) for i in places]
 
 
+def crossing_dropped_by_numpy(probs, p):
+    order = np.argsort(probs)[::-1]
+    kept = np.zeros(len(probs))
+    inside = order[np.cumsum(np.array(probs)[order]) < p]
+    kept[inside] = np.array(probs)[inside]
+    return kept / kept.sum()
+
+
 TOP_P = [
     (unsorted_top_p, "sort the tokens"),
     (lambda probs, p: sorted_top_p(probs, p, cross=False), "drop the token that crosses"),
+    (crossing_dropped_by_numpy, "drop the token that crosses"),
     (lambda probs, p: sorted_top_p(probs, p, share=False), "no longer sum to 1"),
     (lambda probs, p: sorted_top_p(probs, p, back=False), "wrong places"),
     (lambda probs, p: probs[:2], "Expected the shape (4,), got (2,)"),

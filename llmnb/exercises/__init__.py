@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 RIGHT = "Right."
-NOT_ATTEMPTED = "Not attempted yet."
+NOT_ATTEMPTED = "Not attempted yet: the function returns nothing."
 
 
 def check(
