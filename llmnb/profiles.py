@@ -51,7 +51,7 @@ _CPU = Profile(
     new_tokens=60,
 )
 PROFILES = {
-    "smoke": replace(_CPU, name="smoke", train_bytes=600_000, eval_blocks=6, new_tokens=12),
+    "smoke": replace(_CPU, name="smoke", train_bytes=400_000, eval_blocks=4, new_tokens=12),
     "cpu": _CPU,
     "gpu": replace(
         _CPU,
