@@ -1,6 +1,7 @@
 """The `llmnb` command: list, fetch, run, report."""
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -19,6 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return options.command(options)
+    except BrokenPipeError:  # llmnb list | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -188,6 +188,12 @@ def test_list_and_help(capsys):
     assert cli.main(["run"]) == 2
 
 
+def test_a_reader_that_stops_reading_is_no_error():
+    command = f"{sys.executable} -m llmnb.cli list | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.stdout.startswith("01_concepts") and result.stderr == ""
+
+
 def test_fetch_shows_licence_and_place(capsys):
     assert cli.main(["fetch", "all-MiniLM-L6-v2"]) == 0
     shown = capsys.readouterr().out
