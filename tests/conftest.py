@@ -14,6 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
+def pytest_collection_modifyitems(items):
+    """The fast ones first, then real models and data, then whole notebooks."""
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is not None,
+            "test_notebooks" in item.nodeid,
+        )
+    )
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache."""

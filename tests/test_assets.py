@@ -237,3 +237,17 @@ def test_parts_are_joined_in_order_and_checked(tmp_path):
     (tmp_path / "p0" / "model.gguf.part00").write_bytes(b"other")
     with pytest.raises(AssetError, match="after its parts were joined"):
         download._joined(tmp_path)
+
+
+def test_a_model_in_the_hubs_cache_loads_offline(tmp_path):
+    import transformers
+
+    snapshot = tmp_path / "hub/models--me--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(snapshot)
+    refs = tmp_path / "hub/models--me--tiny/refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text(snapshot.name)
+    code = "from llmnb import assets; print(type(assets.load_decoder('me/tiny', 'fp32')).__name__)"
+    result = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    assert result.stdout == "GPT2LMHeadModel\n", result.stderr
