@@ -123,6 +123,12 @@ def test_a_secret_is_neither_injected_nor_stored():
     assert "sk-very-secret" not in parameters.injected_cell(values).source
 
 
+def test_a_secret_that_is_no_text_is_refused():
+    with pytest.raises(ParameterError, match="must be text") as caught:
+        parameters.resolve(notebook("api_key = None  # k"), {"api_key": 12345})
+    assert "12345" not in str(caught.value)
+
+
 def test_the_digest_says_what_the_run_is(tmp_path):
     nb, file = notebook(), tmp_path / "data.csv"
     file.write_text("a")

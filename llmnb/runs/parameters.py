@@ -119,7 +119,7 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     where = f"{name}: parameter {key!r}"
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and not isinstance(default, str):
+    if isinstance(value, str) and not isinstance(default, str) and not is_secret(key):
         value = _parsed(value, default, where)
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
@@ -127,6 +127,8 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
         value = list(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
+    if is_secret(key) and not isinstance(value, str):  # only text can travel by the environment
+        raise ParameterError(f"{where} is named like a secret: it must be text.")
     if default is not None and type(value) is not type(default):
         wanted, got = type(default).__name__, type(value).__name__
         raise ParameterError(f"{where} is {wanted} (default {default!r}); got {got} {value!r}.")
