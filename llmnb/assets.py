@@ -159,7 +159,8 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        known = ("ENOSPC", "EDQUOT", "EACCES", "EROFS", "ENOTDIR", "EEXIST", "ENOENT")
+        if error.errno not in [getattr(errno, name, None) for name in known]:
             raise
         raise AssetError(
             f"Can't write {folder.name} to {folder.parent}: {os.strerror(error.errno)}. "
@@ -276,21 +277,29 @@ def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | Non
         if causal != (wanted == "a decoder"):
             found = ", ".join(config.architectures or ["nothing that its config names"])
             raise ValueError(f"it is {found}, and {wanted} is wanted.")
-        model = getattr(transformers, auto_class).from_pretrained(
+        model, loaded = getattr(transformers, auto_class).from_pretrained(
             folder,
             dtype=profiles.dtype(dtype, device),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
+        missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
+        if missing:  # they would be random numbers
+            raise ValueError(
+                f"{len(missing)} weights are not in its files, {missing[0]} among them."
+            )
     return model.to(device).eval()
 
 
 @contextlib.contextmanager
 def _load_errors(name: str, folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AssetError(
             f"{name!r} in {folder} can't be loaded: {str(error).splitlines()[0]} "
             f"Weights must be safetensors, and code that comes with a model is never run."

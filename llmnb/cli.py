@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        if number := getattr(signal, name, None):
+            signal.signal(number, _interrupt)
     try:
         return options.command(options)
     except BrokenPipeError:  # llmnb list | head
@@ -26,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:  # a folder that is a file, a full disk: nothing of ours to trace
+        print(f"llmnb: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 2
     except LlmnbError as error:
         print(f"llmnb: {error}", file=sys.stderr)
         return 2
@@ -79,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
     return value
@@ -194,6 +202,8 @@ def _report(options: argparse.Namespace) -> int:
     from llmnb.runs import index, report
 
     out = Path(options.out)
+    if not (out / "runs").is_dir():
+        raise LlmnbError(f"{options.out!r} holds no runs to report on.")
     for file in sorted(out.glob("runs/*/run.json")):
         try:
             report.write_report(file.parent)

@@ -142,15 +142,15 @@ def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
     return n_parameters * BITS[precision] // 8
 
 
-def available_memory() -> Mapping[str, int]:
-    """Bytes that a model could use on this machine, by place: "memory", and "gpu" where CUDA is."""
+def machine_memory() -> Mapping[str, int]:
+    """Bytes that this machine has, by place: "memory", and "gpu" where CUDA is."""
     import psutil
 
-    places = {"memory": psutil.virtual_memory().available}
+    places = {"memory": psutil.virtual_memory().total}
     from llmnb import profiles
 
     if profiles.has_cuda():
         import torch
 
-        places["gpu"] = torch.cuda.mem_get_info()[0]
+        places["gpu"] = torch.cuda.mem_get_info()[1]
     return places

@@ -143,6 +143,8 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
                 columns = ", ".join(rows.column_names)
                 raise DataError(f"{source} has no column {column!r}; its columns are: {columns}.")
             rows = rows.select_columns([column])
+            if not str(rows.features[column].dtype).endswith("string"):
+                raise DataError(f"The column {column!r} of {source} holds no text.")
             rows = rows if column == "text" else rows.rename_column(column, "text")
             split(_cleaned(rows)).save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
@@ -153,7 +155,7 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
 def _files_of(path: Path) -> tuple[list[Path], str]:
     """The readable files of a file or folder, and the one loader that reads them all."""
     kinds = ", ".join(_LOADERS)
-    if not path.exists():
+    if not path.exists() or not path.name:
         raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     readable = [f for f in files if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
@@ -186,8 +188,8 @@ def _read(files: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise DataError(
-            f"{', '.join(f.name for f in files[:3])} can't be read as {loader}: {reason}. "
-            f"Text must be UTF-8."
+            f"{', '.join(f.name for f in files[:3])} can't be read as {loader}: "
+            f"{reason.rstrip('.')}. Text must be UTF-8."
         ) from error
 
 
@@ -268,6 +270,8 @@ def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
 
 def chop(text: str, size: int = 1024) -> list[str]:
     """The text in pieces of at most size bytes of UTF-8; no character is split."""
+    if size < 4:
+        raise ValueError(f"size is {size}; a character can take 4 bytes.")
     raw, pieces, start = text.encode("utf-8", "replace"), [], 0
     while start < len(raw):
         piece = raw[start : start + size].decode("utf-8", "ignore")  # drops a character cut in two

@@ -61,6 +61,8 @@ def _checked(name, value, better, unit, low, high) -> dict:
         raise ValueError(f'{name}: better is "higher" or "lower", not {better!r}.')
     if (low is None) != (high is None):
         raise ValueError(f"{name}: give both ends of the interval, low and high, or neither.")
+    if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
+        raise ValueError(f"{name}: {value!r} is no number.")
     numbers = [float(number) for number in (value, low, high) if number is not None]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name}: {numbers} holds a number that is not finite.")

@@ -227,6 +227,30 @@ def test_a_local_folder_loads_and_pickled_weights_do_not(tmp_path):
         assets.load_decoder(str(tmp_path))
 
 
+def test_a_checkpoint_with_missing_or_broken_weights_is_refused(tmp_path):
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    weights.pop("transformer.h.0.attn.c_attn.weight")
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(AssetError, match="1 weights are not in its files"):
+        assets.load_decoder(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(AssetError, match="can't be loaded"):
+        assets.load_decoder(str(tmp_path))
+
+
+def test_a_cache_that_is_a_file_is_said(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LLMNB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(AssetError, match="LLMNB_CACHE"):
+        assets.fetch("tiny")
+
+
 def test_parts_are_joined_in_order_and_checked(tmp_path):
     for number, part in enumerate([b"one ", b"two ", b"three"]):
         (tmp_path / f"p{number}").mkdir()

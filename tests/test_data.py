@@ -133,6 +133,7 @@ def test_a_changed_file_is_read_again(cache, tmp_path, texts):
         ("what.docx", b"x", "no text to read"),
         ("latin.txt", "größer\n\n".encode("latin1") * 50, "can't be read as text.*UTF-8"),
         ("two.csv", b"id,body\n1,a\n2,b\n", r"no column 'text'.*id, body"),
+        ("numbers.csv", b"text\n1\n2\n", "holds no text"),
         ("bad.jsonl", b'{"text": \n{', "can't be read as json"),
     ],
 )
@@ -170,6 +171,8 @@ def test_chop_splits_no_character_and_loses_none():
     assert "".join(pieces) == text
     assert max(len(piece.encode()) for piece in pieces) <= 100
     assert min(len(piece.encode()) for piece in pieces[:-1]) > 96
+    with pytest.raises(ValueError, match="4 bytes"):
+        data.chop(text, 0)
 
 
 def test_blocks_and_joined():

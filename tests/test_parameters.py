@@ -81,6 +81,8 @@ def test_values_become_plain_and_typed(given, expected):
         ({"seed": "many"}, "'seed' is int .* got str 'many'"),
         ({"seed": 1.5}, "got float"),
         ({"seed": True}, "got bool"),
+        ({"seed": -1}, "seed is from 0"),
+        ({"seed": "99999999999999999999"}, "seed is from 0"),
         ({"flag": "yes"}, "is bool"),
         ({"text": 3}, "is str"),
         ({"rate": "nan"}, "got str 'nan'"),
@@ -129,6 +131,13 @@ def test_a_secret_that_is_no_text_is_refused():
     assert "12345" not in str(caught.value)
 
 
+def test_a_number_under_a_secrets_name_is_a_number():
+    values = parameters.resolve(notebook("token_limit = 100  # n"), {})
+    assert parameters.secrets(values) == {} and "100" in parameters.injected_cell(values).source
+    values = parameters.resolve(notebook("hf_token = None  # t"), {"hf_token": "12345"})
+    assert parameters.secrets(values) == {"hf_token": "12345"}
+
+
 def test_the_digest_says_what_the_run_is(tmp_path):
     nb, file = notebook(), tmp_path / "data.csv"
     file.write_text("a")
@@ -152,8 +161,11 @@ def test_notebooks_are_found_by_number_name_and_path(tmp_path):
     assert by_number.stem == "01_concepts"
     for name in ("1", "concepts", "01_concepts", "notebooks/01_concepts.ipynb", str(by_number)):
         assert parameters.find_notebook(name).resolve() == by_number.resolve()
-    for name in ("99", "../../etc/passwd", ""):
+    for name in ("99", ""):
         with pytest.raises(ParameterError, match="01_concepts"):
+            parameters.find_notebook(name)
+    for name in ("../../etc/passwd", "/nope/01_concepts.ipynb", "elsewhere/01"):
+        with pytest.raises(ParameterError, match="no notebook file"):
             parameters.find_notebook(name)
 
 

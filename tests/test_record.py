@@ -20,6 +20,7 @@ def test_a_unit_and_the_direction_are_said():
     [
         ({"name": "<b>", "value": 1}, "name"),
         ({"name": "x", "value": float("nan")}, "not finite"),
+        ({"name": "x", "value": None}, "no number"),
         ({"name": "x", "value": 1, "better": "bigger"}, "higher"),
         ({"name": "x", "value": 1, "low": 0}, "both ends"),
         ({"name": "x", "value": 1, "low": 2, "high": 3}, "outside"),

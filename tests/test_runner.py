@@ -104,14 +104,76 @@ def test_what_goes_wrong_is_in_the_record(notebook, tmp_path, parameters, status
     assert "\x1b" not in record["error"]["message"]
 
 
-def test_a_secret_is_used_and_never_stored(notebook, tmp_path):
-    record = run(notebook, tmp_path, api_key='sk-"12345\\678', mode="fail")
-    assert "no such <b>luck</b>: •••" in record["error"]["message"] or record["error"]
+SECRETS = ['sk-"12345\\678', "pässwörd-12345", "line 12345\nline two", 'it\'s 12345 "q"', "<12345>"]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_a_secret_is_used_and_never_stored(notebook, tmp_path, secret):
+    source = read_source(notebook, 'print("key:", api_key)', "print(api_key, [api_key], {api_key})")
+    record = run(source, tmp_path, api_key=secret, mode="fail")
+    assert record["error"]["message"] == "no such <b>luck</b>: •••"
     for file in Path(record["folder"]).iterdir():
         text = file.read_text()
         assert "12345" not in text, file.name
         assert "•••" in text, file.name
     assert "LLMNB_SECRET_API_KEY" not in os.environ
+
+
+@pytest.mark.parametrize("secret", ["1", "a", "ok"])
+def test_a_tiny_secret_breaks_nothing(notebook, tmp_path, secret):
+    record = run(notebook, tmp_path, api_key=secret)
+    assert record["status"] == "ok" and record["parameters"]["api_key"] == "•••"
+
+
+def read_source(notebook, before, after):
+    """The notebook with one piece of code replaced."""
+    text = notebook.read_text()
+    before, after = json.dumps(before)[1:-1], json.dumps(after)[1:-1]
+    assert before in text
+    notebook.write_text(text.replace(before, after))
+    return notebook
+
+
+def test_time_is_up_between_cells_too(notebook, tmp_path):
+    cells = [nbformat.v4.new_code_cell("import time; time.sleep(0.8)") for _ in range(12)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
+    record = run(notebook, tmp_path, timeout=2)
+    assert record["status"] == "timeout" and record["error"]["cell"] < 6
+    assert record["seconds"] < 8
+
+
+def test_a_second_interrupt_costs_nothing(notebook, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "llmnb.cli", "run", str(notebook), "--out", str(out)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([*command, "-p", "seconds", "60"], start_new_session=True, **quiet)
+    deadline = time.monotonic() + 30
+    while not list(out.glob("runs/*/notebook.ipynb")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    assert process.wait(60) == 130
+    (folder,) = out.glob("runs/*")
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "killed" and record["error"]["cell"] >= 1
+    assert (folder / "report.html").exists()
+
+
+def test_a_long_temporary_folder_is_no_obstacle(notebook, tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    command = ("run", notebook, "--out", tmp_path / "out")
+    assert llmnb(*command, env=os.environ | {"TMPDIR": str(deep)}).returncode == 0
+    assert not list(deep.glob("llmnb-*"))
+
+
+def test_an_out_that_is_a_file_is_said(notebook, tmp_path):
+    (tmp_path / "file").write_text("")
+    for command in (("run", notebook), ("report",)):
+        result = llmnb(*command, "--out", tmp_path / "file")
+        assert result.returncode == 2 and "Traceback" not in result.stderr
 
 
 def test_plain_papermill_runs_it_too(notebook, tmp_path):

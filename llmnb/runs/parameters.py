@@ -46,6 +46,8 @@ def find_notebook(name: str) -> Path:
     """A notebook by path, name or number ("01", "1", "01_concepts"). Raises ParameterError."""
     if name.endswith(".ipynb") and Path(name).is_file():
         return Path(name)
+    if Path(name).name != name:
+        raise ParameterError(f"There is no notebook file {name!r} (looked in {Path.cwd()}).")
     known = all_notebooks()
     stem = Path(name).name.removesuffix(".ipynb")
     number = stem.zfill(2) if stem.isdigit() else None
@@ -112,6 +114,8 @@ def resolve(
     values = {key: _typed(key, value, defaults[key], name) for key, value in given.items()}
     if isinstance(defaults.get("profile"), str):  # "auto" resolved: what ran, not what was asked
         values["profile"] = profiles.resolve(values.get("profile", defaults["profile"])).name
+    if "seed" in values and not 0 <= values["seed"] < 2**32:
+        raise ParameterError(f"{name}: seed is from 0 to 2**32 - 1, not {values['seed']}.")
     return defaults | values
 
 
@@ -119,7 +123,8 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     where = f"{name}: parameter {key!r}"
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and not isinstance(default, str) and not is_secret(key):
+    secret = default is None and is_secret(key)  # its text is taken as it is
+    if isinstance(value, str) and not isinstance(default, str) and not secret:
         value = _parsed(value, default, where)
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
@@ -127,7 +132,7 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
         value = list(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if is_secret(key) and not isinstance(value, str):  # only text can travel by the environment
+    if secret and not isinstance(value, str | None):
         raise ParameterError(f"{where} is named like a secret: it must be text.")
     if default is not None and type(value) is not type(default):
         wanted, got = type(default).__name__, type(value).__name__
@@ -164,18 +169,21 @@ def secret_variable(name: str) -> str:
     return f"LLMNB_SECRET_{name.upper()}"
 
 
+def secrets(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that must not be stored: text under a secret's name."""
+    return {k: v for k, v in parameters.items() if is_secret(k) and isinstance(v, str) and v}
+
+
 def redacted(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters as they may be stored."""
-    return {
-        key: REDACTED if is_secret(key) and value else value for key, value in parameters.items()
-    }
+    return dict(parameters) | dict.fromkeys(secrets(parameters), REDACTED)
 
 
 def injected_cell(parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
     """The cell that sets the parameters; it fetches secrets from the environment."""
-    lines = ["# Parameters of this run"]
+    lines, hidden = ["# Parameters of this run"], secrets(parameters)
     for key, value in parameters.items():
-        if is_secret(key) and value:
+        if key in hidden:
             lines.append(f'{key} = __import__("os").environ["{secret_variable(key)}"]')
         else:
             lines.append(f"{key} = {value!r}")

@@ -7,11 +7,14 @@ the status comes from the exception.
 import contextlib
 import copy
 import datetime
+import html
 import itertools
 import json
 import logging
+import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import threading
@@ -59,7 +62,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     record = _first_record(path, params.redacted(values), attempt)
     facts.write_json(folder / "run.json", record)
 
-    secrets = {k: v for k, v in values.items() if params.is_secret(k) and isinstance(v, str) and v}
+    secrets = params.secrets(values)
     params.inject(notebook, values)
     _emptied(notebook)
     watch = _Watch(notebook, folder, secrets, job.timeout, progress)
@@ -69,17 +72,19 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         with mock.patch.dict(os.environ, inherited), _kernel_class() as kernel:
             record |= watch.execute(kernel)
     except KeyboardInterrupt:
-        record["status"] = "killed"
+        record |= watch.ended("killed", "KeyboardInterrupt", "The run was interrupted.")
         raise
     finally:
+        _ignore_interrupts()  # a second Ctrl-C must not cost the record
         record["seconds"] = round(time.monotonic() - watch.start, 2)
         record["peak_memory_mb"] = watch.peak_memory_mb
         record["metrics"] = collect(notebook, METRIC_MIME)
         record["hardware"] |= collect(notebook, RUN_MIME).get("run", {})
-        record = json.loads(watch.scrubbed(json.dumps(record)))
+        record = watch.scrubbed(record)
         watch.save()
         facts.write_json(folder / "run.json", record)
         report.write_report(folder)
+        _ignore_interrupts(False)
     return record | {"folder": str(folder)}
 
 
@@ -112,11 +117,30 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
     }
 
 
+class _OutOfTime(Exception):
+    """The notebook's time is used up between two cells."""
+
+
+def _ignore_interrupts(ignored: bool = True) -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+
+
+def _forms(secret: str) -> list[str]:
+    """How a secret can appear in text, longest first; a very short one is like any other text."""
+    if len(secret) < 4:
+        return []
+    forms = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
+    forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    return sorted(forms | {html.escape(secret)}, key=len, reverse=True)
+
+
 class _Watch:
     """Executes the notebook, saves it as it grows, measures the kernel's memory."""
 
     def __init__(self, notebook, folder, secrets, timeout, progress) -> None:
-        self.notebook, self.folder, self.secrets = notebook, folder, secrets
+        self.notebook, self.folder = notebook, folder
+        self.needles = [form for secret in secrets.values() for form in _forms(secret)]
         self.timeout, self.progress = timeout, progress
         self.start, self.saved, self.cell = time.monotonic(), 0.0, 0
         self.peak_memory_mb: float | None = None
@@ -136,37 +160,39 @@ class _Watch:
                 kernel_manager_class=kernel, timeout_func=self._remaining, coalesce_streams=True,
                 on_cell_start=self._cell_started, on_cell_complete=self._cell_done,
             )  # fmt: skip
-        except CellTimeoutError:
-            text = f"The notebook took longer than its {self.timeout:.0f} s."
-            return self._ended("timeout", "TimeoutError", text)
+        except (CellTimeoutError, _OutOfTime):
+            text = f"The notebook took longer than its {self.timeout:g} s."
+            return self.ended("timeout", "TimeoutError", text)
         except DeadKernelError:
             text = "The kernel died: out of memory is the usual reason. A smaller profile or input?"
-            return self._ended("failed", "DeadKernelError", f"{text} {kernel.last_words()}")
+            return self.ended("failed", "DeadKernelError", f"{text} {kernel.last_words()}")
         except Exception as error:  # the runner's own failure is recorded with its place, not lost
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{error} ({Path(where.filename).name}:{where.lineno})"
-            return self._ended("failed", type(error).__name__, text)
+            return self.ended("failed", type(error).__name__, text)
         finally:
             done.set()
         for number, cell in enumerate(self.notebook.cells, start=1):
             for output in cell.get("outputs", []):
                 if output.output_type == "error" and "raises-exception" not in cell.metadata.tags:
                     self.cell, text = number, re.sub(r"\x1b\[[\d;]*m", "", output.evalue)
-                    return self._ended("failed", output.ename, text)
+                    return self.ended("failed", output.ename, text)
         return {"status": "ok", "error": None}
 
-    def _ended(self, status: str, kind: str, message: str) -> dict[str, Any]:
+    def ended(self, status: str, kind: str, message: str) -> dict[str, Any]:
         return {
             "status": status,
             "error": {"cell": self.cell, "type": kind, "message": message.strip()},
         }
 
     def _remaining(self, cell) -> int | None:
-        used = time.monotonic() - self.start
-        return None if self.timeout is None else max(1, round(self.timeout - used))
+        left = (self.timeout or 0) - (time.monotonic() - self.start)
+        return None if self.timeout is None else max(1, math.ceil(left))
 
     def _cell_started(self, cell, cell_index: int) -> None:
         self.cell = cell_index + 1
+        if self.timeout is not None and time.monotonic() - self.start > self.timeout:
+            raise _OutOfTime
 
     def _cell_done(self, cell, cell_index: int) -> None:
         if time.monotonic() - self.saved > 2:
@@ -181,11 +207,15 @@ class _Watch:
                 peak = _peak_memory(kernel.last.provisioner.pid)
                 self.peak_memory_mb = max(self.peak_memory_mb or 0.0, round(peak / 1e6, 1))
 
-    def scrubbed(self, text: str) -> str:
-        """JSON text without the secrets' values."""
-        for secret in self.secrets.values():
-            text = text.replace(json.dumps(secret)[1:-1], params.REDACTED)
-        return text
+    def scrubbed(self, value: Any) -> Any:
+        """The value without the secrets, in any text inside it; keys and numbers stay."""
+        if isinstance(value, dict):
+            return type(value)({key: self.scrubbed(each) for key, each in value.items()})
+        if isinstance(value, list):
+            return [self.scrubbed(each) for each in value]
+        for needle in self.needles if isinstance(value, str) else ():
+            value = value.replace(needle, params.REDACTED)
+        return value
 
     def save(self) -> None:
         """Write the notebook as far as it is, without secrets and timestamps."""
@@ -194,7 +224,7 @@ class _Watch:
         for part in (tidy, *tidy.cells):
             part.metadata.pop("papermill", None)
             part.metadata.pop("execution", None)
-        facts.write_text(self.folder / "notebook.ipynb", self.scrubbed(nbformat.writes(tidy)))
+        facts.write_text(self.folder / "notebook.ipynb", nbformat.writes(self.scrubbed(tidy)))
 
 
 def _emptied(notebook: nbformat.NotebookNode) -> None:
@@ -234,7 +264,8 @@ def _kernel_class() -> Iterator[type]:
     from jupyter_client.manager import AsyncKernelManager
 
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    folder = tempfile.TemporaryDirectory(prefix="llmnb-", ignore_cleanup_errors=True)
+    short = "/tmp" if os.name != "nt" and len(tempfile.gettempdir()) > 60 else None  # for sockets
+    folder = tempfile.TemporaryDirectory(prefix="llmnb-", dir=short, ignore_cleanup_errors=True)
     with folder as place, open(os.path.join(place, "stderr"), "wb") as log:
 
         class Kernel(AsyncKernelManager):
@@ -243,6 +274,7 @@ def _kernel_class() -> Iterator[type]:
             def __init__(self, **options) -> None:
                 super().__init__(**options)
                 type(self).last = self
+                self.connection_file = os.path.join(place, "kernel.json")
                 self._kernel_spec = KernelSpec(argv=command, language="python")
                 if os.name != "nt":
                     self.transport, self.ip = "ipc", os.path.join(place, "kernel")
