@@ -1,0 +1,189 @@
+"""Published checkpoints: what their settings and tensors are called, one table a family."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from llmnb import assets
+
+# Our setting: its name in config.json.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "d_ff": "intermediate_size",
+    "n_positions": "max_position_embeddings",
+}
+_LLAMA = {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
+SETTINGS = {
+    "bert": _SIZES | {"n_token_types": "type_vocab_size", "norm_eps": "layer_norm_eps"},
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "d_model": "n_embd",
+        "n_layers": "n_layer",
+        "n_heads": "n_head",
+        "d_ff": "n_inner",
+        "n_positions": "n_positions",
+        "norm_eps": "layer_norm_epsilon",
+    },
+    "llama": _SIZES | _LLAMA,
+    "qwen3": _SIZES | _LLAMA,
+}
+
+# Our module: its name in the checkpoint; * is the number of a block.
+_LLAMA_NAMES = {
+    "embedding": "model.embed_tokens",
+    "blocks.*.attention_norm": "model.layers.*.input_layernorm",
+    "blocks.*.attention.query": "model.layers.*.self_attn.q_proj",
+    "blocks.*.attention.key": "model.layers.*.self_attn.k_proj",
+    "blocks.*.attention.value": "model.layers.*.self_attn.v_proj",
+    "blocks.*.attention.output": "model.layers.*.self_attn.o_proj",
+    "blocks.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
+    "blocks.*.feed_forward.gate": "model.layers.*.mlp.gate_proj",
+    "blocks.*.feed_forward.up": "model.layers.*.mlp.up_proj",
+    "blocks.*.feed_forward.down": "model.layers.*.mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+NAMES = {
+    "bert": {
+        "embedding": "embeddings.word_embeddings",
+        "position_embedding": "embeddings.position_embeddings",
+        "token_type_embedding": "embeddings.token_type_embeddings",
+        "embedding_norm": "embeddings.LayerNorm",
+        "blocks.*.attention.query": "encoder.layer.*.attention.self.query",
+        "blocks.*.attention.key": "encoder.layer.*.attention.self.key",
+        "blocks.*.attention.value": "encoder.layer.*.attention.self.value",
+        "blocks.*.attention.output": "encoder.layer.*.attention.output.dense",
+        "blocks.*.attention_norm": "encoder.layer.*.attention.output.LayerNorm",
+        "blocks.*.feed_forward.up": "encoder.layer.*.intermediate.dense",
+        "blocks.*.feed_forward.down": "encoder.layer.*.output.dense",
+        "blocks.*.feed_forward_norm": "encoder.layer.*.output.LayerNorm",
+    },
+    "gpt2": {
+        "embedding": "wte",
+        "position_embedding": "wpe",
+        "blocks.*.attention_norm": "h.*.ln_1",
+        "blocks.*.attention.query": "h.*.attn.c_attn.query",
+        "blocks.*.attention.key": "h.*.attn.c_attn.key",
+        "blocks.*.attention.value": "h.*.attn.c_attn.value",
+        "blocks.*.attention.output": "h.*.attn.c_proj",
+        "blocks.*.feed_forward_norm": "h.*.ln_2",
+        "blocks.*.feed_forward.up": "h.*.mlp.c_fc",
+        "blocks.*.feed_forward.down": "h.*.mlp.c_proj",
+        "norm": "ln_f",
+        "head": "lm_head",
+    },
+    "llama": _LLAMA_NAMES,
+    "qwen3": _LLAMA_NAMES
+    | {
+        "blocks.*.attention.norms.query": "model.layers.*.self_attn.q_norm",
+        "blocks.*.attention.norms.key": "model.layers.*.self_attn.k_norm",
+    },
+}
+# What one of our models has no place for, and doesn't need: heads for other tasks, stored masks.
+_UNUSED = re.compile(
+    r"pooler\.|cls\.|classifier\.|embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb"
+)
+# Settings that would make another model of it, with the one value that is built here.
+_PLAIN = {
+    "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
+    "gpt2": {"activation_function": "gelu_new", "scale_attn_by_inverse_layer_idx": False},
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+}
+
+
+def read(name: str, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:
+    """Family, settings and tensors, under our names, of a known asset, a folder, or a Hub id.
+
+    Raises AssetError for another architecture, or files that can't be used; nothing is guessed.
+    """
+    folder = assets.locate(name)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family = config.get("model_type")
+        if family not in families:
+            raise ValueError(
+                f"its architecture is {family!r}, and one of {', '.join(families)} is wanted here."
+            )
+        return family, settings(family, config), renamed(family, _tensors(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {error}") from error
+
+
+def settings(family: str, config: dict) -> dict:
+    """TransformerConfig's fields from a config.json. Raises ValueError for what isn't built."""
+    for key, plain in _PLAIN[family].items():
+        if config.get(key, plain) != plain:
+            raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is built here.")
+    found = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
+    if family == "gpt2":
+        found["d_ff"] = found["d_ff"] or 4 * found["d_model"]
+    if family in ("llama", "qwen3"):
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise ValueError(f"its rotary positions are of type {kind!r}; 'default' is built here.")
+        found["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
+        found["tied"] = config.get("tie_word_embeddings", False)
+    if absent := [SETTINGS[family][key] for key in SETTINGS["bert"] if found.get(key, 0) is None]:
+        raise ValueError(f"its config.json does not say {', '.join(absent)}.")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is missing; weights must be safetensors.")
+        try:
+            tensors |= load_file(folder / name)
+        except SafetensorError as error:
+            raise ValueError(f"{name} is damaged: {error}") from error
+    return tensors
+
+
+def renamed(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The checkpoint's tensors under our names. Raises ValueError for one without a place."""
+    ours = {theirs: name for name, theirs in NAMES[family].items()}
+    tensors = {re.sub(r"^(bert|transformer)\.", "", name): t for name, t in tensors.items()}
+    result = {}
+    for name, tensor in (_unfused(tensors) if family == "gpt2" else tensors).items():
+        if _UNUSED.match(name):
+            continue
+        module, _, kind = name.rpartition(".")
+        kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)  # BERT's first checkpoints
+        number = re.search(r"\.(\d+)\.", module)
+        place = ours.get(re.sub(r"\.\d+\.", ".*.", module, count=1))
+        if place is None:
+            raise ValueError(f"there is no place here for its tensor {name!r}.")
+        result[f"{place.replace('*', number[1]) if number else place}.{kind}"] = tensor
+    return result
+
+
+def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """GPT-2 keeps query, key and value in one matrix, and its matrices the other way round."""
+    result = {}
+    for name, tensor in tensors.items():
+        if re.search(r"\.c_\w+\.weight$", name):
+            tensor = tensor.t().contiguous()
+        if ".c_attn." in name:
+            kind = name.rpartition(".")[2]
+            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+            result |= {name.replace(f".{kind}", f".{part}.{kind}"): t for part, t in parts}
+        else:
+            result[name] = tensor
+    return result
