@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, (…, seq, head_dim) each
+Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, (…, 1, seq, head_dim) each
 
 
 def scaled_dot_product_attention(
@@ -44,9 +44,9 @@ def causal_mask(n_queries: int, n_keys: int | None = None, device=None) -> Tenso
     return every.tril(diagonal=n_keys - n_queries)
 
 
-def padding_mask(attention_mask: Tensor) -> Tensor:
+def padding_mask(attention_mask: Tensor | None) -> Tensor | None:
     """From a tokenizer's attention_mask, (batch, keys): real tokens only, (batch, 1, 1, keys)."""
-    return attention_mask.bool()[:, None, None, :]
+    return None if attention_mask is None else attention_mask.bool()[:, None, None, :]
 
 
 def attend(
@@ -80,14 +80,14 @@ def sinusoidal_positions(positions: Tensor, d_model: int) -> Tensor:
 def rotary_positions(
     positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
 ) -> Rotation:
-    """How far each pair of dimensions is turned at each position: (…, seq) to (…, seq, head_dim).
+    """How far each pair of dimensions turns at each position: (…, seq) to (…, 1, seq, head_dim).
 
     Source: Su et al. 2021, equation 34, with the pairs (i, i + head_dim/2) of Llama's checkpoints.
     """
     angles = _angles(positions, head_dim, theta)
     cos = torch.cat((angles.cos(), angles.cos()), dim=-1)
     sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)
-    return cos.to(dtype), sin.to(dtype)
+    return cos.to(dtype).unsqueeze(-3), sin.to(dtype).unsqueeze(-3)  # the same for every head
 
 
 def _angles(positions: Tensor, width: int, theta: float) -> Tensor:

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from llmnb import assets
+from llmnb import assets, profiles
 
 # Our setting: its name in config.json.
 _SIZES = {
@@ -96,6 +97,32 @@ _PLAIN = {
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
 }
+
+
+def load(
+    make: Callable[[str, dict], nn.Module],
+    families: Iterable[str],
+    name: str,
+    dtype: str = "auto",
+    device: str | None = None,
+) -> nn.Module:
+    """make(family, settings) with the weights of a checkpoint, in eval mode. Raises AssetError."""
+    family, settings, state = read(name, families)
+    device = device or profiles.device()
+    wanted = profiles.dtype(dtype, device)
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced
+        model = make(family, settings)
+    state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
+    tied = model.config.tied and hasattr(model, "head")
+    if tied:
+        state["head.weight"] = state["embedding.weight"]
+    try:
+        model.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise assets.AssetError(f"{name!r} can't be loaded: {error}") from error
+    if tied:
+        model.head.weight = model.embedding.weight
+    return model.eval().requires_grad_(False)
 
 
 def read(name: str, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:

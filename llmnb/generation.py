@@ -100,8 +100,7 @@ class KeyValueCache:
     ) -> None:
         """length: how many tokens there is room for; like: a tensor of the dtype and device."""
         like = torch.empty(0) if like is None else like
-        heads = config.n_kv_heads or config.n_heads
-        head_dim = config.head_dim or config.d_model // config.n_heads
+        _, heads, head_dim = config.heads
         shape = (config.n_layers, 2, batch, heads, length, head_dim)
         self.length = 0  # tokens in it
         self.layers = [_LayerCache(self, layer) for layer in like.new_empty(shape)]

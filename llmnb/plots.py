@@ -10,6 +10,8 @@ import textwrap
 import unicodedata
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -74,12 +76,14 @@ def _small(buffer: io.BytesIO) -> str:
     return base64.b64encode(small.getvalue()).decode("ascii")
 
 
-def _axes(title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1):
+def _axes(
+    title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1, rows: int = 1
+):
     wrapped = textwrap.fill(title, round(width * 10))
     height += 0.2 * wrapped.count("\n")
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.alt = f"{title}. {alt}" if alt else title
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     figure.suptitle(wrapped, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
     return figure, axes
 
@@ -208,6 +212,18 @@ def heatmap(
     return figure
 
 
+@dataclass(frozen=True)
+class Panel:
+    """One of several small pictures: a matrix (rows, columns), and what its sides are."""
+
+    name: str
+    matrix: Any
+    rows: Sequence[str] = ()
+    columns: Sequence[str] = ()
+    x_label: str = ""
+    y_label: str = ""
+
+
 def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
     """Each row's pieces as coloured boxes, one box a token: how a text is cut."""
     _need(rows, "rows")
@@ -259,3 +275,64 @@ def _described(x_label: str, y_label: str, x, series: Mapping[str, Sequence[floa
         for name, values in series.items()
     )
     return f"{y_label} over {x_label} from {float(x[0]):.3g} to {float(x[-1]):.3g}: {ends}"
+
+
+def maps(panels: Sequence[Panel], title: str, bar_label: str, per_row: int = 4) -> Figure:
+    """Matrices as small pictures side by side on one scale of colours, rows from the top."""
+    _need(panels, "panels")
+    lines = -(-len(panels) // per_row)
+    columns = min(len(panels), per_row)
+    sizes = [np.asarray(panel.matrix).shape for panel in panels]
+    seen = [f"{p.name} ({rows} by {cols})" for p, (rows, cols) in zip(panels, sizes, strict=True)]
+    alt = f"Pictures of {bar_label}: {'; '.join(seen)}. {panels[0].y_label} down, "
+    alt += f"{panels[0].x_label} across"
+    values = np.concatenate([np.ravel(panel.matrix) for panel in panels])
+    scale = {"vmin": float(np.min(values)), "vmax": float(np.max(values)), "cmap": "cividis"}
+    with rc_context(_style() | {"axes.grid": False}):
+        figure, axes = _axes(title, alt, 8.4, 0.9 + 7.2 / max(columns, 2) * lines, columns, lines)
+        for place in axes[len(panels) :]:
+            place.set_axis_off()
+        for number, (place, panel) in enumerate(zip(axes, panels, strict=False)):
+            image = place.imshow(panel.matrix, aspect="auto", interpolation="nearest", **scale)
+            place.set_title(_label(panel.name), fontsize=10, fontweight="normal")
+            for axis, texts in ((place.xaxis, panel.columns), (place.yaxis, panel.rows)):
+                if texts:
+                    small = {"fontsize": 8 if len(texts) <= 16 else 6}
+                    axis.set_ticks(range(len(texts)), [_label(text) for text in texts], **small)
+            place.tick_params(axis="x", labelrotation=90 if panel.columns else 0)
+            place.set_xlabel(panel.x_label, fontsize=9)
+            place.set_ylabel("" if number % per_row else panel.y_label, fontsize=9)
+        figure.colorbar(image, ax=list(axes), label=bar_label, shrink=0.9, format="{x:g}")
+    return figure
+
+
+def stacks(
+    columns: Mapping[str, Sequence[str]], links: Sequence[tuple[int, int, int, int]], title: str
+) -> Figure:
+    """Columns of boxes, read from the bottom; links: from column, box to column, box.
+
+    A box whose text begins with * is one of a group that is repeated, and gets the group's colour.
+    """
+    _need(columns, "columns")
+    alt = "; ".join(f"{n}, from the bottom: {', '.join(b)}" for n, b in columns.items())
+    height = max(map(len, columns.values()))
+    with rc_context(_style()):
+        figure, (axes,) = _axes(title, alt.replace("*", ""), 8.4, 0.9 + 0.52 * height)
+        axes.set_axis_off()
+        for column, (name, boxes) in enumerate(columns.items()):
+            axes.text(column, -0.85, name, ha="center", va="center", fontweight="bold")
+            for row, text in enumerate(boxes):
+                colour = COLOURS[0] if text.startswith("*") else COLOURS[6]
+                axes.add_patch(_box(column - 0.41, row, 0.82, colour))
+                axes.text(column, row, text.lstrip("*"), ha="center", va="center", fontsize=9.5)
+                if row:
+                    _arrow(axes, (column, row - 0.64), (column, row - 0.36))
+        for left, low, right, high in links:
+            _arrow(axes, (left + 0.41, low), (right - 0.41, high))
+        axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-1.2, height - 0.5))
+    return figure
+
+
+def _arrow(axes, start: tuple[float, float], end: tuple[float, float]) -> None:
+    style = {"arrowstyle": "->", "color": "#444444", "lw": 1.2}
+    axes.annotate("", xy=end, xytext=start, arrowprops=style)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmnb import assets, checkpoints, profiles
+from llmnb import checkpoints
 from llmnb.attention import (
     MultiHeadAttention,
     RMSNorm,
@@ -58,15 +58,21 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         """Raises ValueError for a choice that doesn't exist, or sizes that can't be."""
         choices = {"positions": ("learned", "sinusoidal", "rotary"), "norm": ("layer", "rms")}
-        for name, known in (choices | {"activation": tuple(ACTIVATIONS)}).items():
+        choices["activation"] = tuple(ACTIVATIONS)
+        for name, known in choices.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1.")
+        if self.positions == "rotary" and (odd := self.heads[2]) % 2:
+            raise ValueError(f"Rotary positions turn pairs of dimensions; a head has {odd}.")
+
+    @property
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads, and the dimensions of each."""
         head_dim = self.head_dim or self.d_model // self.n_heads
-        if self.positions == "rotary" and head_dim % 2:
-            raise ValueError(f"Rotary positions turn pairs; a head of {head_dim} has an odd one.")
+        return self.n_heads, self.n_kv_heads or self.n_heads, head_dim
 
     @classmethod
     def of(cls, family: str, **sizes: Any) -> Self:
@@ -90,8 +96,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
-    kinds = {"layer": nn.LayerNorm, "rms": RMSNorm}
-    return kinds[config.norm](config.d_model, eps=config.norm_eps)
+    kind = nn.LayerNorm if config.norm == "layer" else RMSNorm
+    return kind(config.d_model, eps=config.norm_eps)
 
 
 class FeedForward(nn.Module):
@@ -112,12 +118,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, seq, d_model) to the same."""
-        if self.packed is not None:
-            gate, up = self.packed(x).chunk(2, dim=-1)
-            return self.down(self.activation(gate) * up)
-        if self.gate is not None:
-            return self.down(self.activation(self.gate(x)) * self.up(x))
-        return self.down(self.activation(self.up(x)))
+        if self.gate is None and self.packed is None:
+            return self.down(self.activation(self.up(x)))
+        gate, up = self.packed(x).chunk(2, dim=-1) if self.packed else (self.gate(x), self.up(x))
+        return self.down(self.activation(gate) * up)
 
 
 class Block(nn.Module):
@@ -149,20 +153,15 @@ class Block(nn.Module):
         context_mask: Tensor | None = None,
     ) -> Tensor:
         """x: (batch, seq, d_model) to the same; context: (batch, other seq, d_model)."""
-
-        def attend(h: Tensor) -> Tensor:
-            return self.attention(h, None, mask, causal, rotation, cache)
-
-        def look(h: Tensor) -> Tensor:
-            return self.cross_attention(h, context, context_mask)
-
-        x = self._add(x, attend, self.attention_norm)
+        x = self._add(x, self.attention_norm, self.attention, None, mask, causal, rotation, cache)
         if self.cross_attention is not None:
-            x = self._add(x, look, self.cross_norm)
-        return self._add(x, self.feed_forward, self.feed_forward_norm)
+            x = self._add(x, self.cross_norm, self.cross_attention, context, context_mask)
+        return self._add(x, self.feed_forward_norm, self.feed_forward)
 
-    def _add(self, x: Tensor, layer, norm: nn.Module) -> Tensor:
-        return x + layer(norm(x)) if self.norm_first else norm(x + layer(x))
+    def _add(self, x: Tensor, norm: nn.Module, layer: nn.Module, *options) -> Tensor:
+        if self.norm_first:
+            return x + layer(norm(x), *options)
+        return norm(x + layer(x, *options))
 
 
 class _Model(nn.Module):
@@ -178,12 +177,14 @@ class _Model(nn.Module):
             self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
 
     def initialise(self) -> None:
-        """Small random matrices, no biases. Source: Radford et al. 2018, section 4.1."""
+        """Small random matrices, biases 0, tied weights tied. Source: Radford et al. 2018, 4.1."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
+        if self.config.tied and hasattr(self, "head"):
+            self.head.weight = self.embedding.weight
 
     def embed(self, input_ids: Tensor, positions: Tensor, before: int = 0) -> Tensor:
         """(batch, seq) to (batch, seq, d_model); positions: (seq,) or (batch, seq).
@@ -192,25 +193,21 @@ class _Model(nn.Module):
         """
         if not input_ids.numel():
             raise ValueError("There are no tokens: input_ids is empty.")
-        if (total := before + input_ids.shape[1]) > self.config.n_positions:
-            raise ValueError(
-                f"{total} tokens are more than this model's {self.config.n_positions} positions."
-            )
+        if (total := before + input_ids.shape[1]) > (limit := self.config.n_positions):
+            raise ValueError(f"{total} tokens are more than this model's {limit} positions.")
         x = self.embedding(input_ids)
         if self.config.positions == "learned":
             return x + self.position_embedding(positions)
         if self.config.positions == "sinusoidal":  # section 3.4: embeddings grow to match
-            added = sinusoidal_positions(positions, self.config.d_model)
-            return x * math.sqrt(self.config.d_model) + added.to(x.dtype)
+            x = x * math.sqrt(self.config.d_model)
+            return x + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         return x
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
-        """Cosines and sines for rotary positions, (…, seq, head_dim); None for other ones."""
+        """Cosines and sines for rotary positions, (…, 1, seq, head_dim); None for other ones."""
         if self.config.positions != "rotary":
             return None
-        head_dim = self.config.head_dim or self.config.d_model // self.config.n_heads
-        cos, sin = rotary_positions(positions, head_dim, self.config.rope_theta, dtype)
-        return (cos[:, None], sin[:, None]) if positions.dim() == 2 else (cos, sin)
+        return rotary_positions(positions, self.config.heads[2], self.config.rope_theta, dtype)
 
     @classmethod
     def from_pretrained(cls, name: str, dtype: str = "auto", device: str | None = None) -> Self:
@@ -218,21 +215,11 @@ class _Model(nn.Module):
 
         dtype: auto | bf16 | fp16 | fp32. Raises AssetError for another architecture.
         """
-        family, settings, state = checkpoints.read(name, cls.families)
-        device = device or profiles.device()
-        with torch.device("meta"):  # no memory and no random numbers for what is replaced
-            model = cls(TransformerConfig.of(family, **settings))
-        wanted = profiles.dtype(dtype, device)
-        state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
-        if model.config.tied and hasattr(model, "head"):
-            state["head.weight"] = state["embedding.weight"]
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as error:
-            raise assets.AssetError(f"{name!r} can't be loaded: {error}") from error
-        if model.config.tied and hasattr(model, "head"):
-            model.head.weight = model.embedding.weight
-        return model.eval().requires_grad_(False)
+
+        def make(family: str, settings: dict) -> Self:
+            return cls(TransformerConfig.of(family, **settings))
+
+        return checkpoints.load(make, cls.families, name, dtype, device)
 
 
 class Encoder(_Model):
@@ -267,7 +254,7 @@ class Encoder(_Model):
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embedding(types)
         x = self.embedding_norm(x)
-        mask = None if attention_mask is None else padding_mask(attention_mask)
+        mask = padding_mask(attention_mask)
         rotation = self.rotation(positions, x.dtype)
         for block in self.blocks:
             x = block(x, mask, rotation=rotation)
@@ -289,8 +276,6 @@ class Decoder(_Model):
         self.norm = _norm(config) if config.norm_first else nn.Identity()
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.initialise()
-        if config.tied:
-            self.head.weight = self.embedding.weight
 
     def forward(
         self,
@@ -313,8 +298,7 @@ class Decoder(_Model):
                 mask = causal_mask(seq, start + seq, input_ids.device)
         else:  # counted from each row's first token
             positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)[:, start:]
-            mask = padding_mask(attention_mask)
-            mask = mask & causal_mask(seq, start + seq, input_ids.device)
+            mask = causal_mask(seq, start + seq, input_ids.device) & padding_mask(attention_mask)
             causal = False
         x = self.embed(input_ids, positions, start)
         rotation = self.rotation(positions, x.dtype)
@@ -341,27 +325,23 @@ class EncoderDecoder(_Model):
         self.decoder = nn.ModuleList(Block(config, cross_attention=True) for _ in layers)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.initialise()
-        if config.tied:
-            self.head.weight = self.embedding.weight
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """source: (batch, seq) to (batch, seq, d_model); source_mask: 1 token, 0 padding."""
         positions = torch.arange(source.shape[1], device=source.device)
-        x, mask = self.embed(source, positions), None
-        if source_mask is not None:
-            mask = padding_mask(source_mask)
+        x = self.embed(source, positions)
+        mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
         for block in self.encoder:
-            x = block(x, mask, rotation=self.rotation(positions, x.dtype))
+            x = block(x, mask, False, rotation)
         return x
 
     def decode(self, target: Tensor, encoded: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """target: (batch, seq) to the next tokens' logits: (batch, seq, vocab)."""
         positions = torch.arange(target.shape[1], device=target.device)
         x = self.embed(target, positions)
-        context_mask = None if source_mask is None else padding_mask(source_mask)
-        rotation = self.rotation(positions, x.dtype)
+        mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
         for block in self.decoder:
-            x = block(x, None, True, rotation, None, encoded, context_mask)
+            x = block(x, None, True, rotation, None, encoded, mask)
         return self.head(x)
 
     def forward(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
