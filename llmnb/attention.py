@@ -26,7 +26,7 @@ def scaled_dot_product_attention(
     """
     precise = torch.promote_types(query.dtype, torch.float32)  # half precision would lose digits
     scores = query.to(precise) @ key.to(precise).mT / math.sqrt(query.shape[-1])
-    if mask is not None:  # the lowest number, not -inf: a row without keys would become NaN
+    if mask is not None:  # the lowest number: with -inf, a row without keys would be 0/0
         scores = scores.masked_fill(~mask, torch.finfo(precise).min)
     weights = torch.softmax(scores, dim=-1)  # (..., queries, keys)
     if mask is not None:
@@ -55,17 +55,25 @@ def attend(
     """The output of scaled_dot_product_attention by PyTorch's fused kernel: no weights are stored.
 
     query: (batch, heads, queries, d_k); key, value: (batch, kv_heads, keys, d). Each key/value head
-    serves heads/kv_heads query heads in a row (Ainslie et al. 2023, section 2.2). causal: queries
-    and keys are the same positions.
+    serves heads/kv_heads query heads in a row (Ainslie et al. 2023, section 2.2). causal: as if
+    causal_mask were given, too.
     """
     batch, heads, queries, d_k = query.shape
-    if queries == 1:  # then the query heads of one key/value head are its queries: nothing to copy
+    if causal and (mask is not None or queries != key.shape[2]):  # the kernel can't do both
+        mask, causal = _with_causal(mask, queries, key), False
+    shared = mask is None or mask.dim() < 3 or mask.shape[-3] == 1  # one mask for all heads
+    if queries == 1 and shared:  # the query heads of a key/value head are its queries: no copies
         grouped = query.reshape(batch, key.shape[1], -1, d_k)
         output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
         return output.reshape(batch, heads, 1, -1)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=heads != key.shape[1]
     )
+
+
+def _with_causal(mask: Tensor | None, queries: int, key: Tensor) -> Tensor:
+    causal = causal_mask(queries, key.shape[2], key.device)
+    return causal if mask is None else mask & causal
 
 
 def sinusoidal_positions(positions: Tensor, d_model: int) -> Tensor:
@@ -198,7 +206,7 @@ class MultiHeadAttention(nn.Module):
     def _recorded(self, query, key, value, mask, causal) -> Tensor:
         """By the formula, and the weights kept."""
         if causal:
-            mask = causal_mask(query.shape[2], key.shape[2], query.device)
+            mask = _with_causal(mask, query.shape[2], key)
         groups = query.shape[1] // key.shape[1]
         key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
         heads, weights = scaled_dot_product_attention(query, key, value, mask)

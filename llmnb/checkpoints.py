@@ -93,7 +93,11 @@ _UNUSED = re.compile(
 # Settings that would make another model of it, with the one value that is built here.
 _PLAIN = {
     "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
-    "gpt2": {"activation_function": "gelu_new", "scale_attn_by_inverse_layer_idx": False},
+    "gpt2": {
+        "activation_function": "gelu_new",
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    },
     "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     "qwen3": {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
 }
@@ -106,41 +110,41 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
 ) -> nn.Module:
-    """make(family, settings) with the weights of a checkpoint, in eval mode. Raises AssetError."""
-    family, settings, state = read(name, families)
+    """make(family, settings) with the weights of a known asset, a folder, or a Hub id; eval mode.
+
+    Raises AssetError for another architecture, or files that can't be used; nothing is guessed.
+    """
+    folder = assets.locate(name)
     device = device or profiles.device()
     wanted = profiles.dtype(dtype, device)
-    with torch.device("meta"):  # no memory and no random numbers for what is replaced
-        model = make(family, settings)
-    state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
-    tied = model.config.tied and hasattr(model, "head")
-    if tied:
-        state["head.weight"] = state["embedding.weight"]
     try:
+        family, settings, state = _read(folder, families)
+        with torch.device("meta"):  # no memory and no random numbers for what is replaced
+            model = make(family, settings)
+        state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
+        tied = model.config.tied and hasattr(model, "head")
+        if tied and (same := state.get("embedding.weight")) is not None:
+            if not torch.equal(state.setdefault("head.weight", same), same):
+                raise ValueError("its config ties the head to the embedding; its files do not.")
+            state["head.weight"] = same
         model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise assets.AssetError(f"{name!r} can't be loaded: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {reason}") from error
     if tied:
         model.head.weight = model.embedding.weight
     return model.eval().requires_grad_(False)
 
 
-def read(name: str, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:
-    """Family, settings and tensors, under our names, of a known asset, a folder, or a Hub id.
-
-    Raises AssetError for another architecture, or files that can't be used; nothing is guessed.
-    """
-    folder = assets.locate(name)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        family = config.get("model_type")
-        if family not in families:
-            raise ValueError(
-                f"its architecture is {family!r}, and one of {', '.join(families)} is wanted here."
-            )
-        return family, settings(family, config), renamed(family, _tensors(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {error}") from error
+def _read(folder: Path, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:
+    """Family, settings and tensors, under our names."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family = config.get("model_type") if isinstance(config, dict) else None
+    if family not in families:
+        raise ValueError(
+            f"its architecture is {family!r}, and one of {', '.join(families)} is wanted here."
+        )
+    return family, settings(family, config), renamed(family, _tensors(folder))
 
 
 def settings(family: str, config: dict) -> dict:
@@ -150,16 +154,20 @@ def settings(family: str, config: dict) -> dict:
             raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is built here.")
     found = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
     if family == "gpt2":
-        found["d_ff"] = found["d_ff"] or 4 * found["d_model"]
+        found["d_ff"] = found["d_ff"] or 4 * (found["d_model"] or 0)
     if family in ("llama", "qwen3"):
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"its rope_parameters are {rope!r}.")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
             raise ValueError(f"its rotary positions are of type {kind!r}; 'default' is built here.")
-        found["rope_theta"] = rope.get("rope_theta", config.get("rope_theta", 10_000.0))
-        found["tied"] = config.get("tie_word_embeddings", False)
-    if absent := [SETTINGS[family][key] for key in SETTINGS["bert"] if found.get(key, 0) is None]:
-        raise ValueError(f"its config.json does not say {', '.join(absent)}.")
+        found["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
+    if family != "bert":
+        found["tied"] = config.get("tie_word_embeddings", family == "gpt2")
+    for ours in (*_SIZES, "norm_eps"):
+        if not isinstance(found[ours], float if ours == "norm_eps" else int):
+            raise ValueError(f"its {SETTINGS[family][ours]} is {found[ours]!r}: no such number.")
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -5,6 +5,7 @@ A new token multiplies one row by every matrix, so its time is the time to read 
 smaller. The operators are PyTorch's own but private: where one is missing, `pack` says so.
 """
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import torch
@@ -29,9 +30,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}.")
-        if kind == "int4" and weight.shape[1] % _GROUP:
-            raise ValueError(f"int4 needs rows of a multiple of {_GROUP}, not {weight.shape[1]}.")
         self.out_features, self.in_features = weight.shape
+        if reason := _misfit(kind, *weight.shape):
+            raise ValueError(reason)
         self.many = _bf16(weight)
         self.one = self.many if kind == "bf16" else {"int8": _int8, "int4": _int4}[kind](weight)
 
@@ -40,6 +41,14 @@ class PackedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).contiguous()  # int4 takes nothing else
         product = self.one if len(rows) <= _FEW else self.many
         return product(rows).view(*x.shape[:-1], self.out_features)
+
+
+def _misfit(kind: str, height: int, width: int) -> str:
+    """Why the kernels can't take (height, width), which they themselves don't always say; or ""."""
+    wanted = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, _GROUP)}[kind]
+    if height % wanted[0] or width % wanted[1]:
+        return f"{kind} takes multiples of {wanted[0]} by {wanted[1]}, not {height} by {width}"
+    return ""
 
 
 def _bf16(weight: Tensor):
@@ -107,7 +116,9 @@ class PackedDecoder(nn.Module):
         super().__init__()
         self.model, self.config, self.embedding = model, model.config, model.embedding
         self.layers = None
-        if self.config.family in ("llama", "qwen3"):
+        shape = (self.config.positions, self.config.norm, self.config.activation)
+        plain = self.config.norm_first and not self.config.bias
+        if shape == ("rotary", "rms", "swiglu") and plain:
             self.layers = [_plain(block) for block in model.blocks]
 
     def forward(self, input_ids, attention_mask=None, cache=None, last_only=False) -> Tensor:
@@ -192,14 +203,25 @@ def _joined(layers: tuple[nn.Linear, ...], kind: str) -> nn.Module:
     return _Biased(packed, torch.cat([layer.bias.detach() for layer in layers]).bfloat16())
 
 
+def _shapes(model: Decoder) -> Iterator[tuple[int, int]]:
+    """Height and width of every product that `pack` would make."""
+    for block in model.blocks:
+        attention, feed_forward = block.attention, block.feed_forward
+        yield sum(attention.sizes) * attention.head_dim, model.config.d_model
+        yield model.config.d_model, attention.sizes[0] * attention.head_dim
+        gated = feed_forward.gate is not None
+        yield model.config.d_ff * (2 if gated else 1), model.config.d_model
+        yield model.config.d_model, model.config.d_ff
+
+
 def unavailable(kind: str, model: Decoder | None = None) -> str:
     """Why the products can't be had here; "" if they can."""
     if model is not None and model.embedding.weight.device.type != "cpu":
         return f"the model is on {model.embedding.weight.device.type}, they are for CPUs"
-    if model is not None and kind == "int4":
-        widths = {m.in_features for m in model.modules() if isinstance(m, nn.Linear)}
-        if odd := [width for width in widths if width % _GROUP]:
-            return f"a layer is {odd[0]} wide, not a multiple of {_GROUP}"
+    if model is not None:
+        for height, width in _shapes(model):
+            if reason := _misfit(kind, height, width):
+                return reason
     weight, x = torch.eye(64), torch.ones(1, 64, dtype=torch.bfloat16)
     try:
         product = PackedLinear(weight, kind)(x)

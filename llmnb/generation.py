@@ -142,7 +142,8 @@ def steps(
         if not use_cache:  # then everything is read again
             new = input_ids = torch.cat((input_ids, new), dim=1)
         if attention_mask is not None:
-            attention_mask = torch.cat((attention_mask, torch.ones_like(new)), dim=1)
+            ones = torch.ones_like(chosen)[:, None]
+            attention_mask = torch.cat((attention_mask, ones), dim=1)
 
 
 def generate(
@@ -173,6 +174,7 @@ class _Writer:
         self.tokenizer, self.stop_ids, self.stop = tokenizer, set(stop_ids), tuple(stop)
         self.ids: list[int] = []
         self.start = self.read = 0  # ids[start:read] are written, and give the rest its context
+        self.shown = 0  # characters of ids[start:] that are written
         self.held = ""  # could be the beginning of a stop string
         self.finished = False
 
@@ -181,23 +183,23 @@ class _Writer:
         if token in self.stop_ids:
             return self.close()
         self.ids.append(token)
-        before, now = self._text(self.start, self.read), self._text(self.start, len(self.ids))
-        if now.endswith("\ufffd") and len(self.ids) - self.read < 4:  # bytes of one character
-            return ""
-        self.start, self.read = self.read, len(self.ids)
-        return self._released(now[len(before) :])
+        now = self._text()
+        whole = now.rstrip("\ufffd")  # could be the first bytes of a character
+        piece, self.shown = whole[self.shown :], max(self.shown, len(whole))
+        if whole == now:
+            self.start, self.read = self.read, len(self.ids)
+            self.shown = len(self._text())
+        return self._released(piece)
 
     def close(self) -> str:
         """What was held back."""
-        self.finished = True
-        rest = self._text(self.start, len(self.ids))[len(self._text(self.start, self.read)) :]
-        text, self.held = self.held + rest, ""
+        text = self._released(self._text()[self.shown :])
+        text, self.held, self.finished = text + self.held, "", True
         return text
 
-    def _text(self, start: int, end: int) -> str:
-        ids = self.ids[start:end]
+    def _text(self) -> str:
         return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self.ids[self.start :], skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
     def _released(self, piece: str) -> str:
@@ -302,6 +304,7 @@ def beam_search(
     rows = torch.tensor([[start_id]], device=source.device)  # (beams, seq)
     scores = torch.zeros(1, device=source.device)  # log P of each row
     finished: list[tuple[float, list[int]]] = []
+    limit = max_new_tokens**length_penalty
     for length in range(1, max_new_tokens + 1):
         logits = model.decode(rows, encoded.expand(len(rows), -1, -1))[:, -1].float()
         totals = scores[:, None] + logits.log_softmax(dim=-1)  # (beams, vocab)
@@ -315,11 +318,11 @@ def beam_search(
                     finished.append((score / length**length_penalty, ids[1:-1]))
             elif len(going) < beams:
                 going.append((score, ids))
-        if len(finished) >= beams or not going:
-            break
+        if not going or (finished and max(finished)[0] >= going[0][0] / limit):
+            break  # what still grows can only lose probability
         rows = torch.tensor([ids for _, ids in going], device=source.device)
         scores = torch.tensor([score for score, _ in going], device=source.device)
     if not finished:
-        finished = [(s / max_new_tokens**length_penalty, i[1:]) for s, i in going]
+        finished = [(score / limit, ids[1:]) for score, ids in going]
     score, ids = max(finished)
     return ids, score

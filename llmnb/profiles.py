@@ -31,6 +31,8 @@ class Profile:
     train_bytes: int  # of the corpus, for the models that count
     eval_blocks: int  # held-out blocks of 1,024 bytes
     new_tokens: int  # a generated answer, at most
+    train_steps: int  # of the small models that a notebook trains
+    max_length: int  # tokens of the longest sequence that is timed
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -49,9 +51,19 @@ _CPU = Profile(
     train_bytes=8_000_000,
     eval_blocks=64,
     new_tokens=60,
+    train_steps=1000,
+    max_length=2048,
 )
 PROFILES = {
-    "smoke": replace(_CPU, name="smoke", train_bytes=400_000, eval_blocks=4, new_tokens=12),
+    "smoke": replace(
+        _CPU,
+        name="smoke",
+        train_bytes=400_000,
+        eval_blocks=4,
+        new_tokens=12,
+        train_steps=40,
+        max_length=512,
+    ),
     "cpu": _CPU,
     "gpu": replace(
         _CPU,
@@ -64,6 +76,7 @@ PROFILES = {
         train_bytes=32_000_000,
         eval_blocks=256,
         new_tokens=120,
+        max_length=8192,
     ),
 }
 

@@ -17,7 +17,6 @@ from llmnb.attention import (
     MultiHeadAttention,
     RMSNorm,
     Rotation,
-    causal_mask,
     padding_mask,
     rotary_positions,
     sinusoidal_positions,
@@ -65,8 +64,9 @@ class TransformerConfig:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1.")
-        if self.positions == "rotary" and (odd := self.heads[2]) % 2:
-            raise ValueError(f"Rotary positions turn pairs of dimensions; a head has {odd}.")
+        width = {"rotary": self.heads[2], "sinusoidal": self.d_model}.get(self.positions, 0)
+        if width % 2:
+            raise ValueError(f"{self.positions} positions need pairs of dimensions, not {width}.")
 
     @property
     def heads(self) -> tuple[int, int, int]:
@@ -291,15 +291,11 @@ class Decoder(_Model):
         """
         seq = input_ids.shape[1]
         start = cache.length if cache is not None else 0
-        mask, causal = None, seq > 1 and start == 0
+        mask, causal = padding_mask(attention_mask), seq > 1  # one token may see all before it
         if attention_mask is None:
             positions = torch.arange(start, start + seq, device=input_ids.device)
-            if seq > 1 and start:
-                mask = causal_mask(seq, start + seq, input_ids.device)
         else:  # counted from each row's first token
             positions = (attention_mask.cumsum(dim=1) - 1).clamp_min(0)[:, start:]
-            mask = causal_mask(seq, start + seq, input_ids.device) & padding_mask(attention_mask)
-            causal = False
         x = self.embed(input_ids, positions, start)
         rotation = self.rotation(positions, x.dtype)
         for number, block in enumerate(self.blocks):
@@ -323,6 +319,8 @@ class EncoderDecoder(_Model):
         layers = range(config.n_layers)
         self.encoder = nn.ModuleList(Block(config) for _ in layers)
         self.decoder = nn.ModuleList(Block(config, cross_attention=True) for _ in layers)
+        after = [_norm(config) if config.norm_first else nn.Identity() for _ in range(2)]
+        self.encoder_norm, self.decoder_norm = after
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.initialise()
 
@@ -333,7 +331,7 @@ class EncoderDecoder(_Model):
         mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
         for block in self.encoder:
             x = block(x, mask, False, rotation)
-        return x
+        return self.encoder_norm(x)
 
     def decode(self, target: Tensor, encoded: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """target: (batch, seq) to the next tokens' logits: (batch, seq, vocab)."""
@@ -342,7 +340,7 @@ class EncoderDecoder(_Model):
         mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
         for block in self.decoder:
             x = block(x, None, True, rotation, None, encoded, mask)
-        return self.head(x)
+        return self.head(self.decoder_norm(x))
 
     def forward(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """Logits of each target token's successor: (batch, target seq, vocab)."""

@@ -6,10 +6,11 @@ import re
 import nbformat
 import numpy as np
 import pytest
+import torch
 from conftest import NOTEBOOKS
 
 from llmnb import exercises
-from llmnb.exercises import concepts
+from llmnb.exercises import attention, concepts
 
 
 def solutions(path):
@@ -108,7 +109,55 @@ TOP_P = [
     (lambda probs, p: sorted_top_p(probs, p, back=False), "wrong places"),
     (lambda probs, p: probs[:2], "Expected the shape (4,), got (2,)"),
 ]
+
+
+def softmaxed(query, key, scale=None, dim=-1):
+    return torch.softmax(query @ key.transpose(-1, -2) / (scale or query.shape[-1] ** 0.5), dim)
+
+
+def shared(query, key, value, how, mask=True):
+    key, value = how(key, len(query) // len(key)), how(value, len(query) // len(key))
+    scores = query @ key.mT / query.shape[-1] ** 0.5
+    if mask:
+        scores = scores + torch.full(scores.shape[-2:], -torch.inf).triu(1)
+    return torch.softmax(scores, -1) @ value
+
+
+ATTENTION = [
+    (lambda q, k, v: softmaxed(q, k, scale=1) @ v, "not divided by √d_k"),
+    (lambda q, k, v: softmaxed(q, k, scale=q.shape[-1]) @ v, "You divide by d_k"),
+    (lambda q, k, v: softmaxed(q, k, dim=0) @ v, "over the queries"),
+    (lambda q, k, v: q @ k.T / q.shape[-1] ** 0.5 @ v, "softmax is missing"),
+    (lambda q, k, v: softmaxed(q, k), "multiply them by the values"),
+    (lambda q, k, v: softmaxed(q, k) @ k, "expected"),
+]
+SLIDING = [
+    (lambda n, w: torch.ones(n, n).tril().triu(-w), "One too many"),
+    (lambda n, w: (torch.arange(n)[:, None] - torch.arange(n)).abs() < w, "looks both ways"),
+    (lambda n, w: torch.ones(n, n, dtype=torch.bool).tril(), "the window is missing"),
+    (lambda n, w: 1 - torch.ones(n, n).tril().triu(1 - w), "other way round"),
+    (lambda n, w: torch.ones(n, n).triu().tril(w - 1), "Rows and columns"),
+    (lambda n, w: torch.ones(n, w), "Expected the shape"),
+]
+GROUPED = [
+    (lambda q, k, v: shared(q, k, v, lambda x, n: x.repeat(n, 1, 1)), "dealt out in turn"),
+    (
+        lambda q, k, v: shared(q, k, v, lambda x, n: x.repeat_interleave(n, 0), mask=False),
+        "sees what comes after",
+    ),
+    (lambda q, k, v: shared(q, k, v, lambda x, n: x[:1]), "first key/value head"),
+    (
+        lambda q, k, v: torch.cat(
+            tuple(shared(q, k, v, lambda x, n: x.repeat_interleave(n, 0))), dim=-1
+        ),
+        "side by side",
+    ),
+    (lambda q, k, v: torch.softmax(q @ k.mT, -1) @ v, "raised RuntimeError"),
+]
 WRONG = [
+    *((attention.check_attention, *pair) for pair in ATTENTION),
+    *((attention.check_sliding_mask, *pair) for pair in SLIDING),
+    *((attention.check_grouped, *pair) for pair in GROUPED),
     *((concepts.check_bigram, *pair) for pair in BIGRAM),
     *((concepts.check_bits_per_byte, *pair) for pair in BITS),
     *((concepts.check_top_p, *pair) for pair in TOP_P),
@@ -142,7 +191,5 @@ def test_an_attempt_can_not_change_the_cases():
 
 
 def test_tensors_and_arrays_are_answers_too():
-    import torch
-
     assert exercises.same(torch.tensor([0.5, 0.5]), [0.5, 0.5])
     assert exercises.difference([1.0, 3.0], np.array([1.0, 2.0])) == "At [1] expected 2, got 3."

@@ -24,7 +24,11 @@ MUTATIONS = {
     "01": [
         ("concepts.py", "level.discount * kinds / total", "level.discount / total"),
         ("concepts.py", "float(nats) / math.log(2)", "float(nats)"),
-    ]
+    ],
+    "02": [
+        ("attention.py", " / math.sqrt(query.shape[-1])", ""),
+        ("attention.py", "diagonal=n_keys - n_queries)", "diagonal=n_keys - n_queries + 1)"),
+    ],
 }
 
 
@@ -42,7 +46,7 @@ def checked_cells(path):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS][:1] == ["01_concepts"]
+    assert [path.stem for path in NOTEBOOKS][:2] == ["01_concepts", "02_attention"]
 
 
 @every_notebook

@@ -1,0 +1,349 @@
+"""The Transformer's shapes against transformers and PyTorch: outputs, losses, gradients, tokens."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_checkpoints import MODELS, ours, saved, scramble, theirs
+from torch import nn
+
+from llmnb import assets, attention, checkpoints, cost, transformer
+from llmnb.generation import KeyValueCache, generate
+from llmnb.transformer import Decoder, Encoder, EncoderDecoder, TransformerConfig
+
+OURS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 64}
+SHAPES = (Encoder, Decoder, EncoderDecoder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Small tensors gain nothing from several, and lose much where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def difference(one, other):
+    assert one.shape == other.shape
+    return (one - other).abs().max().item()
+
+
+def batch(kind, padded):
+    """Ids, and a mask: with padding on the right for BERT, on the left for decoders."""
+    ids = torch.randint(0, 97, (3, 12), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, 7:] = mask[2, 11:] = 0
+    return ids, mask if kind == "bert" else mask.flip(1)
+
+
+def encoded(model, reference, ids, mask):
+    """Hidden states and a loss from both: a random weighting, BertModel has no loss itself."""
+    outputs = [
+        model(ids, mask, ids % 3),
+        reference(ids, attention_mask=mask, token_type_ids=ids % 3).last_hidden_state,
+    ]
+    weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(2)) / len(ids)
+    return outputs, [(x * weights)[mask.bool()].sum() / 12 for x in outputs]
+
+
+def decoded(model, reference, ids, mask):
+    """Logits and the loss of the next tokens from both; without padding we get no mask."""
+    places = (mask.cumsum(1) - 1).clamp_min(0)
+    labels = ids.where((mask * F.pad(mask, (1, 0))[:, :-1]).bool(), -100)  # not a text's first
+    result = reference(ids, attention_mask=mask, position_ids=places, labels=labels)
+    logits = model(ids, None if mask.all() else mask)
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    return [logits, result.logits], [loss, result.loss]
+
+
+def differences(kind, model, reference, padded=False):
+    """The largest ones of the output, of the loss, and of any parameter's gradient."""
+    ids, mask = batch(kind, padded)
+    both = encoded if kind == "bert" else decoded
+    outputs, losses = both(model, reference, ids, mask)
+    for each, loss in zip((model, reference), losses, strict=True):
+        each.zero_grad()
+        loss.backward()
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    expected = checkpoints.renamed(kind.split(",")[0], expected)
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert found.keys() == expected.keys()
+    return {
+        "output": difference(*(output[mask.bool()] for output in outputs)),
+        "loss": difference(*losses),
+        "gradients": max(difference(found[name], expected[name]) for name in found),
+    }
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_checkpoint_gives_the_same_output_loss_and_gradients(kind, padded, tmp_path):
+    reference = theirs(kind)
+    model = ours(kind, saved(reference, tmp_path))
+    assert max(differences(kind, model, reference, padded).values()) <= 1e-5
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "bert"])
+def test_a_checkpoint_gives_the_same_32_tokens(kind, padded, tmp_path):
+    reference, (ids, mask) = theirs(kind), batch(kind, padded)
+    expected = reference.generate(
+        ids, attention_mask=mask, max_new_tokens=32, do_sample=False, pad_token_id=0
+    )
+    model = ours(kind, saved(reference, tmp_path))
+    assert generate(model, ids, mask if padded else None, max_new_tokens=32).equal(expected)
+    assert len(expected[0]) == 44 and len(expected[:, 12:].unique()) > 5  # not one again and again
+
+
+def without_scale(query, key, value, mask=None, causal=False):
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=causal, scale=1.0, enable_gqa=True
+    )
+
+
+def groups_in_turns(query, key, value, mask=None, causal=False):
+    key, value = (part.repeat(1, query.shape[1] // part.shape[1], 1, 1) for part in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal)
+
+
+def neighbours_turned(x, rotation):
+    half = x.shape[-1] // 2
+    cos, sin = (part[..., half:] for part in rotation)
+    even, odd = x[..., ::2], x[..., 1::2]
+    return torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+
+
+def usual_theta(positions, head_dim, theta, dtype):
+    return attention.rotary_positions(positions, head_dim, 10_000.0, dtype)
+
+
+def shifted(by):
+    return lambda q, k, device=None: torch.ones(q, k).tril(k - q + by).bool()
+
+
+ACTIVATIONS = transformer.ACTIVATIONS
+MUTATIONS = {  # the kind that shows it, and what is set where
+    "GELU for its tanh formula": ("gpt2", ACTIVATIONS, "gelu_tanh", F.gelu),
+    "tanh formula for GELU": ("bert", ACTIVATIONS, "gelu", ACTIVATIONS["gelu_tanh"]),
+    "ReLU for SiLU": ("llama", ACTIVATIONS, "swiglu", F.relu),
+    "no √d_k, encoder": ("bert", attention, "attend", without_scale),
+    "no √d_k, decoder": ("gpt2", attention, "attend", without_scale),
+    "mask too early": ("gpt2", attention, "causal_mask", shifted(-1)),
+    "mask too late": ("llama", attention, "causal_mask", shifted(1)),
+    "groups in turns": ("llama", attention, "attend", groups_in_turns),
+    "neighbours turned": ("llama", attention, "rotate", neighbours_turned),
+    "turned too fast": ("qwen3", transformer, "rotary_positions", usual_theta),
+    "the usual ε": ("llama", transformer, "_norm", lambda config: attention.RMSNorm(32, 1e-5)),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_the_comparison_sees_a_broken_model(name, tmp_path, monkeypatch):
+    kind, place, key, value = MUTATIONS[name]
+    reference = theirs(kind)
+    saved(reference, tmp_path)
+    (monkeypatch.setitem if isinstance(place, dict) else monkeypatch.setattr)(place, key, value)
+    found = differences(kind, ours(kind, tmp_path), reference, padded=True)
+    assert found["output"] > 1e-4 and found["gradients"] > 5e-5
+
+
+def reference_state(blocks):
+    """Our parameters under the names of nn.TransformerEncoder and nn.TransformerDecoder."""
+    state = {}
+    for number, block in enumerate(blocks):
+        modules = {"linear1": block.feed_forward.up, "linear2": block.feed_forward.down}
+        norms = [block.attention_norm, block.cross_norm, block.feed_forward_norm]
+        norms = [norm for norm in norms if norm is not None]
+        modules |= {f"norm{place}": norm for place, norm in enumerate(norms, start=1)}
+        layers = {"self_attn": block.attention, "multihead_attn": block.cross_attention}
+        for name, layer in layers.items():
+            if layer is None:
+                continue
+            modules[f"{name}.out_proj"] = layer.output
+            for kind in ("weight", "bias"):
+                parts = [getattr(part, kind) for part in (layer.query, layer.key, layer.value)]
+                state[f"layers.{number}.{name}.in_proj_{kind}"] = torch.cat(parts)
+        for name, module in modules.items():
+            state |= {f"layers.{number}.{name}.{k}": p for k, p in module.named_parameters()}
+    return state
+
+
+def reference_logits(model, source, target, source_mask):
+    """What PyTorch's own layers make of our parameters, so that gradients flow back to these."""
+    width, count = model.config.d_model, model.config.n_layers
+    sizes = width, model.config.n_heads, model.config.d_ff, 0.0
+    encoder = nn.TransformerEncoderLayer(*sizes, batch_first=True)
+    encoder = nn.TransformerEncoder(encoder, count, enable_nested_tensor=False)
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(*sizes, batch_first=True), count)
+    places = torch.zeros(64, width)
+    for place in range(64):
+        for i in range(0, width, 2):
+            places[place, i] = math.sin(place / 10_000 ** (i / width))
+            places[place, i + 1] = math.cos(place / 10_000 ** (i / width))
+
+    def embed(ids):
+        return model.embedding.weight[ids] * math.sqrt(width) + places[: ids.shape[1]]
+
+    def call(module, blocks, *inputs, **options):
+        return torch.func.functional_call(module, reference_state(blocks), inputs, options)
+
+    padded = ~source_mask.bool()
+    memory = call(encoder, model.encoder, embed(source), src_key_padding_mask=padded)
+    later = torch.ones(target.shape[1], target.shape[1]).triu(1).bool()
+    options = {"tgt_mask": later, "memory_key_padding_mask": padded}
+    output = call(decoder, model.decoder, embed(target), memory, **options)
+    return output @ model.head.weight.T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_encoder_decoder_equals_pytorchs_layers_in_values_and_gradients(tied):
+    model = scramble(EncoderDecoder(TransformerConfig.of("original", **OURS, tied=tied)))
+    source, mask = batch("bert", padded=True)
+    target = torch.randint(0, 97, (3, 9), generator=torch.Generator().manual_seed(3))
+    logits = [model(source, target, mask), reference_logits(model, source, target, mask)]
+    losses = [F.cross_entropy(x[:, :-1].flatten(0, 1), target[:, 1:].flatten()) for x in logits]
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    assert difference(*logits) <= 1e-5 and difference(*losses) <= 1e-5
+    assert max(map(difference, *gradients)) <= 1e-5
+    altered = source.where(mask.bool(), 5)  # what padding says does not matter
+    assert difference(model(altered, target, mask), logits[0]) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", transformer.FAMILIES)
+def test_every_family_has_every_shape_and_no_idle_parameter(family, shape):
+    config = TransformerConfig.of(family, **OURS | {"n_kv_heads": 2})
+    model, (ids, _) = scramble(shape(config)), batch(family, False)
+    output = model(ids, ids) if shape is EncoderDecoder else model(ids)
+    assert output.shape == (3, 12, 32 if shape is Encoder else 97)
+    (output * torch.randn_like(output)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_number_of_parameters_is_the_formulas(kind):
+    options = OURS | ({"n_kv_heads": 2, "head_dim": 16} if "," in kind else {})
+    family, tied = kind.split(",")[0], "untied" not in kind
+    config = TransformerConfig.of(family, **options, tied=tied)
+    options |= {"n_positions": 64 if config.positions == "learned" else 0}
+    shape = cost.Shape(family, **options, n_token_types=config.n_token_types, tied=tied)
+    found = sum(parameter.numel() for parameter in MODELS[kind][2](config).parameters())
+    assert found == cost.total_parameters(shape)
+
+
+@pytest.mark.parametrize("family", Decoder.families)
+def test_a_text_in_pieces_gives_the_logits_of_the_whole(family):
+    config = TransformerConfig.of(family, **OURS, n_kv_heads=2)
+    model = scramble(Decoder(config)).requires_grad_(False)
+    for padded in (False, True):
+        ids, mask = batch(family, padded)
+        given = mask if padded else None
+        whole, pieces, cache = model(ids, given), [], KeyValueCache(config, 3, 12)
+        for start, end in ((0, 5), (5, 9), (9, 10), (10, 12)):
+            pieces.append(model(ids[:, start:end], mask[:, :end] if padded else None, cache))
+        assert difference(torch.cat(pieces, dim=1)[mask.bool()], whole[mask.bool()]) <= 1e-5
+        assert difference(model(ids, given, last_only=True), whole[:, -1:]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "alibi"}, "positions is 'alibi'; choose one of learned, sinusoidal, rotary"),
+        ({"norm": "batch"}, "norm is 'batch'; choose one of layer, rms"),
+        ({"activation": "tanh"}, "activation is 'tanh'; choose one of gelu, gelu_tanh, relu"),
+        *(({name: 0}, f"{name} is 0; it is at least 1") for name in OURS),
+        ({"positions": "rotary", "head_dim": 7}, "pairs of dimensions, not 7"),
+        ({"positions": "rotary", "d_model": 36}, "pairs of dimensions, not 9"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**OURS | changes)
+
+
+def test_an_unknown_family_is_refused_and_a_configuration_is_frozen():
+    with pytest.raises(ValueError, match="'t5'; choose one of original, bert, gpt2, llama, qwen3"):
+        TransformerConfig.of("t5", **OURS)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TransformerConfig(**OURS).d_model = 64
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_heads_that_do_not_divide_are_refused_where_the_model_is_built(shape):
+    with pytest.raises(ValueError, match="d_model 32 is not divisible by 5 heads"):
+        shape(TransformerConfig(**OURS | {"n_heads": 5}))
+    with pytest.raises(ValueError, match="4 heads can't share 3 key/value heads"):
+        shape(TransformerConfig(**OURS, n_kv_heads=3))
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_tokens_and_too_many_are_refused(shape, positions):
+    model = shape(TransformerConfig(**OURS, positions=positions))
+    full, over, none = (torch.zeros(2, n, dtype=torch.long) for n in (64, 65, 0))
+    other = [full] if shape is EncoderDecoder else []
+    model(full, *other)
+    for ids, message in ((none, "input_ids is empty"), (over, r"65 tokens .* 64 positions")):
+        with pytest.raises(ValueError, match=message):
+            model(ids, *other)
+        if other:
+            with pytest.raises(ValueError, match=message):
+                model(full, ids)
+
+
+def test_the_tokens_in_the_cache_count_too():
+    model = Decoder(TransformerConfig.of("llama", **OURS))
+    cache, ids = KeyValueCache(model.config, 1, 70), torch.zeros(1, 60, dtype=torch.long)
+    with torch.no_grad():
+        model(ids, cache=cache)
+        with pytest.raises(ValueError, match=r"65 tokens .* 64 positions"):
+            model(ids[:, :5], cache=cache)
+        assert model(ids[:, :4], cache=cache).shape == (1, 4, 97)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_initial_weights_repeat_with_the_seed(shape):
+    def make(seed, **options):
+        torch.manual_seed(seed)
+        return shape(TransformerConfig(**OURS | {"vocab_size": 2000}, **options))
+
+    first, again, other = (make(seed).state_dict() for seed in (0, 0, 1))
+    assert all(first[name].equal(again[name]) for name in first)
+    assert not first["embedding.weight"].equal(other["embedding.weight"])
+    assert first["embedding.weight"].std().item() == pytest.approx(0.02, rel=0.05)
+    assert all((t == 0).all() for name, t in first.items() if name.endswith("bias"))
+    if shape is not Encoder:
+        tied, untied = make(0), make(0, tied=False)
+        assert tied.head.weight is tied.embedding.weight
+        assert not untied.head.weight.equal(untied.embedding.weight)
+
+
+@pytest.mark.slow
+def test_the_real_encoders_hidden_states(encoder):
+    sentences = ["A cat.", "The film was a great success at the box office.", "Ünïcode ☃!"]
+    tokens = encoder[1](sentences, padding=True, return_tensors="pt")
+    model = Encoder.from_pretrained("all-MiniLM-L6-v2", dtype="fp32", device="cpu")
+    reference = assets.load_encoder("all-MiniLM-L6-v2", dtype="fp32", device="cpu")
+    with torch.no_grad():
+        expected = reference(**tokens).last_hidden_state
+        found = model(tokens["input_ids"], tokens["attention_mask"], tokens["token_type_ids"])
+        alone = model(encoder[1](sentences[0], return_tensors="pt")["input_ids"])
+    real = tokens["attention_mask"].bool()
+    assert difference(found[real], expected[real]) <= 1e-4
+    assert difference(alone[0], found[0][real[0]]) <= 1e-4
+
+
+@pytest.mark.slow
+def test_the_real_decoders_logits_and_tokens(decoder):
+    text = "The capital of France is Paris. The capital of Italy is"
+    ids = decoder[1](text, return_tensors="pt")["input_ids"]
+    model = Decoder.from_pretrained("SmolLM2-135M-Instruct-q4_1", dtype="fp32", device="cpu")
+    reference = assets.load_decoder("SmolLM2-135M-Instruct-q4_1", dtype="fp32", device="cpu")
+    with torch.no_grad():
+        assert difference(model(ids), reference(ids).logits) <= 1e-3
+        expected = reference.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False)
+    assert generate(model, ids, max_new_tokens=16).equal(expected)
