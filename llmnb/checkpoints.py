@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from llmnb import assets, profiles
 
@@ -103,6 +104,15 @@ _PLAIN = {
 }
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """Skips torch.nn.init: on "meta" there is nothing to fill, and it would import for a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return (kwargs or {}).get("tensor", args[0] if args else None)
+        return function(*args, **(kwargs or {}))
+
+
 def load(
     make: Callable[[str, dict], nn.Module],
     families: Iterable[str],
@@ -119,7 +129,7 @@ def load(
     wanted = profiles.dtype(dtype, device)
     try:
         family, settings, state = _read(folder, families)
-        with torch.device("meta"):  # no memory and no random numbers for what is replaced
+        with torch.device("meta"), _NoInitialValues():  # no memory for what is replaced
             model = make(family, settings)
         state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
         tied = model.config.tied and hasattr(model, "head")

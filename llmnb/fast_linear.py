@@ -57,21 +57,30 @@ def _bf16(weight: Tensor):
     return lambda x: product(x, packed, None, "none", [], "")
 
 
+def _parts(weight: Tensor) -> Iterator[slice]:
+    """Rows to round at a time: in fp32, a whole matrix would cost more in memory than in sums."""
+    return (slice(start, start + 256) for start in range(0, len(weight), 256))
+
+
 def _int8(weight: Tensor):
     """One scale for each row: w ≈ q·s, q from -127 to 127."""
-    weight = weight.float()
-    scale = (weight.abs().amax(dim=1) / 127).clamp_min(1e-12)
-    whole = (weight / scale[:, None]).round().to(torch.int8)
-    scale, product = scale.bfloat16(), torch.ops.aten._weight_int8pack_mm.default
+    whole = torch.empty(weight.shape, dtype=torch.int8)
+    scale = (weight.abs().amax(dim=1).float() / 127).clamp_min(1e-12)[:, None]
+    for rows in _parts(weight):
+        whole[rows] = (weight[rows].float() / scale[rows]).round_()
+    scale, product = scale[:, 0].bfloat16(), torch.ops.aten._weight_int8pack_mm.default
     return lambda x: product(x, whole, scale)
 
 
 def _int4(weight: Tensor):
     """A scale and an offset for each group: w ≈ (q - 8)·s + z, q from 0 to 15."""
-    groups = weight.float().unflatten(1, (-1, _GROUP))  # (out, groups, 32)
-    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
-    scale = ((high - low) / 15).clamp_min(1e-12)
-    whole = ((groups - low) / scale).round().clamp(0, 15).to(torch.int32).flatten(1)
+    groups = weight.unflatten(1, (-1, _GROUP))  # (out, groups, 32)
+    low = groups.amin(dim=-1, keepdim=True).float()
+    scale = ((groups.amax(dim=-1, keepdim=True).float() - low) / 15).clamp_min(1e-12)
+    whole = torch.empty(weight.shape, dtype=torch.int32)
+    for rows in _parts(weight):
+        steps = (groups[rows].float() - low[rows]).div_(scale[rows])
+        whole[rows] = steps.round_().clamp_(0, 15).flatten(1).int()
     both = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1)  # (groups, out, 2)
     both = both.contiguous().bfloat16()
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)

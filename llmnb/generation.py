@@ -308,15 +308,14 @@ def beam_search(
     for length in range(1, max_new_tokens + 1):
         logits = model.decode(rows, encoded.expand(len(rows), -1, -1))[:, -1].float()
         totals = scores[:, None] + logits.log_softmax(dim=-1)  # (beams, vocab)
-        best = totals.flatten().topk(min(2 * beams, totals.numel()))
+        best = totals.flatten().topk(min(beams, totals.numel()))
         going: list[tuple[float, list[int]]] = []
-        for rank, (score, index) in enumerate(zip(*map(Tensor.tolist, best), strict=True)):
+        for score, index in zip(*map(Tensor.tolist, best), strict=True):
             row, token = divmod(index, totals.shape[1])
             ids = [*rows[row].tolist(), token]
             if token == stop_id:
-                if rank < beams:  # worse than every beam: not worth an end
-                    finished.append((score / length**length_penalty, ids[1:-1]))
-            elif len(going) < beams:
+                finished.append((score / length**length_penalty, ids[1:-1]))
+            else:
                 going.append((score, ids))
         if not going or (finished and max(finished)[0] >= going[0][0] / limit):
             break  # what still grows can only lose probability
