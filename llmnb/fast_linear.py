@@ -132,7 +132,8 @@ class PackedDecoder(nn.Module):
 
     def forward(self, input_ids, attention_mask=None, cache=None, last_only=False) -> Tensor:
         """As Decoder.forward."""
-        if self.layers and cache is not None and attention_mask is None and input_ids.numel() == 1:
+        alone = cache is not None and attention_mask is None and input_ids.numel() == 1
+        if self.layers and alone and self.model.blocks[0].attention.recorder is None:
             return self._one_token(input_ids, cache)
         return self.model(input_ids, attention_mask, cache, last_only)
 

@@ -121,6 +121,10 @@ def steps(
     Raises ValueError where prompt and new tokens are more than the model has positions.
     """
     batch, seq = input_ids.shape
+    if not seq:
+        raise ValueError("There are no tokens: input_ids is empty.")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
     if (total := seq + max_new_tokens) > model.config.n_positions:
         raise ValueError(
             f"{seq} tokens and {max_new_tokens} new ones are more than this model's "
@@ -156,7 +160,7 @@ def generate(
 ) -> Tensor:
     """Prompt and new tokens: (batch, seq + new). After a stop id a row goes on with that id."""
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=input_ids.device)
-    columns, last = [input_ids], input_ids[:, -1]
+    columns, last = [input_ids], input_ids.new_zeros(len(input_ids))
     done = torch.zeros_like(last, dtype=torch.bool)
     for chosen in steps(model, input_ids, attention_mask, max_new_tokens, sampling):
         last = torch.where(done, last, chosen)
@@ -298,8 +302,8 @@ def beam_search(
     Keeps the `beams` best beginnings; a finished one scores log P / length^length_penalty, its stop
     token counted. One beam is greedy decoding. Source: Wu et al. 2016, section 7.
     """
-    if beams < 1:
-        raise ValueError(f"beams is {beams}; it is at least 1.")
+    if beams < 1 or max_new_tokens < 1:
+        raise ValueError(f"beams is {beams}, max_new_tokens {max_new_tokens}: at least 1 of each.")
     encoded = model.encode(source)
     rows = torch.tensor([[start_id]], device=source.device)  # (beams, seq)
     scores = torch.zeros(1, device=source.device)  # log P of each row
