@@ -94,7 +94,7 @@ def row(name: str, timed, n: int, losses: dict[str, float]) -> dict:
 def main() -> None:
     """Perplexities, then races of interleaved pairs, then prefill."""
     chosen = options(__doc__)
-    n, n_pairs = (32, 3) if chosen.quick else (128, 9)
+    n, n_pairs = (32, 3) if chosen.quick else (128, 7)
     tokenizer = assets.load_tokenizer(NAME)
     ids = torch.tensor([tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])
     blocks = data.first_blocks(data.load_reviews("imdb")["test"], 4 if chosen.quick else 48)
