@@ -299,11 +299,13 @@ def beam_search(
 ) -> tuple[list[int], float]:
     """The best target found for one source, (1, seq): its ids without start and stop, its score.
 
-    Keeps the `beams` best beginnings; a finished one scores log P / length^length_penalty, its stop
-    token counted. One beam is greedy decoding. Source: Wu et al. 2016, section 7.
+    Keeps the `beams` best beginnings; a text, cut at max_new_tokens or not, scores
+    log P / length^length_penalty, its stop token counted. Source: Wu et al. 2016, section 7.
     """
     if beams < 1 or max_new_tokens < 1:
         raise ValueError(f"beams is {beams}, max_new_tokens {max_new_tokens}: at least 1 of each.")
+    if length_penalty < 0:
+        raise ValueError(f"length_penalty is {length_penalty}; it is 0 or more.")
     encoded = model.encode(source)
     rows = torch.tensor([[start_id]], device=source.device)  # (beams, seq)
     scores = torch.zeros(1, device=source.device)  # log P of each row
@@ -325,7 +327,6 @@ def beam_search(
             break  # what still grows can only lose probability
         rows = torch.tensor([ids for _, ids in going], device=source.device)
         scores = torch.tensor([score for score, _ in going], device=source.device)
-    if not finished:
-        finished = [(score / limit, ids[1:]) for score, ids in going]
-    score, ids = max(finished)
+    # A text that is still growing at the last step may be better than a poor early end.
+    score, ids = max(finished + [(score / limit, ids[1:]) for score, ids in going])
     return ids, score

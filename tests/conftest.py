@@ -44,6 +44,17 @@ def encoder():
     return assets.load_encoder("all-MiniLM-L6-v2"), assets.load_tokenizer("all-MiniLM-L6-v2")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small tensors gain nothing from several threads, and lose much where the machine is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
     """A real wheel, as pip takes it."""
     folder.mkdir(parents=True, exist_ok=True)

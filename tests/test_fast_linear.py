@@ -16,6 +16,7 @@ from llmnb.fast_linear import KINDS, PackedDecoder, PackedLinear, pack, unavaila
 from llmnb.generation import KeyValueCache, generate
 from llmnb.transformer import Decoder, TransformerConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 U = 2**-8
 STYLES = {"gpt2": {}, "llama": {"n_kv_heads": 2}, "qwen3": {"n_kv_heads": 2, "head_dim": 32}}
