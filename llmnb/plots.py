@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure as _Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's palette, darkened where it would be too pale on white.
 COLOURS = ("#0072b2", "#d55e00", "#00795c", "#b5508c", "#8a6d00", "#3a93c8", "#555555")
@@ -299,6 +300,8 @@ def maps(panels: Sequence[Panel], title: str, bar_label: str, per_row: int = 4) 
                 if texts:
                     small = {"fontsize": 8 if len(texts) <= 16 else 6}
                     axis.set_ticks(range(len(texts)), [_label(text) for text in texts], **small)
+                else:
+                    axis.set_major_locator(MaxNLocator(integer=True))
             place.tick_params(axis="x", labelrotation=90 if panel.columns else 0)
             place.set_xlabel(panel.x_label, fontsize=9)
             place.set_ylabel("" if number % per_row else panel.y_label, fontsize=9)
