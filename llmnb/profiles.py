@@ -60,7 +60,7 @@ PROFILES = {
         name="smoke",
         train_bytes=400_000,
         eval_blocks=4,
-        new_tokens=12,
+        new_tokens=8,
         train_steps=40,
         max_length=512,
     ),
