@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from llmnb import files
 from llmnb.runs import facts
 
 
@@ -66,4 +67,4 @@ def finish(result: dict, file: Path | None) -> None:
     """Write the result where --json says."""
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        facts.write_json(file, result)
+        files.write_json(file, result)

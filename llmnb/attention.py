@@ -59,6 +59,8 @@ def attend(
     causal_mask were given, too.
     """
     batch, heads, queries, d_k = query.shape
+    if mask is None and query.shape == key.shape and _learns_on_cpu(query):
+        return _by_products(query, key, value, causal)
     if causal and (mask is not None or queries != key.shape[2]):  # the kernel can't do both
         mask, causal = _with_causal(mask, queries, key), False
     shared = mask is None or mask.dim() < 3 or mask.shape[-3] == 1  # one mask for all heads
@@ -69,6 +71,23 @@ def attend(
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=causal, enable_gqa=heads != key.shape[1]
     )
+
+
+def _learns_on_cpu(query: Tensor) -> bool:
+    """There, in bf16, the fused kernel's backward pass takes several times as long as products."""
+    small = query.dtype == torch.bfloat16 and query.shape[2] <= 512
+    return small and query.device.type == "cpu" and query.requires_grad
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """softmax(QKᵀ/√d_k)·V in two products, what is masked by an addition."""
+    batch, heads, seq, d_k = query.shape
+    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+    scores = query.new_zeros(1, seq, seq)
+    if causal:
+        scores = scores.fill_(-torch.inf).triu_(1)
+    scores = torch.baddbmm(scores.expand(len(query), -1, -1), query, key.mT, alpha=d_k**-0.5)
+    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, (batch, heads))
 
 
 def _with_causal(mask: Tensor | None, queries: int, key: Tensor) -> Tensor:
@@ -199,6 +218,11 @@ class MultiHeadAttention(nn.Module):
         """Queries, keys, values: (batch, heads, seq, head_dim) each."""
         if self.packed is not None:
             heads = self.packed(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            return heads.split(self.sizes, dim=1)
+        layers = (self.query, self.key, self.value)
+        if context is x and x.requires_grad and self.query.bias is None:  # one product is quicker
+            heads = F.linear(x, torch.cat([layer.weight for layer in layers]))
+            heads = heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             return heads.split(self.sizes, dim=1)
         parts = self.query(x), self.key(context), self.value(context)
         return tuple(part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in parts)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from llmnb import assets, profiles
+from llmnb import assets, files, profiles
 
 # Our setting: its name in config.json.
 _SIZES = {
@@ -86,6 +86,18 @@ NAMES = {
         "blocks.*.attention.norms.query": "model.layers.*.self_attn.q_norm",
         "blocks.*.attention.norms.key": "model.layers.*.self_attn.k_norm",
     },
+}
+ARCHITECTURES = {  # transformers' class for each family's language model
+    "bert": "BertForMaskedLM",
+    "gpt2": "GPT2LMHeadModel",
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_PREFIX = {"bert": "bert.", "gpt2": "transformer."}  # of all but the head
+_MASKED = {  # the head of a masked language model
+    "transform": "cls.predictions.transform.dense",
+    "transform_norm": "cls.predictions.transform.LayerNorm",
+    "head": "cls.predictions",
 }
 # What one of our models has no place for, and doesn't need: heads for other tasks, stored masks.
 _UNUSED = re.compile(
@@ -231,4 +243,62 @@ def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             result |= {name.replace(f".{kind}", f".{part}.{kind}"): t for part, t in parts}
         else:
             result[name] = tensor
+    return result
+
+
+def save(model: nn.Module, folder: Path, extra: dict | None = None) -> None:
+    """config.json and model.safetensors in fp32, as transformers' class of the family reads them.
+
+    model: a Decoder, or pretraining's MaskedModel; extra: further entries of config.json, the ids
+    of special tokens say. Raises ValueError for a model that the family can't express.
+    """
+    from safetensors.torch import save_file
+
+    config = model.config
+    family = config.family
+    usual = type(config).of(family, **{name: getattr(config, name) for name in _SIZES})
+    for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
+        if (ours := getattr(config, name)) != getattr(usual, name):
+            raise ValueError(f"Its {name} is {ours!r}: {ARCHITECTURES[family]} has no such thing.")
+    n_heads, n_kv_heads, head_dim = config.heads
+    entries = {theirs: getattr(config, ours) for ours, theirs in SETTINGS[family].items()}
+    if family in ("llama", "qwen3"):
+        rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+        entries |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
+        entries |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+    elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
+        raise ValueError(f"Its heads are {config.heads}: {ARCHITECTURES[family]} has no such ones.")
+    entries |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
+    entries |= {"model_type": family, "architectures": [ARCHITECTURES[family]]}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_published(model), folder / "model.safetensors", metadata={"format": "pt"})
+    files.write_json(folder / "config.json", entries | (extra or {}))
+
+
+def _published(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors under the family's names; tied ones once."""
+    family = model.config.family
+    theirs = {ours: _PREFIX.get(family, "") + name for ours, name in NAMES[family].items()}
+    theirs |= {"head": NAMES[family].get("head")} | (_MASKED if family == "bert" else {})
+    result = {}
+    for name, parameter in model.named_parameters():
+        module, _, kind = name.removeprefix("encoder.").rpartition(".")
+        number = re.search(r"\.(\d+)\.", module)
+        place = theirs[re.sub(r"\.\d+\.", ".*.", module, count=1)]
+        place = place.replace("*", number[1]) if number else place
+        result[f"{place}.{kind}"] = parameter.detach().cpu().float().contiguous()
+    return _fused(result) if family == "gpt2" else result
+
+
+def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse of _unfused."""
+    result = {}
+    for name, tensor in tensors.items():
+        if ".c_attn." in name:
+            if ".query." not in name:
+                continue
+            parts = [tensors[name.replace(".query.", f".{p}.")] for p in ("query", "key", "value")]
+            name, tensor = name.replace(".query.", "."), torch.cat(parts)
+        turned = re.search(r"\.c_\w+\.weight$", name)
+        result[name] = tensor.t().contiguous() if turned else tensor
     return result

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
@@ -51,15 +50,3 @@ def git_commit(path: Path) -> str | None:
     except (subprocess.TimeoutExpired, OSError):
         return None
     return where.stdout.strip() + ("+" if state.stdout.strip() else "")
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """The same, as JSON."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -18,7 +18,7 @@ from urllib.parse import quote
 import jinja2
 import psutil
 
-from llmnb.runs import facts
+from llmnb import files
 
 SCHEMA = 1
 TEMPLATES = Path(__file__).parent / "templates"
@@ -156,7 +156,7 @@ def write_page(path: Path, page: str) -> Path:
 
     Raises OSError where the folder can't be written.
     """
-    facts.write_text(path, page.encode("utf-8", "replace").decode())  # no lone surrogates
+    files.write_text(path, page.encode("utf-8", "replace").decode())  # no lone surrogates
     return path
 
 

@@ -29,7 +29,7 @@ from unittest import mock
 import nbformat
 import psutil
 
-from llmnb import assets
+from llmnb import assets, files
 from llmnb.record import METRIC_MIME, RUN_MIME
 from llmnb.runs import facts, report
 from llmnb.runs import parameters as params
@@ -60,7 +60,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     name = f"{path.stem}-{params.digest(notebook, values)}"
     folder, attempt = _new_folder(Path(job.out) / "runs", name)
     record = _first_record(path, params.redacted(values), attempt)
-    facts.write_json(folder / "run.json", record)
+    files.write_json(folder / "run.json", record)
 
     secrets = params.secrets(values)
     params.inject(notebook, values)
@@ -82,7 +82,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         record["hardware"] |= collect(notebook, RUN_MIME).get("run", {})
         record = watch.scrubbed(record)
         watch.save()
-        facts.write_json(folder / "run.json", record)
+        files.write_json(folder / "run.json", record)
         report.write_report(folder)
         _ignore_interrupts(False)
     return record | {"folder": str(folder)}
@@ -224,7 +224,7 @@ class _Watch:
         for part in (tidy, *tidy.cells):
             part.metadata.pop("papermill", None)
             part.metadata.pop("execution", None)
-        facts.write_text(self.folder / "notebook.ipynb", nbformat.writes(self.scrubbed(tidy)))
+        files.write_text(self.folder / "notebook.ipynb", nbformat.writes(self.scrubbed(tidy)))
 
 
 def _emptied(notebook: nbformat.NotebookNode) -> None:

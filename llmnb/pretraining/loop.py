@@ -1,0 +1,344 @@
+"""The training loop: batches, gradients, steps; measured, logged, and safe against a kill."""
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llmnb import generation, profiles
+from llmnb.concepts import start_token
+from llmnb.files import write_json, write_text
+from llmnb.pretraining import objectives, snapshots
+from llmnb.pretraining.optimizers import learning_rate, optimizers_for
+from llmnb.pretraining.recipe import PretrainingError, Recipe
+from llmnb.pretraining.tokens import TokenCorpus, batch_at, validation_blocks
+
+_AT_ONCE = 8192  # tokens that are evaluated together
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Who takes part: one process alone, or several that share each step's blocks."""
+
+    rank: int = 0
+    count: int = 1
+    engine: str = "one process"
+
+    @classmethod
+    def join(cls, shard: bool = False) -> "Processes":
+        """As torchrun or accelerate started us. shard: FSDP2 splits model and optimizer too."""
+        count = int(os.environ.get("WORLD_SIZE", 1))
+        if count == 1:
+            return cls(engine="one process" + (", so nothing is sharded" if shard else ""))
+        backend = "nccl" if profiles.has_cuda() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend)
+        kind = "FSDP2 (fully_shard)" if shard else "DDP"
+        return cls(int(os.environ["RANK"]), count, f"{count} processes, {kind} over {backend}")
+
+    def first(self, value: float) -> float:
+        """What the first process says, so that all decide alike."""
+        if self.count == 1:
+            return value
+        said = torch.tensor(float(value), device="cuda" if profiles.has_cuda() else "cpu")
+        torch.distributed.broadcast(said, 0)
+        return said.item()
+
+
+class Trainer:
+    """One training run, from its beginning or from where it was killed; `run` does it all."""
+
+    def __init__(
+        self,
+        corpus: TokenCorpus,
+        recipe: Recipe,
+        out: str | Path | None = None,
+        resume: bool = True,
+        evaluations: int = 20,
+        samples: int = 0,
+        prompt: str = "",
+        checkpoint_seconds: float = 60.0,
+        shard: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """out: a folder for log and checkpoints, None: nothing is written.
+
+        evaluations: how often the whole validation set is measured; samples: at how many of these
+        moments a text is written, behind prompt; say: takes a line each time. Raises
+        PretrainingError for what can't work, before any long work.
+        """
+        self.corpus, self.recipe = corpus, recipe
+        self.processes = Processes.join(shard)
+        self.device, self.say = profiles.device(), say or (lambda line: None)
+        self.prompt, self.checkpoint_seconds = prompt, checkpoint_seconds
+        if recipe.batch_size % (self.processes.count * recipe.accumulation):
+            raise PretrainingError(
+                f"batch_size {recipe.batch_size} can't be shared evenly by {recipe.accumulation} "
+                f"parts in each of {self.processes.count} processes."
+            )
+        self.blocks = validation_blocks(corpus.validation, recipe.block_size)
+        batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # is there a block at all?
+        self.dtype = profiles.dtype(recipe.dtype, self.device)
+        self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
+        self.n_parameters = sum(p.numel() for p in self.model.parameters())
+        self.wrapped = self._wrapped(shard)
+        self.optimizers = optimizers_for(
+            self.model, recipe.optimizer, recipe.lr, recipe.matrix_lr, recipe.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
+        self.step, self.seconds, self.log = 0, 0.0, []
+        self.waiting: dict[str, Any] = {"losses": [], "seconds": 0.0}  # since the log's last row
+        self.out = Path(out).expanduser() if out else None
+        self.steps = self._open(resume) if self.out else self._budget()
+        self.every = max(1, self.steps // max(1, evaluations))
+        early = (round(evaluations * 0.37**k) * self.every for k in range(1, samples - 1))
+        # a sharded model can't write: no process has the weights of a whole layer
+        self.moments = {0, self.steps, *early} if samples and self.wrapped is self.model else set()
+
+    def _wrapped(self, shard: bool) -> nn.Module:
+        if self.processes.count == 1:
+            return self.model
+        if not shard:
+            return nn.parallel.DistributedDataParallel(self.model)
+        from torch.distributed.fsdp import fully_shard
+
+        for name, module in self.model.named_modules():
+            if name.rpartition(".")[2].isdigit():  # a block
+                fully_shard(module)
+        return fully_shard(self.model)
+
+    def batch(self, number: int) -> Tensor:
+        """This process's part of a step's blocks: (batch / processes, seq + 1)."""
+        size = self.recipe.batch_size
+        rows = batch_at(self.corpus.train, self.recipe.seed, number, size, self.recipe.block_size)
+        share = size // self.processes.count
+        return torch.from_numpy(rows[self.processes.rank * share :][:share]).to(self.device)
+
+    def loss(self, blocks: Tensor, seed: list[int]) -> Tensor:
+        """The objective, in nats a token. seed: of what is hidden from a masked model."""
+        if self.recipe.objective == "causal":
+            return objectives.causal_loss(self.forward, blocks)
+        tokenizer, blocks = self.corpus.tokenizer, blocks[:, 1:]
+        first = 1 + max(tokenizer.all_special_ids)
+        corrupted, at = objectives.hide(
+            blocks, tokenizer.mask_token_id, len(tokenizer), first, seed
+        )
+        return objectives.masked_loss(self.forward, blocks, corrupted, at)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """The logits, computed in self.dtype with a copy of the fp32 weights, which learn.
+
+        Source: Micikevicius et al. 2018, section 3.1.
+        """
+        if self.dtype == torch.float32:
+            return self.wrapped(*inputs)
+        weights = {name: p.to(self.dtype) for name, p in self.wrapped.named_parameters()}
+        return torch.func.functional_call(self.wrapped, weights, inputs)
+
+    def train_step(self) -> float:
+        """One update; the batch's loss before it. Raises PretrainingError where it is NaN."""
+        recipe, number, total = self.recipe, self.step, torch.zeros((), device=self.device)
+        for index, part in enumerate(self.batch(number).chunk(recipe.accumulation)):
+            last = index == recipe.accumulation - 1
+            with contextlib.nullcontext() if last else self._unsynchronised():
+                seed = [recipe.seed, number, index, self.processes.rank]
+                loss = self.loss(part, seed) / recipe.accumulation
+                self.scaler.scale(loss).backward()
+            total += loss.detach()
+        if self.processes.count > 1:
+            torch.distributed.all_reduce(total)
+        mean = total.item() / self.processes.count
+        if not math.isfinite(mean):
+            raise PretrainingError(
+                f"The loss is {mean} at step {number}. Mostly the learning rate is too high: "
+                f"halve lr ({recipe.lr:g}) and matrix_lr ({recipe.matrix_lr:g}), or lengthen "
+                f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
+            )
+        self._update(learning_rate(number, self.steps, recipe.warmup, recipe.decay))
+        self.step += 1
+        return mean
+
+    def _unsynchronised(self):
+        """Gradients are exchanged once a step, after its last part."""
+        no_sync = getattr(self.wrapped, "no_sync", None)
+        return no_sync() if no_sync else contextlib.nullcontext()
+
+    def _update(self, rate: float) -> None:
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["initial_lr"]
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        """Nats a token over the whole validation set, with the same tokens hidden each time."""
+        self.wrapped.eval()
+        at_once, total = max(1, _AT_ONCE // self.recipe.block_size), 0.0
+        for start in range(0, len(self.blocks), at_once):
+            blocks = torch.from_numpy(self.blocks[start : start + at_once]).to(self.device)
+            total += len(blocks) * self.loss(blocks, [start]).item()
+        self.wrapped.train()
+        return total / len(self.blocks)
+
+    def run(self) -> list[dict[str, Any]]:
+        """The steps that are left; the log's rows. Afterwards the model is in eval mode."""
+        if not self.log:
+            self._note({"loss": None, "validation_loss": self.evaluate()})
+        saved = time.monotonic()
+        while self.step < self.steps:
+            start = time.perf_counter()
+            with self._memory_explained():
+                self.waiting["losses"].append(self.train_step())
+            self.waiting["seconds"] += time.perf_counter() - start
+            if self.step % self.every == 0 or self.step == self.steps:
+                self._measure()
+            late = time.monotonic() - saved >= self.checkpoint_seconds
+            if self.out and self.processes.first(late or self.step == self.steps):
+                self.save()
+                saved = time.monotonic()
+        self.model.eval()
+        return self.log
+
+    def _measure(self) -> None:
+        losses, seconds = self.waiting.values()
+        self.waiting = {"losses": [], "seconds": 0.0}
+        self.seconds += seconds
+        row = {"loss": float(np.mean(losses)), "lr": self.optimizers[0].param_groups[0]["lr"]}
+        row["tokens_per_second"] = len(losses) * self.recipe.step_tokens / seconds
+        self._note(row | {"validation_loss": self.evaluate()})
+
+    def _note(self, row: dict[str, Any]) -> None:
+        place = {"step": self.step, "tokens": self.step * self.recipe.step_tokens}
+        row = place | {"seconds": self.seconds} | row
+        if self.step in self.moments and self.recipe.objective == "causal":
+            row["sample"] = self.sample()
+        self.log.append(row)
+        if self.processes.rank:
+            return
+        if self.out:
+            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        share, loss = self.step / self.steps, row["loss"] or math.nan
+        self.say(
+            f"{100 * share:3.0f} %  {self.seconds:6.1f} s  {row['tokens']:>12,} tokens  "
+            f"training {loss:.3f}  validation {row['validation_loss']:.3f}"
+        )
+
+    def sample(self, n: int = 0, seed: int = 0) -> str:
+        """A text behind the prompt, n tokens at most (0: as many as a block holds)."""
+        tokenizer = self.corpus.tokenizer
+        ids = [start_token(tokenizer), *tokenizer(self.prompt, add_special_tokens=False).input_ids]
+        new = max(1, min(n or 200, self.recipe.block_size - len(ids)))
+        ids = torch.tensor([ids[-self.recipe.block_size + 1 :]], device=self.device)
+        chosen = generation.Sampling(temperature=0.8, seed=seed)
+        written = generation.generate(self.model, ids, None, new, chosen)
+        return tokenizer.decode(written[0, 1:])
+
+    def save(self) -> None:
+        """All that a resumed run needs, in one file."""
+        facts = {"step": self.step, "seconds": self.seconds, "waiting": self.waiting}
+        facts["scaler"] = self.scaler.state_dict()
+        snapshots.save(self.out / "checkpoint.safetensors", self.model, self.optimizers, facts)
+
+    def _open(self, resume: bool) -> int:
+        """Take up the run in the folder, or begin one; the number of its steps."""
+        facts = {"recipe": self.recipe.as_dict(), "corpus": self.corpus.folder.name}
+        facts["dtype"] = str(self.dtype).removeprefix("torch.")
+        file, snapshot = self.out / "run.json", self.out / "checkpoint.safetensors"
+        if not file.exists():
+            facts["steps"] = self._budget()
+            if self.processes.rank == 0:
+                self.out.mkdir(parents=True, exist_ok=True)
+                write_json(file, facts)
+            return facts["steps"]
+        if not resume:
+            raise PretrainingError(
+                f"{self.out} holds a run already: resume it, or name another folder."
+            )
+        known = json.loads(file.read_text(encoding="utf-8"))
+        for key, now in _flat(facts).items():
+            if (before := _flat(known).get(key)) != now:
+                raise PretrainingError(
+                    f"{self.out} holds another run: its {key} is {before!r}, not {now!r}. "
+                    f"Name another folder, or give the settings in its run.json."
+                )
+        if snapshot.exists():
+            state = snapshots.load(snapshot, self.model, self.optimizers)
+            self.step, self.seconds = state["step"], state["seconds"]
+            self.waiting = state["waiting"]
+            self.scaler.load_state_dict(state["scaler"])
+        self.log = self._read_log()
+        if self.processes.rank == 0:
+            self.say(f"resumed at step {self.step:,} of {known['steps']:,}")
+        return known["steps"]
+
+    def _read_log(self) -> list[dict[str, Any]]:
+        """The rows up to the checkpoint; those behind it will be made again."""
+        path, rows = self.out / "log.jsonl", []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):  # the line that the kill cut in two
+                rows.append(json.loads(line))
+        rows = [row for row in rows if row["step"] <= self.step]
+        if self.processes.rank == 0:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            write_text(path, "".join(lines))
+        return rows
+
+    def _budget(self) -> int:
+        """Steps for the recipe's tokens; for minutes, as many as this machine does in them."""
+        recipe = self.recipe
+        if (recipe.tokens > 0) == (recipe.minutes > 0):
+            raise PretrainingError("Give a budget: either tokens or minutes.")
+        if recipe.tokens > 0:
+            return max(1, round(recipe.tokens / recipe.step_tokens))
+        endless = replace(recipe, minutes=0.0, tokens=10**6 * recipe.step_tokens)
+        probe = Trainer(self.corpus, endless)
+        limit, seconds = time.perf_counter() + max(1.0, 2 * recipe.minutes), []
+        while len(seconds) < 5 or (time.perf_counter() < limit and len(seconds) < 50):
+            start = time.perf_counter()
+            probe.train_step()
+            seconds.append(time.perf_counter() - start)
+        per_step = self.processes.first(float(np.median(seconds[2:])))
+        return max(1, round(60 * recipe.minutes / per_step))
+
+    @contextlib.contextmanager
+    def _memory_explained(self):
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            text = str(error)
+            wanted = ("out of memory", "not enough memory", "can't allocate memory")
+            if not isinstance(error, MemoryError) and not any(w in text.lower() for w in wanted):
+                raise
+            recipe = self.recipe
+            raise PretrainingError(
+                f"The memory is not enough for a step. Compute it in more parts: accumulation "
+                f"{2 * recipe.accumulation} (now {recipe.accumulation}, of batch_size "
+                f"{recipe.batch_size}) gives the same result; or lower block_size "
+                f"({recipe.block_size}), then d_model ({recipe.d_model})."
+            ) from error
+
+
+def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in facts.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{before}{key}.") if nested else {before + key: value}
+    return flat
