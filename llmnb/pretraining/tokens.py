@@ -223,7 +223,8 @@ def batch_at(
     that the blocks' borders move. All follows from (seed, index): to resume takes no state.
     The tokens are a ring: behind the last comes the first, a separator.
     """
-    n_blocks = _n_blocks(tokens, block_size)
+    _check(tokens, block_size)
+    n_blocks = len(tokens) // block_size
     rows = range(index * batch_size, (index + 1) * batch_size)
     starts = [_starts(seed, row // n_blocks, n_blocks, block_size)[row % n_blocks] for row in rows]
     positions = np.add.outer(starts, np.arange(block_size + 1)) % len(tokens)
@@ -236,13 +237,12 @@ def _starts(seed: int, epoch: int, n_blocks: int, block_size: int) -> np.ndarray
     return random.integers(block_size) + random.permutation(n_blocks) * block_size
 
 
-def _n_blocks(tokens: np.ndarray, block_size: int) -> int:
+def _check(tokens: np.ndarray, block_size: int) -> None:
     if not 1 <= block_size < len(tokens):
         raise DataError(
             f"{len(tokens):,} tokens hold no block of {block_size:,} and the one after it: "
             f"give more text, or another block_size."
         )
-    return (len(tokens) - 1) // block_size
 
 
 def validation_blocks(tokens: np.ndarray, block_size: int) -> np.ndarray:
@@ -250,6 +250,6 @@ def validation_blocks(tokens: np.ndarray, block_size: int) -> np.ndarray:
 
     So every token but the first is predicted once, less at most block_size - 1 at the end.
     """
-    n_blocks = _n_blocks(tokens, block_size)
+    _check(tokens, block_size)
     windows = np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)
-    return windows[: n_blocks * block_size : block_size].astype(np.int64)
+    return windows[::block_size].astype(np.int64)
