@@ -1,0 +1,1 @@
+"""Pretraining: tokens, objectives, the optimizer and the loop."""
