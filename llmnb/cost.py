@@ -1,81 +1,53 @@
-"""What a model costs before it is trained or loaded: parameters and memory, from its shape."""
+"""What a model costs, from its shape: parameters, arithmetic, memory, time (notebook 03)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from llmnb import checkpoints
+from llmnb.transformer import TransformerConfig
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3")
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4 bits": 4}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that fix how many parameters a Transformer has."""
+def shape_of(config) -> TransformerConfig:
+    """The shape of a model, from its transformers config.
 
-    family: str  # bert | gpt2 | llama | qwen3
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    d_ff: int
-    n_positions: int = 0  # learned positions; 0 for rotary ones
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    head_dim: int | None = None  # None: d_model / n_heads
-    n_token_types: int = 0
-    pooler: bool = False
-    tied: bool = True  # the output matrix is the embedding matrix
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a family without a formula, or heads that don't divide d_model."""
-        _need_formula(self.family)
-        if self.head_dim is None and self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model {self.d_model} is not divisible by {self.n_heads} heads; "
-                f"give head_dim if the heads are of another width."
-            )
-
-    @classmethod
-    def from_config(cls, config, pooler: bool = True) -> "Shape":
-        """From a transformers config. pooler: whether a BERT carries BertModel's pooling layer."""
-        family = config.model_type
-        _need_formula(family)
-        if family == "gpt2":
-            return cls(
-                family,
-                config.vocab_size,
-                config.n_embd,
-                config.n_layer,
-                config.n_head,
-                config.n_inner or 4 * config.n_embd,
-                n_positions=config.n_positions,
-            )
-        rotary = family != "bert"
-        return cls(
-            family,
-            config.vocab_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.intermediate_size,
-            n_positions=0 if rotary else config.max_position_embeddings,
-            n_kv_heads=getattr(config, "num_key_value_heads", None),
-            head_dim=getattr(config, "head_dim", None),
-            n_token_types=0 if rotary else config.type_vocab_size,
-            pooler=pooler and not rotary,
-            tied=config.tie_word_embeddings,
-        )
+    Rotary positions have no parameters, whatever their kind, so their kind is left out. Raises
+    ValueError for a family without a formula, and for options that TransformerConfig doesn't have.
+    """
+    family = config.model_type
+    _need_formula(family)
+    shape = config.to_dict() | dict.fromkeys(("rope_parameters", "rope_scaling"))
+    return TransformerConfig.of(family, **checkpoints.settings(family, shape))
 
 
-def _need_formula(family: str) -> None:
+def _need_formula(family: str | None) -> None:
     if family not in FAMILIES:
         raise ValueError(f"There is no formula for {family!r}; there is for {', '.join(FAMILIES)}.")
 
 
-def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> Shape:
+def gpt(
+    d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024, head_dim: int | None = None
+) -> TransformerConfig:
     """GPT-2's and GPT-3's shape: 50,257 tokens, a feed-forward layer four times as wide.
 
     Source: Radford et al. 2019, section 2.3; Brown et al. 2020, table 2.1.
     """
-    return Shape("gpt2", 50257, d_model, n_layers, n_heads, 4 * d_model, n_positions)
+    return TransformerConfig.of(
+        "gpt2",
+        vocab_size=50257,
+        d_model=d_model,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_ff=4 * d_model,
+        n_positions=n_positions,
+        head_dim=head_dim,
+    )
+
+
+def _bert(d_model: int, n_layers: int, n_heads: int) -> TransformerConfig:
+    sizes = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_ff": 4 * d_model}
+    return TransformerConfig.of("bert", vocab_size=30522, n_positions=512, **sizes)
 
 
 # Brown et al. 2020. The shape from table 2.1, the count (in millions) from table D.1. Table 2.1
@@ -94,8 +66,8 @@ GPT3 = {
 # Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints (millions;
 # BERT with its pooler).
 PUBLISHED = {
-    "BERT-base": (Shape("bert", 30522, 768, 12, 12, 3072, 512, None, None, 2, True), 109.48),
-    "BERT-large": (Shape("bert", 30522, 1024, 24, 16, 4096, 512, None, None, 2, True), 335.14),
+    "BERT-base": (_bert(768, 12, 12), 109.48),
+    "BERT-large": (_bert(1024, 24, 16), 335.14),
     "GPT-2": (gpt(768, 12, 12), 124.44),
     "GPT-2 Medium": (gpt(1024, 24, 16), 354.82),
     "GPT-2 Large": (gpt(1280, 36, 20), 774.03),
@@ -103,36 +75,61 @@ PUBLISHED = {
 }
 
 
-def count_parameters(shape: Shape) -> dict[str, int]:
+def _widths(config: TransformerConfig) -> tuple[int, int]:
+    """All heads side by side: of the queries, and of the keys (or values)."""
+    n_heads, n_kv_heads, head_dim = config.heads
+    return n_heads * head_dim, n_kv_heads * head_dim
+
+
+def _matrices(config: TransformerConfig) -> tuple[int, int, int]:
+    """Weights that multiply: in one layer's attention and feed-forward part, and in the head.
+
+    Raises ValueError for a family without a formula, or heads that don't divide d_model.
+    """
+    _need_formula(config.family)
+    d = config.d_model
+    if config.head_dim is None and d % config.n_heads:
+        raise ValueError(
+            f"d_model {d} is not divisible by {config.n_heads} heads; "
+            f"give head_dim if the heads are of another width."
+        )
+    query, key = _widths(config)
+    gated = config.activation == "swiglu"
+    head = 0 if config.family == "bert" else config.vocab_size * d  # an Encoder ends before it
+    return d * (2 * query + 2 * key), (3 if gated else 2) * d * config.d_ff, head
+
+
+def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[str, int]:
     """Parameters by part: embeddings, attention, feed_forward, norms, pooler, head.
 
-    The sum of the values is the model's number of parameters; tied weights count once.
+    The sum of the values is the model's number of parameters; tied weights count once. pooler:
+    whether a BERT carries transformers' pooling layer; the other families have none. Raises
+    ValueError for a family without a formula, or heads that don't divide d_model.
     """
-    d, n_layers, d_ff = shape.d_model, shape.n_layers, shape.d_ff
-    head_dim = shape.head_dim or d // shape.n_heads
-    query, key = shape.n_heads * head_dim, (shape.n_kv_heads or shape.n_heads) * head_dim
-    modern = shape.family in ("llama", "qwen3")  # RMSNorm (no bias), SwiGLU, no other biases
-    attention = d * query + 2 * d * key + query * d  # Q, K and V, and the output
-    feed_forward = (3 if modern else 2) * d * d_ff
-    norm = d if modern else 2 * d
-    if not modern:
+    d, n_layers = config.d_model, config.n_layers
+    attention, feed_forward, head = _matrices(config)
+    if config.bias:
+        query, key = _widths(config)
         attention += query + 2 * key + d
-        feed_forward += d_ff + d
-    qk_norm = 2 * head_dim if shape.family == "qwen3" else 0
+        feed_forward += config.d_ff * (2 if config.activation == "swiglu" else 1) + d
+    bert = config.family == "bert"
+    positions = config.n_positions if config.positions == "learned" else 0
+    # two in a layer, one after the embeddings (BERT), one before the output (where norms go first)
+    n_norms = 2 * n_layers + bert + config.norm_first
+    qk_norm = 2 * config.heads[2] if config.qk_norm else 0
     return {
-        "embeddings": (shape.vocab_size + shape.n_positions + shape.n_token_types) * d,
+        "embeddings": (config.vocab_size + positions + config.n_token_types) * d,
         "attention": n_layers * attention,
         "feed_forward": n_layers * feed_forward,
-        # two in a layer, one after the embeddings (BERT) or before the output (the others)
-        "norms": (2 * n_layers + 1) * norm + n_layers * qk_norm,
-        "pooler": d * d + d if shape.pooler else 0,
-        "head": 0 if shape.tied else shape.vocab_size * d,
+        "norms": n_norms * (d if config.norm == "rms" else 2 * d) + n_layers * qk_norm,
+        "pooler": d * d + d if pooler and bert else 0,
+        "head": 0 if config.tied else head,
     }
 
 
-def total_parameters(shape: Shape) -> int:
-    """All parameters of a model of this shape."""
-    return sum(count_parameters(shape).values())
+def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
+    """All parameters of a model of this shape; see `count_parameters`."""
+    return sum(count_parameters(config, pooler).values())
 
 
 def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
