@@ -1,5 +1,6 @@
 """What a model costs, from its shape: parameters, arithmetic, memory, time (notebook 03)."""
 
+import math
 from collections.abc import Mapping
 
 from llmnb import checkpoints
@@ -130,6 +131,112 @@ def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[st
 def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
     """All parameters of a model of this shape; see `count_parameters`."""
     return sum(count_parameters(config, pooler).values())
+
+
+def flops_per_token(config: TransformerConfig, seq: int, backward: bool = True) -> int:
+    """Floating-point operations of the matrix products for one token, 2 for a multiply-add.
+
+    Every weight that multiplies counts once: the layers' matrices and a decoder's head, tied or
+    not; looking up an embedding costs nothing. Attention multiplies each query with seq keys, and
+    the weights with seq values: the full square, though a causal kernel may skip half of it.
+    backward: with the backward pass, which has two such products for each one; what a kernel
+    computes a second time to save memory doesn't count. Without norms, softmax, activations and
+    the optimizer. Raises ValueError as count_parameters does, and for a seq below 1.
+    Source: Chowdhery et al. 2022, appendix B (6N + 12·L·H·Q·T); Kaplan et al. 2020, table 1.
+    """
+    _positive(seq=seq)
+    attention, feed_forward, head = _matrices(config)
+    context = 2 * seq * _widths(config)[0]  # QKᵀ, and the weights times V
+    products = config.n_layers * (attention + feed_forward + context) + head
+    return 2 * products * (3 if backward else 1)
+
+
+def training_flops(n_parameters: float, n_tokens: float) -> float:
+    """C ≈ 6ND: FLOPs of training N parameters on D tokens, forward and backward.
+
+    2 for each parameter and token forward, 4 backward; attention's own products are left out, which
+    `flops_per_token` has. Raises ValueError for a number that isn't above 0.
+    Source: Kaplan et al. 2020, section 2.1 (who leave the embeddings out of N, as few do since).
+    """
+    _positive(n_parameters=n_parameters, n_tokens=n_tokens)
+    return 6.0 * n_parameters * n_tokens
+
+
+def compute_optimal(flops: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
+    """Parameters and tokens that make the best of a number of FLOPs, through C = 6ND.
+
+    About 20 tokens a parameter are in the authors' table. Raises ValueError for a number that isn't
+    above 0. Source: Hoffmann et al. 2022, section 3, table 3.
+    """
+    _positive(flops=flops, tokens_per_parameter=tokens_per_parameter)
+    n_parameters = math.sqrt(flops / (6 * tokens_per_parameter))
+    return n_parameters, tokens_per_parameter * n_parameters
+
+
+def training_memory(
+    config: TransformerConfig,
+    batch_size: int,
+    seq: int,
+    optimizer: str = "adamw",
+    dtype: str = "fp32",
+) -> dict[str, int]:
+    """Bytes of training by part: weights, gradients, optimizer, activations.
+
+    Weights, gradients and optimizer states are fp32. dtype: fp32, or bf16 | fp16 for autocast,
+    which keeps a 16-bit copy of each matrix, counted with the weights. optimizer: adamw (two states
+    a parameter) or muon (one for the matrices in the layers, two for the rest). Activations: what
+    the forward pass keeps for the backward pass, with fused attention, no dropout and nothing
+    computed twice; the log-probabilities in the loss are part of it. An estimate: it counts the
+    large tensors. The backward pass begins with the logits' gradients, up to 8 bytes for each token
+    and word of the vocabulary, on top of the sum and without the gradients in it. Raises ValueError
+    as count_parameters does, and for an unknown choice or a size below 1.
+    Source: Korthikanti et al. 2022, section 4.1, without the 5·a·s²·b; Jordan 2024 (Muon).
+    """
+    _positive(batch_size=batch_size, seq=seq)
+    for name, value, known in (
+        ("optimizer", optimizer, ("adamw", "muon")),
+        ("dtype", dtype, ("fp32", "bf16", "fp16")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    autocast = dtype != "fp32"
+    n_parameters, (*layer, head) = total_parameters(config), _matrices(config)
+    in_layers = config.n_layers * sum(layer)
+    states = 2 * n_parameters - (in_layers if optimizer == "muon" else 0)
+    return {
+        "weights": 4 * n_parameters + (2 * (in_layers + head) if autocast else 0),
+        "gradients": 4 * n_parameters,
+        "optimizer": 4 * states,
+        "activations": batch_size * seq * _activation_bytes(config, autocast),
+    }
+
+
+def _activation_bytes(config: TransformerConfig, autocast: bool) -> int:
+    """Kept for the backward pass for each token, by what llmnb.transformer does.
+
+    For GPT-2's shape a layer keeps 16 numbers for each of its dimensions, as in Korthikanti et al.:
+    their 34 bytes are 16 numbers of 2 bytes and two dropout masks, which aren't here.
+    """
+    d, gated, (query, key) = config.d_model, config.activation == "swiglu", _widths(config)
+    size = 2 if autocast else 4
+    # A norm keeps its input, always in fp32; RMSNorm also the normalised (not if fused, on CUDA).
+    norm = 4 * d * (2 if config.norm == "rms" else 1)
+    # Products share their input, but autocast makes a copy for each: of Q, K, V, and of (gate,) up.
+    inputs = d * ((5 if gated else 4) if autocast else 2)
+    heads = 2 * query + 2 * key  # queries, keys, values, and what attention gives
+    if config.qk_norm:  # before and after the norm; and attention's output in two layouts
+        heads += 2 * (query + key) + query
+    # Up and its activation; of relu one is enough; gated: the gate, its activation, up, the product
+    wide = config.d_ff * {"relu": 1, "swiglu": 4}.get(config.activation, 2)
+    layer = 2 * norm + size * (inputs + heads + wide)
+    loss = 0 if config.family == "bert" else size * d + 4 * config.vocab_size
+    return config.n_layers * layer + norm + loss
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:  # nor NaN
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
