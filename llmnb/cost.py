@@ -1,25 +1,15 @@
 """What a model costs, from its shape: parameters, arithmetic, memory, time (notebook 03)."""
 
 import math
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from llmnb import checkpoints
+from llmnb import checkpoints, profiles
 from llmnb.transformer import TransformerConfig
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3")
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4 bits": 4}
-
-
-def shape_of(config) -> TransformerConfig:
-    """The shape of a model, from its transformers config.
-
-    Rotary positions have no parameters, whatever their kind, so their kind is left out. Raises
-    ValueError for a family without a formula, and for options that TransformerConfig doesn't have.
-    """
-    family = config.model_type
-    _need_formula(family)
-    shape = config.to_dict() | dict.fromkeys(("rope_parameters", "rope_scaling"))
-    return TransformerConfig.of(family, **checkpoints.settings(family, shape))
 
 
 def _need_formula(family: str | None) -> None:
@@ -27,28 +17,41 @@ def _need_formula(family: str | None) -> None:
         raise ValueError(f"There is no formula for {family!r}; there is for {', '.join(FAMILIES)}.")
 
 
-def gpt(
-    d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024, head_dim: int | None = None
-) -> TransformerConfig:
+def _one_of(name: str, value: str, known: Mapping | tuple) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:  # nor NaN
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
+
+
+def shape_of(config) -> TransformerConfig:
+    """The shape of a model, from its transformers config.
+
+    Rotary positions have no parameters, so what kind they are of is left out. Raises ValueError for
+    a family without a formula, and for options that TransformerConfig doesn't have.
+    """
+    family = config.model_type
+    _need_formula(family)
+    shape = config.to_dict() | dict.fromkeys(("rope_parameters", "rope_scaling"))
+    return TransformerConfig.of(family, **checkpoints.settings(family, shape))
+
+
+def _classic(family: str, *sizes: int) -> TransformerConfig:
+    names = ("vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
+    named = dict(zip(names, sizes, strict=True))
+    return TransformerConfig.of(family, **named, d_ff=4 * named["d_model"])
+
+
+def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> TransformerConfig:
     """GPT-2's and GPT-3's shape: 50,257 tokens, a feed-forward layer four times as wide.
 
     Source: Radford et al. 2019, section 2.3; Brown et al. 2020, table 2.1.
     """
-    return TransformerConfig.of(
-        "gpt2",
-        vocab_size=50257,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        d_ff=4 * d_model,
-        n_positions=n_positions,
-        head_dim=head_dim,
-    )
-
-
-def _bert(d_model: int, n_layers: int, n_heads: int) -> TransformerConfig:
-    sizes = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads, "d_ff": 4 * d_model}
-    return TransformerConfig.of("bert", vocab_size=30522, n_positions=512, **sizes)
+    return _classic("gpt2", 50257, n_positions, d_model, n_layers, n_heads)
 
 
 # Brown et al. 2020. The shape from table 2.1, the count (in millions) from table D.1. Table 2.1
@@ -67,8 +70,8 @@ GPT3 = {
 # Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints (millions;
 # BERT with its pooler).
 PUBLISHED = {
-    "BERT-base": (_bert(768, 12, 12), 109.48),
-    "BERT-large": (_bert(1024, 24, 16), 335.14),
+    "BERT-base": (_classic("bert", 30522, 512, 768, 12, 12), 109.48),
+    "BERT-large": (_classic("bert", 30522, 512, 1024, 24, 16), 335.14),
     "GPT-2": (gpt(768, 12, 12), 124.44),
     "GPT-2 Medium": (gpt(1024, 24, 16), 354.82),
     "GPT-2 Large": (gpt(1280, 36, 20), 774.03),
@@ -83,17 +86,11 @@ def _widths(config: TransformerConfig) -> tuple[int, int]:
 
 
 def _matrices(config: TransformerConfig) -> tuple[int, int, int]:
-    """Weights that multiply: in one layer's attention and feed-forward part, and in the head.
-
-    Raises ValueError for a family without a formula, or heads that don't divide d_model.
-    """
+    """Weights that multiply: in one layer's attention and feed-forward part, and in the head."""
     _need_formula(config.family)
-    d = config.d_model
-    if config.head_dim is None and d % config.n_heads:
-        raise ValueError(
-            f"d_model {d} is not divisible by {config.n_heads} heads; "
-            f"give head_dim if the heads are of another width."
-        )
+    d, n_heads = config.d_model, config.n_heads
+    if config.head_dim is None and d % n_heads:
+        raise ValueError(f"d_model {d} is not divisible by {n_heads} heads; give their head_dim.")
     query, key = _widths(config)
     gated = config.activation == "swiglu"
     head = 0 if config.family == "bert" else config.vocab_size * d  # an Encoder ends before it
@@ -107,22 +104,20 @@ def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[st
     whether a BERT carries transformers' pooling layer; the other families have none. Raises
     ValueError for a family without a formula, or heads that don't divide d_model.
     """
-    d, n_layers = config.d_model, config.n_layers
+    d, n_layers, bert = config.d_model, config.n_layers, config.family == "bert"
     attention, feed_forward, head = _matrices(config)
     if config.bias:
         query, key = _widths(config)
         attention += query + 2 * key + d
         feed_forward += config.d_ff * (2 if config.activation == "swiglu" else 1) + d
-    bert = config.family == "bert"
     positions = config.n_positions if config.positions == "learned" else 0
     # two in a layer, one after the embeddings (BERT), one before the output (where norms go first)
-    n_norms = 2 * n_layers + bert + config.norm_first
-    qk_norm = 2 * config.heads[2] if config.qk_norm else 0
+    norms = (2 * n_layers + bert + config.norm_first) * (d if config.norm == "rms" else 2 * d)
     return {
         "embeddings": (config.vocab_size + positions + config.n_token_types) * d,
         "attention": n_layers * attention,
         "feed_forward": n_layers * feed_forward,
-        "norms": n_norms * (d if config.norm == "rms" else 2 * d) + n_layers * qk_norm,
+        "norms": norms + (2 * n_layers * config.heads[2] if config.qk_norm else 0),
         "pooler": d * d + d if pooler and bert else 0,
         "head": 0 if config.tied else head,
     }
@@ -133,30 +128,33 @@ def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
     return sum(count_parameters(config, pooler).values())
 
 
+def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
+    """Bytes of the weights alone. Raises ValueError for an unknown precision."""
+    _one_of("precision", precision, BITS)
+    return n_parameters * BITS[precision] // 8
+
+
 def flops_per_token(config: TransformerConfig, seq: int, backward: bool = True) -> int:
     """Floating-point operations of the matrix products for one token, 2 for a multiply-add.
 
-    Every weight that multiplies counts once: the layers' matrices and a decoder's head, tied or
-    not; looking up an embedding costs nothing. Attention multiplies each query with seq keys, and
-    the weights with seq values: the full square, though a causal kernel may skip half of it.
-    backward: with the backward pass, which has two such products for each one; what a kernel
-    computes a second time to save memory doesn't count. Without norms, softmax, activations and
-    the optimizer. Raises ValueError as count_parameters does, and for a seq below 1.
-    Source: Chowdhery et al. 2022, appendix B (6N + 12·L·H·Q·T); Kaplan et al. 2020, table 1.
+    Every weight that multiplies counts once: the layers' matrices, and a decoder's head, tied or
+    not; looking up an embedding costs nothing. Attention multiplies each query with seq keys and
+    its weights with seq values: the full square, though a causal kernel may skip half. backward:
+    two more products for each one; what a kernel computes twice doesn't count. Raises ValueError
+    for a seq below 1, and as count_parameters does. Source: Chowdhery et al. 2022, appendix B.
     """
     _positive(seq=seq)
     attention, feed_forward, head = _matrices(config)
-    context = 2 * seq * _widths(config)[0]  # QKᵀ, and the weights times V
+    context = 2 * seq * _widths(config)[0]  # QKᵀ, and the weights times V: in all 12·L·H·Q·T
     products = config.n_layers * (attention + feed_forward + context) + head
     return 2 * products * (3 if backward else 1)
 
 
 def training_flops(n_parameters: float, n_tokens: float) -> float:
-    """C ≈ 6ND: FLOPs of training N parameters on D tokens, forward and backward.
+    """C ≈ 6ND: FLOPs of training N parameters on D tokens, 2 of the 6 forward and 4 backward.
 
-    2 for each parameter and token forward, 4 backward; attention's own products are left out, which
-    `flops_per_token` has. Raises ValueError for a number that isn't above 0.
-    Source: Kaplan et al. 2020, section 2.1 (who leave the embeddings out of N, as few do since).
+    Attention's own products are left out; `flops_per_token` has them. Raises ValueError for a
+    number that isn't above 0. Source: Kaplan et al. 2020, section 2.1 (N without embeddings).
     """
     _positive(n_parameters=n_parameters, n_tokens=n_tokens)
     return 6.0 * n_parameters * n_tokens
@@ -184,29 +182,23 @@ def training_memory(
 
     Weights, gradients and optimizer states are fp32. dtype: fp32, or bf16 | fp16 for autocast,
     which keeps a 16-bit copy of each matrix, counted with the weights. optimizer: adamw (two states
-    a parameter) or muon (one for the matrices in the layers, two for the rest). Activations: what
-    the forward pass keeps for the backward pass, with fused attention, no dropout and nothing
-    computed twice; the log-probabilities in the loss are part of it. An estimate: it counts the
-    large tensors. The backward pass begins with the logits' gradients, up to 8 bytes for each token
-    and word of the vocabulary, on top of the sum and without the gradients in it. Raises ValueError
-    as count_parameters does, and for an unknown choice or a size below 1.
-    Source: Korthikanti et al. 2022, section 4.1, without the 5·a·s²·b; Jordan 2024 (Muon).
+    a parameter) or muon (one for the layers' matrices, two for the rest). Activations: the large
+    tensors that the forward pass keeps for the backward pass, log-probabilities included, with
+    fused attention, no dropout, nothing computed twice. The logits' gradients, up to 8 bytes for
+    each token and word of the vocabulary, come on top as the backward pass begins, when there are
+    no others yet. Raises ValueError as count_parameters does, and for a wrong choice or
+    size. Source: Korthikanti et al. 2022, section 4.1, without 5·a·s²·b; Jordan 2024 (Muon).
     """
     _positive(batch_size=batch_size, seq=seq)
-    for name, value, known in (
-        ("optimizer", optimizer, ("adamw", "muon")),
-        ("dtype", dtype, ("fp32", "bf16", "fp16")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+    _one_of("optimizer", optimizer, ("adamw", "muon"))
+    _one_of("dtype", dtype, ("fp32", "bf16", "fp16"))
     autocast = dtype != "fp32"
     n_parameters, (*layer, head) = total_parameters(config), _matrices(config)
     in_layers = config.n_layers * sum(layer)
-    states = 2 * n_parameters - (in_layers if optimizer == "muon" else 0)
     return {
         "weights": 4 * n_parameters + (2 * (in_layers + head) if autocast else 0),
         "gradients": 4 * n_parameters,
-        "optimizer": 4 * states,
+        "optimizer": 8 * n_parameters - (4 * in_layers if optimizer == "muon" else 0),
         "activations": batch_size * seq * _activation_bytes(config, autocast),
     }
 
@@ -233,28 +225,105 @@ def _activation_bytes(config: TransformerConfig, autocast: bool) -> int:
     return config.n_layers * layer + norm + loss
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:  # nor NaN
-            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
-
-
-def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
-    """Bytes of the weights alone. Raises ValueError for an unknown precision."""
-    if precision not in BITS:
-        raise ValueError(f"Precision {precision!r} is unknown; choose one of {', '.join(BITS)}.")
-    return n_parameters * BITS[precision] // 8
-
-
 def machine_memory() -> Mapping[str, int]:
     """Bytes that this machine has, by place: "memory", and "gpu" where CUDA is."""
     import psutil
 
     places = {"memory": psutil.virtual_memory().total}
-    from llmnb import profiles
-
     if profiles.has_cuda():
         import torch
 
         places["gpu"] = torch.cuda.mem_get_info()[1]
     return places
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device to train on."""
+
+    name: str
+    peak_flops: float  # FLOP/s of dense matrix products, in the dtype that it trains in
+    memory_bytes: int  # that a model can use
+    watts: float = 0  # under full load; 0: not known
+    dollars_per_hour: float = 0  # your price; 0: not known
+
+
+# NVIDIA's data sheets: fp16 on a T4, bf16 on the others, without sparsity. Of the T4's 16 GB, Colab
+# leaves 15. Prices change: give yours, as in replace(HARDWARE["H100"], dollars_per_hour=2.5).
+HARDWARE = {
+    "T4": Hardware("NVIDIA T4 (free in Colab)", 65e12, 15_000_000_000, 70),
+    "A100": Hardware("NVIDIA A100 SXM 80 GB", 312e12, 80_000_000_000, 400),
+    "H100": Hardware("NVIDIA H100 SXM 80 GB", 989e12, 80_000_000_000, 700),
+}
+
+
+def this_machine(flops: float, watts: float = 0) -> Hardware:
+    """This machine: flops from `measure_flops`, and the memory of its GPU, or else its own."""
+    places = machine_memory()
+    return Hardware("this machine", flops, places.get("gpu", places["memory"]), watts)
+
+
+def measure_flops(dtype: str = "auto", seconds: float = 0.5, size: int | None = None) -> float:
+    """FLOP/s of this machine's matrix products: the best of as many as fit into the seconds.
+
+    (size, size) by the same, on the device that models go to; default: 1,024 on a CPU, else 8,192.
+    dtype: as in profiles.dtype. Raises ValueError for an unknown one, or a number not above 0.
+    """
+    import torch
+
+    where = profiles.device()
+    size = (1024 if where == "cpu" else 8192) if size is None else size
+    _positive(seconds=seconds, size=size)
+    kind = profiles.dtype(dtype, where)
+    left, right, product = (torch.randn(size, size, device=where, dtype=kind) for _ in range(3))
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        if where != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def training_seconds(
+    flops: float, hardware: Hardware, n_devices: int = 1, utilisation: float = 0.4
+) -> float:
+    """Seconds for a number of FLOPs at a share of the peak.
+
+    Raises ValueError for a number that isn't above 0, or a utilisation above 1.
+    Source: Chowdhery et al. 2022, appendix B, solved for the time.
+    """
+    _positive(flops=flops, n_devices=n_devices, peak_flops=hardware.peak_flops)
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is {utilisation!r}; it must be above 0 and at most 1.")
+    return flops / (n_devices * hardware.peak_flops * utilisation)
+
+
+def utilisation(flops: float, seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
+    """The share of the peak that a run reached: model FLOPs utilisation (MFU); 1 is all of it.
+
+    flops: those the model needs, whatever was computed. Raises ValueError for a number that isn't
+    above 0. Source: Chowdhery et al. 2022, section 4.1 and appendix B.
+    """
+    _positive(flops=flops, seconds=seconds, n_devices=n_devices, peak_flops=hardware.peak_flops)
+    return flops / (seconds * n_devices * hardware.peak_flops)
+
+
+def energy_kwh(seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
+    """Kilowatt-hours of the devices under full load, without what is around them (cooling, hosts).
+
+    Raises ValueError for a number that isn't above 0, so also for watts that aren't known.
+    Source: Touvron et al. 2023, section 6, who multiply by 1.1 for what is around.
+    """
+    _positive(seconds=seconds, watts=hardware.watts, n_devices=n_devices)
+    return seconds / 3600 * n_devices * hardware.watts / 1000
+
+
+def dollars(seconds: float, price_per_hour: float, n_devices: int = 1) -> float:
+    """The rent, at a price for one device and hour: dollars(24 * 3600, 2.5, 8) is 480.
+
+    Raises ValueError for a number that isn't above 0.
+    """
+    _positive(seconds=seconds, price_per_hour=price_per_hour, n_devices=n_devices)
+    return seconds / 3600 * price_per_hour * n_devices
