@@ -103,7 +103,7 @@ def test_gpt3_table_d1(name, millions, unit):
     assert round(cost.total_parameters(shape) / 1e6 / unit) * unit == millions
 
 
-SMALL = {"vocab_size": 211, "d_model": 128, "n_layers": 4, "n_heads": 4, "n_positions": 128}
+SMALL = {"vocab_size": 2003, "d_model": 128, "n_layers": 4, "n_heads": 4, "n_positions": 128}
 SMALL_DECODERS = {
     "gpt2": TransformerConfig.of("gpt2", **SMALL, d_ff=512),
     "gpt2, relu, untied": TransformerConfig.of(
@@ -117,7 +117,7 @@ SMALL_DECODERS = {
 
 @pytest.mark.parametrize("kind", SMALL_DECODERS)
 def test_flops_are_those_that_torch_counts(kind):
-    model, ids = Decoder(SMALL_DECODERS[kind]), torch.randint(211, (2, 24))
+    model, ids = Decoder(SMALL_DECODERS[kind]), torch.randint(2003, (2, 24))
     with sdpa_kernel(SDPBackend.MATH):  # plain products, which the counter sees
         with FlopCounterMode(display=False) as forward:
             logits = model(ids)
@@ -132,7 +132,7 @@ def test_flops_are_those_that_torch_counts(kind):
 def test_flops_of_an_encoder_have_no_head():
     config = TransformerConfig.of("bert", **SMALL, d_ff=512)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as forward:
-        Encoder(config)(torch.randint(211, (2, 24)))
+        Encoder(config)(torch.randint(2003, (2, 24)))
     assert forward.get_total_flops() == 48 * cost.flops_per_token(config, 24, backward=False)
 
 
@@ -164,7 +164,7 @@ def test_compute_optimal_is_chinchillas_table(flops, parameters, tokens):
     found = cost.compute_optimal(flops)
     assert found == pytest.approx((parameters, tokens), rel=0.08)
     assert cost.training_flops(*found) == pytest.approx(flops)
-    assert cost.compute_optimal(flops, 80)[0] == pytest.approx(found[0] / 2)
+    assert cost.compute_optimal(flops, 80) == pytest.approx((found[0] / 2, found[1] * 2))
 
 
 def kept_for_backward(model, ids, dtype) -> int:
@@ -189,13 +189,13 @@ def kept_for_backward(model, ids, dtype) -> int:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", SMALL_DECODERS)
 def test_activations_are_what_the_forward_pass_keeps(kind, dtype):
-    model, ids = Decoder(SMALL_DECODERS[kind]).train(), torch.randint(211, (4, 128))
+    model, ids = Decoder(SMALL_DECODERS[kind]).train(), torch.randint(2003, (4, 128))
     estimate = cost.training_memory(model.config, 4, 128, dtype=dtype)
     matrices = (*model.blocks.parameters(), model.head.weight)
     copies = 2 * sum(p.numel() for p in matrices if p.dim() == 2) if dtype == "bf16" else 0
     assert estimate["weights"] == 4 * cost.total_parameters(model.config) + copies
     kept = kept_for_backward(model, ids, profiles.dtype(dtype)) - copies
-    assert estimate["activations"] == pytest.approx(kept, rel=0.03)
+    assert estimate["activations"] == pytest.approx(kept, rel=0.05)
 
 
 def test_gpt2_keeps_what_korthikanti_et_al_count():
@@ -282,6 +282,13 @@ def test_llama_65bs_training_run():
     assert cost.energy_kwh(3600, a100, 10) == pytest.approx(4)
 
 
+def test_the_peaks_are_without_sparsity():
+    # NVIDIA's sheets, with sparsity: A100 624 and H100 SXM 1,979 TFLOPS in bf16. T4: 65 in fp16.
+    peaks = {name: each.peak_flops for name, each in cost.HARDWARE.items()}
+    assert peaks == pytest.approx({"T4": 65e12, "A100": 624e12 / 2, "H100": 1979e12 / 2}, rel=1e-3)
+    assert [each.watts for each in cost.HARDWARE.values()] == [70, 400, 700]
+
+
 def test_seconds_and_dollars():
     t4 = cost.HARDWARE["T4"]
     assert cost.training_seconds(65e12 * 100, t4) == pytest.approx(250)  # at 40 %
@@ -291,14 +298,15 @@ def test_seconds_and_dollars():
     assert cost.dollars(1800, 3.0) == pytest.approx(1.5)
 
 
-def test_this_machine():
+def test_this_machine(monkeypatch, one_thread):
+    monkeypatch.setattr(cost.profiles, "device", lambda: "cpu")
     fast = cost.measure_flops("fp32", seconds=0.02, size=256)
-    left, product = torch.randn(256, 256), torch.empty(256, 256)
-    start = time.perf_counter()
-    for _ in range(20):
+    left, product, times = torch.randn(256, 256), torch.empty(256, 256), []
+    for _ in range(50):
+        start = time.perf_counter()
         torch.mm(left, left, out=product)
-    usual = 20 * 2 * 256**3 / (time.perf_counter() - start)
-    assert usual / 3 < fast < 30 * usual  # the best of several, and other work beside it
+        times.append(time.perf_counter() - start)
+    assert fast == pytest.approx(2 * 256**3 / min(times), rel=0.8)  # other work may be beside it
     here = cost.this_machine(fast, watts=45)
     assert (here.peak_flops, here.watts, here.dollars_per_hour) == (fast, 45, 0)
     assert here.memory_bytes in cost.machine_memory().values()
