@@ -1,81 +1,57 @@
-"""What a model costs before it is trained or loaded: parameters and memory, from its shape."""
+"""What a model costs, from its shape: parameters, arithmetic, memory, time (notebook 03)."""
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from llmnb import checkpoints, profiles
+from llmnb.transformer import TransformerConfig
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3")
 BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4 bits": 4}
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The numbers that fix how many parameters a Transformer has."""
-
-    family: str  # bert | gpt2 | llama | qwen3
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    d_ff: int
-    n_positions: int = 0  # learned positions; 0 for rotary ones
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    head_dim: int | None = None  # None: d_model / n_heads
-    n_token_types: int = 0
-    pooler: bool = False
-    tied: bool = True  # the output matrix is the embedding matrix
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a family without a formula, or heads that don't divide d_model."""
-        _need_formula(self.family)
-        if self.head_dim is None and self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model {self.d_model} is not divisible by {self.n_heads} heads; "
-                f"give head_dim if the heads are of another width."
-            )
-
-    @classmethod
-    def from_config(cls, config, pooler: bool = True) -> "Shape":
-        """From a transformers config. pooler: whether a BERT carries BertModel's pooling layer."""
-        family = config.model_type
-        _need_formula(family)
-        if family == "gpt2":
-            return cls(
-                family,
-                config.vocab_size,
-                config.n_embd,
-                config.n_layer,
-                config.n_head,
-                config.n_inner or 4 * config.n_embd,
-                n_positions=config.n_positions,
-            )
-        rotary = family != "bert"
-        return cls(
-            family,
-            config.vocab_size,
-            config.hidden_size,
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.intermediate_size,
-            n_positions=0 if rotary else config.max_position_embeddings,
-            n_kv_heads=getattr(config, "num_key_value_heads", None),
-            head_dim=getattr(config, "head_dim", None),
-            n_token_types=0 if rotary else config.type_vocab_size,
-            pooler=pooler and not rotary,
-            tied=config.tie_word_embeddings,
-        )
-
-
-def _need_formula(family: str) -> None:
+def _need_formula(family: str | None) -> None:
     if family not in FAMILIES:
         raise ValueError(f"There is no formula for {family!r}; there is for {', '.join(FAMILIES)}.")
 
 
-def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> Shape:
+def _one_of(name: str, value: str, known: Mapping | tuple) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:  # nor NaN
+            raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
+
+
+def shape_of(config) -> TransformerConfig:
+    """The shape of a model, from its transformers config.
+
+    Rotary positions have no parameters, so what kind they are of is left out. Raises ValueError for
+    a family without a formula, and for options that TransformerConfig doesn't have.
+    """
+    family = config.model_type
+    _need_formula(family)
+    shape = config.to_dict() | dict.fromkeys(("rope_parameters", "rope_scaling"))
+    return TransformerConfig.of(family, **checkpoints.settings(family, shape))
+
+
+def _classic(family: str, *sizes: int) -> TransformerConfig:
+    names = ("vocab_size", "n_positions", "d_model", "n_layers", "n_heads")
+    named = dict(zip(names, sizes, strict=True))
+    return TransformerConfig.of(family, **named, d_ff=4 * named["d_model"])
+
+
+def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> TransformerConfig:
     """GPT-2's and GPT-3's shape: 50,257 tokens, a feed-forward layer four times as wide.
 
     Source: Radford et al. 2019, section 2.3; Brown et al. 2020, table 2.1.
     """
-    return Shape("gpt2", 50257, d_model, n_layers, n_heads, 4 * d_model, n_positions)
+    return _classic("gpt2", 50257, n_positions, d_model, n_layers, n_heads)
 
 
 # Brown et al. 2020. The shape from table 2.1, the count (in millions) from table D.1. Table 2.1
@@ -94,8 +70,8 @@ GPT3 = {
 # Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints (millions;
 # BERT with its pooler).
 PUBLISHED = {
-    "BERT-base": (Shape("bert", 30522, 768, 12, 12, 3072, 512, None, None, 2, True), 109.48),
-    "BERT-large": (Shape("bert", 30522, 1024, 24, 16, 4096, 512, None, None, 2, True), 335.14),
+    "BERT-base": (_classic("bert", 30522, 512, 768, 12, 12), 109.48),
+    "BERT-large": (_classic("bert", 30522, 512, 1024, 24, 16), 335.14),
     "GPT-2": (gpt(768, 12, 12), 124.44),
     "GPT-2 Medium": (gpt(1024, 24, 16), 354.82),
     "GPT-2 Large": (gpt(1280, 36, 20), 774.03),
@@ -103,43 +79,150 @@ PUBLISHED = {
 }
 
 
-def count_parameters(shape: Shape) -> dict[str, int]:
+def _widths(config: TransformerConfig) -> tuple[int, int]:
+    """All heads side by side: of the queries, and of the keys (or values)."""
+    n_heads, n_kv_heads, head_dim = config.heads
+    return n_heads * head_dim, n_kv_heads * head_dim
+
+
+def _matrices(config: TransformerConfig) -> tuple[int, int, int]:
+    """Weights that multiply: in one layer's attention and feed-forward part, and in the head."""
+    _need_formula(config.family)
+    d, n_heads = config.d_model, config.n_heads
+    if config.head_dim is None and d % n_heads:
+        raise ValueError(f"d_model {d} is not divisible by {n_heads} heads; give their head_dim.")
+    query, key = _widths(config)
+    gated = config.activation == "swiglu"
+    head = 0 if config.family == "bert" else config.vocab_size * d  # an Encoder ends before it
+    return d * (2 * query + 2 * key), (3 if gated else 2) * d * config.d_ff, head
+
+
+def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[str, int]:
     """Parameters by part: embeddings, attention, feed_forward, norms, pooler, head.
 
-    The sum of the values is the model's number of parameters; tied weights count once.
+    The sum of the values is the model's number of parameters; tied weights count once. pooler:
+    whether a BERT carries transformers' pooling layer; the other families have none. Raises
+    ValueError for a family without a formula, or heads that don't divide d_model.
     """
-    d, n_layers, d_ff = shape.d_model, shape.n_layers, shape.d_ff
-    head_dim = shape.head_dim or d // shape.n_heads
-    query, key = shape.n_heads * head_dim, (shape.n_kv_heads or shape.n_heads) * head_dim
-    modern = shape.family in ("llama", "qwen3")  # RMSNorm (no bias), SwiGLU, no other biases
-    attention = d * query + 2 * d * key + query * d  # Q, K and V, and the output
-    feed_forward = (3 if modern else 2) * d * d_ff
-    norm = d if modern else 2 * d
-    if not modern:
+    d, n_layers, bert = config.d_model, config.n_layers, config.family == "bert"
+    attention, feed_forward, head = _matrices(config)
+    if config.bias:
+        query, key = _widths(config)
         attention += query + 2 * key + d
-        feed_forward += d_ff + d
-    qk_norm = 2 * head_dim if shape.family == "qwen3" else 0
+        feed_forward += config.d_ff * (2 if config.activation == "swiglu" else 1) + d
+    positions = config.n_positions if config.positions == "learned" else 0
+    # two in a layer, one after the embeddings (BERT), one before the output (where norms go first)
+    norms = (2 * n_layers + bert + config.norm_first) * (d if config.norm == "rms" else 2 * d)
     return {
-        "embeddings": (shape.vocab_size + shape.n_positions + shape.n_token_types) * d,
+        "embeddings": (config.vocab_size + positions + config.n_token_types) * d,
         "attention": n_layers * attention,
         "feed_forward": n_layers * feed_forward,
-        # two in a layer, one after the embeddings (BERT) or before the output (the others)
-        "norms": (2 * n_layers + 1) * norm + n_layers * qk_norm,
-        "pooler": d * d + d if shape.pooler else 0,
-        "head": 0 if shape.tied else shape.vocab_size * d,
+        "norms": norms + (2 * n_layers * config.heads[2] if config.qk_norm else 0),
+        "pooler": d * d + d if pooler and bert else 0,
+        "head": 0 if config.tied else head,
     }
 
 
-def total_parameters(shape: Shape) -> int:
-    """All parameters of a model of this shape."""
-    return sum(count_parameters(shape).values())
+def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
+    """All parameters of a model of this shape; see `count_parameters`."""
+    return sum(count_parameters(config, pooler).values())
 
 
 def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
     """Bytes of the weights alone. Raises ValueError for an unknown precision."""
-    if precision not in BITS:
-        raise ValueError(f"Precision {precision!r} is unknown; choose one of {', '.join(BITS)}.")
+    _one_of("precision", precision, BITS)
     return n_parameters * BITS[precision] // 8
+
+
+def flops_per_token(config: TransformerConfig, seq: int, backward: bool = True) -> int:
+    """Floating-point operations of the matrix products for one token, 2 for a multiply-add.
+
+    Every weight that multiplies counts once: the layers' matrices, and a decoder's head, tied or
+    not; looking up an embedding costs nothing. Attention multiplies each query with seq keys and
+    its weights with seq values: the full square, though a causal kernel may skip half. backward:
+    two more products for each one; what a kernel computes twice doesn't count. Raises ValueError
+    for a seq below 1, and as count_parameters does. Source: Chowdhery et al. 2022, appendix B.
+    """
+    _positive(seq=seq)
+    attention, feed_forward, head = _matrices(config)
+    context = 2 * seq * _widths(config)[0]  # QKᵀ, and the weights times V: in all 12·L·H·Q·T
+    products = config.n_layers * (attention + feed_forward + context) + head
+    return 2 * products * (3 if backward else 1)
+
+
+def training_flops(n_parameters: float, n_tokens: float) -> float:
+    """C ≈ 6ND: FLOPs of training N parameters on D tokens, 2 of the 6 forward and 4 backward.
+
+    Attention's own products are left out; `flops_per_token` has them. Raises ValueError for a
+    number that isn't above 0. Source: Kaplan et al. 2020, section 2.1 (N without embeddings).
+    """
+    _positive(n_parameters=n_parameters, n_tokens=n_tokens)
+    return 6.0 * n_parameters * n_tokens
+
+
+def compute_optimal(flops: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
+    """Parameters and tokens that make the best of a number of FLOPs, through C = 6ND.
+
+    About 20 tokens a parameter are in the authors' table. Raises ValueError for a number that isn't
+    above 0. Source: Hoffmann et al. 2022, section 3, table 3.
+    """
+    _positive(flops=flops, tokens_per_parameter=tokens_per_parameter)
+    n_parameters = math.sqrt(flops / (6 * tokens_per_parameter))
+    return n_parameters, tokens_per_parameter * n_parameters
+
+
+def training_memory(
+    config: TransformerConfig,
+    batch_size: int,
+    seq: int,
+    optimizer: str = "adamw",
+    dtype: str = "fp32",
+) -> dict[str, int]:
+    """Bytes of training by part: weights, gradients, optimizer, activations.
+
+    Weights, gradients and optimizer states are fp32. dtype: fp32, or bf16 | fp16 for autocast,
+    which keeps a 16-bit copy of each matrix, counted with the weights. optimizer: adamw (two states
+    a parameter) or muon (one for the layers' matrices, two for the rest). Activations: the large
+    tensors that the forward pass keeps for the backward pass, log-probabilities included, with
+    fused attention, no dropout, nothing computed twice. The logits' gradients, up to 8 bytes for
+    each token and word of the vocabulary, come on top as the backward pass begins, when there are
+    no others yet. Raises ValueError as count_parameters does, and for a wrong choice or
+    size. Source: Korthikanti et al. 2022, section 4.1, without 5·a·s²·b; Jordan 2024 (Muon).
+    """
+    _positive(batch_size=batch_size, seq=seq)
+    _one_of("optimizer", optimizer, ("adamw", "muon"))
+    _one_of("dtype", dtype, ("fp32", "bf16", "fp16"))
+    autocast = dtype != "fp32"
+    n_parameters, (*layer, head) = total_parameters(config), _matrices(config)
+    in_layers = config.n_layers * sum(layer)
+    return {
+        "weights": 4 * n_parameters + (2 * (in_layers + head) if autocast else 0),
+        "gradients": 4 * n_parameters,
+        "optimizer": 8 * n_parameters - (4 * in_layers if optimizer == "muon" else 0),
+        "activations": batch_size * seq * _activation_bytes(config, autocast),
+    }
+
+
+def _activation_bytes(config: TransformerConfig, autocast: bool) -> int:
+    """Kept for the backward pass for each token, by what llmnb.transformer does.
+
+    For GPT-2's shape a layer keeps 16 numbers for each of its dimensions, as in Korthikanti et al.:
+    their 34 bytes are 16 numbers of 2 bytes and two dropout masks, which aren't here.
+    """
+    d, gated, (query, key) = config.d_model, config.activation == "swiglu", _widths(config)
+    size = 2 if autocast else 4
+    # A norm keeps its input, always in fp32; RMSNorm also the normalised (not if fused, on CUDA).
+    norm = 4 * d * (2 if config.norm == "rms" else 1)
+    # Products share their input, but autocast makes a copy for each: of Q, K, V, and of (gate,) up.
+    inputs = d * ((5 if gated else 4) if autocast else 2)
+    heads = 2 * query + 2 * key  # queries, keys, values, and what attention gives
+    if config.qk_norm:  # before and after the norm; and attention's output in two layouts
+        heads += 2 * (query + key) + query
+    # Up and its activation; of relu one is enough; gated: the gate, its activation, up, the product
+    wide = config.d_ff * {"relu": 1, "swiglu": 4}.get(config.activation, 2)
+    layer = 2 * norm + size * (inputs + heads + wide)
+    loss = 0 if config.family == "bert" else size * d + 4 * config.vocab_size
+    return config.n_layers * layer + norm + loss
 
 
 def machine_memory() -> Mapping[str, int]:
@@ -147,10 +230,100 @@ def machine_memory() -> Mapping[str, int]:
     import psutil
 
     places = {"memory": psutil.virtual_memory().total}
-    from llmnb import profiles
-
     if profiles.has_cuda():
         import torch
 
         places["gpu"] = torch.cuda.mem_get_info()[1]
     return places
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One device to train on."""
+
+    name: str
+    peak_flops: float  # FLOP/s of dense matrix products, in the dtype that it trains in
+    memory_bytes: int  # that a model can use
+    watts: float = 0  # under full load; 0: not known
+    dollars_per_hour: float = 0  # your price; 0: not known
+
+
+# NVIDIA's data sheets: fp16 on a T4, bf16 on the others, without sparsity. Of the T4's 16 GB, Colab
+# leaves 15. Prices change: give yours, as in replace(HARDWARE["H100"], dollars_per_hour=2.5).
+HARDWARE = {
+    "T4": Hardware("NVIDIA T4 (free in Colab)", 65e12, 15_000_000_000, 70),
+    "A100": Hardware("NVIDIA A100 SXM 80 GB", 312e12, 80_000_000_000, 400),
+    "H100": Hardware("NVIDIA H100 SXM 80 GB", 989e12, 80_000_000_000, 700),
+}
+
+
+def this_machine(flops: float, watts: float = 0) -> Hardware:
+    """This machine: flops from `measure_flops`, and the memory of its GPU, or else its own."""
+    places = machine_memory()
+    return Hardware("this machine", flops, places.get("gpu", places["memory"]), watts)
+
+
+def measure_flops(dtype: str = "auto", seconds: float = 0.5, size: int | None = None) -> float:
+    """FLOP/s of this machine's matrix products: the best of as many as fit into the seconds.
+
+    (size, size) by the same, on the device that models go to; default: 1,024 on a CPU, else 8,192.
+    dtype: as in profiles.dtype. Raises ValueError for an unknown one, or a number not above 0.
+    """
+    import torch
+
+    where = profiles.device()
+    size = (1024 if where == "cpu" else 8192) if size is None else size
+    _positive(seconds=seconds, size=size)
+    kind = profiles.dtype(dtype, where)
+    left, right, product = (torch.randn(size, size, device=where, dtype=kind) for _ in range(3))
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        if where != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def training_seconds(
+    flops: float, hardware: Hardware, n_devices: int = 1, utilisation: float = 0.4
+) -> float:
+    """Seconds for a number of FLOPs at a share of the peak.
+
+    Raises ValueError for a number that isn't above 0, or a utilisation above 1.
+    Source: Chowdhery et al. 2022, appendix B, solved for the time.
+    """
+    _positive(flops=flops, n_devices=n_devices, peak_flops=hardware.peak_flops)
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is {utilisation!r}; it must be above 0 and at most 1.")
+    return flops / (n_devices * hardware.peak_flops * utilisation)
+
+
+def utilisation(flops: float, seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
+    """The share of the peak that a run reached: model FLOPs utilisation (MFU); 1 is all of it.
+
+    flops: those the model needs, whatever was computed. Raises ValueError for a number that isn't
+    above 0. Source: Chowdhery et al. 2022, section 4.1 and appendix B.
+    """
+    _positive(flops=flops, seconds=seconds, n_devices=n_devices, peak_flops=hardware.peak_flops)
+    return flops / (seconds * n_devices * hardware.peak_flops)
+
+
+def energy_kwh(seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
+    """Kilowatt-hours of the devices under full load, without what is around them (cooling, hosts).
+
+    Raises ValueError for a number that isn't above 0, so also for watts that aren't known.
+    Source: Touvron et al. 2023, section 6, who multiply by 1.1 for what is around.
+    """
+    _positive(seconds=seconds, watts=hardware.watts, n_devices=n_devices)
+    return seconds / 3600 * n_devices * hardware.watts / 1000
+
+
+def dollars(seconds: float, price_per_hour: float, n_devices: int = 1) -> float:
+    """The rent, at a price for one device and hour: dollars(24 * 3600, 2.5, 8) is 480.
+
+    Raises ValueError for a number that isn't above 0.
+    """
+    _positive(seconds=seconds, price_per_hour=price_per_hour, n_devices=n_devices)
+    return seconds / 3600 * price_per_hour * n_devices
