@@ -12,11 +12,13 @@ from llmnb import files
 from llmnb.runs import facts
 
 
-def options(description: str) -> argparse.Namespace:
-    """--quick (fewer and smaller pairs) and --json FILE."""
+def options(description: str, **flags: str) -> argparse.Namespace:
+    """--quick (fewer and smaller pairs), --json FILE, and further flags with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and smaller pairs")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    for name, text in flags.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args()
 
 
