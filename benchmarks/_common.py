@@ -55,6 +55,8 @@ def summary(name: str, timed: list[tuple[float, float]], target: float, rows: li
         "rows": rows,
         "machine": facts.hardware() | {"host": None, "processor": platform.processor()},
         "versions": facts.versions(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": f"python benchmarks/{Path(sys.argv[0]).name}",
     }
     if result["low"] <= target <= result["high"]:
         verdict = "inconclusive: the spread spans the target"

@@ -33,6 +33,8 @@ class Profile:
     new_tokens: int  # a generated answer, at most
     train_steps: int  # of the small models that a notebook trains
     max_length: int  # tokens of the longest sequence that is timed
+    train_tokens: int  # that a model is pretrained on
+    pretraining: tuple[int, int, int, int]  # its d_model, n_layers, n_heads and block_size
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -53,6 +55,8 @@ _CPU = Profile(
     new_tokens=60,
     train_steps=1000,
     max_length=2048,
+    train_tokens=900_000,
+    pretraining=(192, 4, 4, 128),
 )
 PROFILES = {
     "smoke": replace(
@@ -63,6 +67,8 @@ PROFILES = {
         new_tokens=8,
         train_steps=40,
         max_length=512,
+        train_tokens=30_000,
+        pretraining=(48, 2, 2, 64),
     ),
     "cpu": _CPU,
     "gpu": replace(
@@ -77,6 +83,8 @@ PROFILES = {
         eval_blocks=256,
         new_tokens=120,
         max_length=8192,
+        train_tokens=30_000_000,
+        pretraining=(512, 8, 8, 256),
     ),
 }
 

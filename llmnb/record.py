@@ -1,7 +1,10 @@
 """record("accuracy", 0.84, low=0.82, high=0.86): a result worth comparing across runs."""
 
+import json
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 METRIC_MIME = "application/vnd.llmnb.metric+json"
 RUN_MIME = "application/vnd.llmnb.run+json"  # what a run says of itself: profile, device, dtype
@@ -24,6 +27,19 @@ def record(
     """
     metric = _checked(name, value, better, unit, low, high)
     display_with_data(METRIC_MIME, metric, describe(metric))
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """The stored result of benchmarks/NAME.py, with its machine, date and command.
+
+    Raises FileNotFoundError for one that isn't stored.
+    """
+    here = Path(__file__).parent
+    folders = (here / "benchmarks", here.parent / "benchmarks" / "results")  # in a wheel; a clone
+    for file in (folder / f"{name}.json" for folder in folders):
+        if file.is_file():
+            return json.loads(file.read_text(encoding="utf-8"))
+    raise FileNotFoundError(f"No result of a benchmark {name!r} is stored in {folders}.")
 
 
 def describe(metric: dict) -> str:

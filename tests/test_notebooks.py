@@ -29,6 +29,10 @@ MUTATIONS = {
         ("attention.py", " / math.sqrt(query.shape[-1])", ""),
         ("attention.py", "diagonal=n_keys - n_queries)", "diagonal=n_keys - n_queries + 1)"),
     ],
+    "03": [
+        ("pretraining/objectives.py", "blocks[:, 1:].flatten()", "blocks[:, :-1].flatten()"),
+        ("pretraining/snapshots.py", "optimizer.state.get(parameter, {}).items()", "()"),
+    ],
 }
 
 
@@ -46,7 +50,8 @@ def checked_cells(path):
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS][:2] == ["01_concepts", "02_attention"]
+    names = ["01_concepts", "02_attention", "03_pretraining"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @every_notebook
@@ -159,6 +164,7 @@ def test_a_mutation_turns_the_checks_red(number, mutation, tmp_path):
     (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
     name, before, after = mutation
     shutil.copytree(ROOT / "llmnb", tmp_path / "llmnb")
+    shutil.copytree(ROOT / "benchmarks/results", tmp_path / "llmnb/benchmarks")
     module = tmp_path / "llmnb" / name
     assert module.read_text().count(before) == 1
     module.write_text(module.read_text().replace(before, after))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmnb.record import METRIC_MIME, describe, record
+from llmnb.record import METRIC_MIME, benchmark, describe, record
 
 
 def test_outside_a_notebook_it_prints_a_line(capsys):
@@ -45,3 +45,10 @@ def test_in_a_notebook_the_output_carries_the_data():
     expected = {"name": "f1", "value": 0.5, "better": "higher", "unit": "share"}
     assert data[METRIC_MIME] == expected | {"low": None, "high": None}
     assert data["text/plain"] == "f1 = 0.5 share  (higher is better)"
+
+
+def test_a_stored_benchmark_is_found_and_another_is_not():
+    stored = benchmark("generation")
+    assert stored["name"] == "generation" and 0 < stored["low"] <= stored["ratio"] <= stored["high"]
+    with pytest.raises(FileNotFoundError, match="'nothing'"):
+        benchmark("nothing")

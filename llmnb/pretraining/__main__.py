@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
             _say(f"{trainer.processes.engine}, {trainer.device}, {trainer.dtype}")
         trainer.run()
-        if run["shard"] and trainer.processes.count > 1:
+        if trainer.sharded:
             _say("No process has the whole model: run this again in one process to publish it.")
         elif trainer.processes.rank == 0:
             publish(trainer, Path(run["out"]) / "model", Path(source).name)

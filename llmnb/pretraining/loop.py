@@ -22,7 +22,7 @@ from llmnb.pretraining.optimizers import learning_rate, optimizers_for
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 from llmnb.pretraining.tokens import TokenCorpus, batch_at, validation_blocks
 
-_AT_ONCE = 8192  # tokens that are evaluated together
+_AT_ONCE = 2048  # tokens that are evaluated together: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Trainer:
         self.dtype = profiles.dtype(recipe.dtype, self.device)
         self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
-        self.wrapped = self._wrapped(shard)
+        self.sharded = shard and self.processes.count > 1
+        self.wrapped = self._wrapped()
         self.optimizers = optimizers_for(
             self.model, recipe.optimizer, recipe.lr, recipe.matrix_lr, recipe.weight_decay
         )
@@ -104,19 +105,20 @@ class Trainer:
         self.every = max(1, self.steps // max(1, evaluations))
         early = (round(evaluations * 0.37**k) * self.every for k in range(1, samples - 1))
         # a sharded model can't write: no process has the weights of a whole layer
-        self.moments = {0, self.steps, *early} if samples and self.wrapped is self.model else set()
+        self.moments = {0, self.steps, *early} if samples and not self.sharded else set()
 
-    def _wrapped(self, shard: bool) -> nn.Module:
+    def _wrapped(self) -> nn.Module:
         if self.processes.count == 1:
             return self.model
-        if not shard:
+        if not self.sharded:
             return nn.parallel.DistributedDataParallel(self.model)
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        low = MixedPrecisionPolicy(param_dtype=self.dtype)  # what `forward` does, in FSDP's way
         for name, module in self.model.named_modules():
             if name.rpartition(".")[2].isdigit():  # a block
-                fully_shard(module)
-        return fully_shard(self.model)
+                fully_shard(module, mp_policy=low)
+        return fully_shard(self.model, mp_policy=low)
 
     def batch(self, number: int) -> Tensor:
         """This process's part of a step's blocks: (batch / processes, seq + 1)."""
@@ -141,7 +143,7 @@ class Trainer:
 
         Source: Micikevicius et al. 2018, section 3.1.
         """
-        if self.dtype == torch.float32:
+        if self.dtype == torch.float32 or self.sharded:
             return self.wrapped(*inputs)
         weights = {name: p.to(self.dtype) for name, p in self.wrapped.named_parameters()}
         return torch.func.functional_call(self.wrapped, weights, inputs)
@@ -165,7 +167,7 @@ class Trainer:
                 f"halve lr ({recipe.lr:g}) and matrix_lr ({recipe.matrix_lr:g}), or lengthen "
                 f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
             )
-        self._update(learning_rate(number, self.steps, recipe.warmup, recipe.decay))
+        self._update(learning_rate(number, self.steps, *recipe.schedule))
         self.step += 1
         return mean
 

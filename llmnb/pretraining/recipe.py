@@ -39,11 +39,11 @@ class Recipe:
     tokens: int = 0  # how many to train on; or
     minutes: float = 0.0  # for how long, on this machine
     optimizer: str = "muon"  # muon | adamw
-    lr: float = 4e-3  # AdamW's
+    lr: float = 8e-3  # AdamW's
     matrix_lr: float = 0.02  # Muon's
     weight_decay: float = 0.0
     warmup: float = 0.02  # share of the steps
-    decay: float = 0.6  # share of the steps, at the end
+    decay: float = 1.0  # share of the steps, at the end
     clip: float = 1.0  # the gradient's norm, at most; 0: unlimited
     dtype: str = "auto"  # auto | bf16 | fp16 | fp32: what the products are computed in
     seed: int = 0
@@ -97,6 +97,11 @@ class Recipe:
     def step_tokens(self) -> int:
         """Tokens that one step learns from."""
         return self.batch_size * self.block_size
+
+    @property
+    def schedule(self) -> tuple[float, float]:
+        """Warm-up and decay, for `learning_rate`."""
+        return self.warmup, self.decay
 
     def config(self, vocab_size: int) -> TransformerConfig:
         """The model's configuration."""
