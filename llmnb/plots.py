@@ -97,11 +97,17 @@ def lines(
     title: str,
     log_x: bool = False,
     log_y: bool = False,
+    levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One line a series over x, each named at its end."""
+    """One line a series over x; levels: dashed lines across, named at their right end."""
     _need(series, "series")
+    alt = _described(x_label, y_label, x, series)
+    alt += "".join(f"; {name} at {level:.3g}" for name, level in (levels or {}).items())
     with rc_context(_style()):
-        figure, (axes,) = _axes(title, _described(x_label, y_label, x, series))
+        figure, (axes,) = _axes(title, alt)
+        for name, level in (levels or {}).items():
+            axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
+            axes.text(max(x), level, _label(name), ha="right", va="bottom", fontsize=9)
         for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
             axes.plot(x, values, color=colour, marker="o", markersize=4, label=_label(name))
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -109,7 +115,10 @@ def lines(
             if log:
                 getattr(axes, f"set_{axis.axis_name}scale")("log")
                 axis.set_major_formatter("{x:g}")
-        if not log_x and len(x) <= 10:
+                axis.set_minor_formatter("")
+                if axis is axes.xaxis and len(x) <= 10:  # powers of ten may be none of them
+                    axis.set_ticks(x, [f"{n:g}" if n < 1e6 else f"{n:.1e}" for n in x])
+        if len(x) <= 10 and not log_x:
             axes.set_xticks(x)
         if len(series) > 1:
             axes.legend()

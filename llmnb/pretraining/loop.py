@@ -237,10 +237,10 @@ class Trainer:
         if self.out:
             with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        share, loss = self.step / self.steps, row["loss"] or math.nan
+        learned = f"training {row['loss']:.3f}  " if row["loss"] is not None else ""
         self.say(
-            f"{100 * share:3.0f} %  {self.seconds:6.1f} s  {row['tokens']:>12,} tokens  "
-            f"training {loss:.3f}  validation {row['validation_loss']:.3f}"
+            f"{100 * self.step / self.steps:3.0f} %  {self.seconds:6.1f} s  "
+            f"{row['tokens']:>12,} tokens  {learned}validation {row['validation_loss']:.3f}"
         )
 
     def sample(self, n: int = 0, seed: int = 0) -> str:
