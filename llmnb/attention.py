@@ -220,7 +220,8 @@ class MultiHeadAttention(nn.Module):
             heads = self.packed(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             return heads.split(self.sizes, dim=1)
         layers = (self.query, self.key, self.value)
-        if context is x and x.requires_grad and self.query.bias is None:  # one product is quicker
+        # In training one product is quicker; where norms keep their input, it takes no more memory.
+        if x.requires_grad and context is x and self.norms and self.query.bias is None:
             heads = F.linear(x, torch.cat([layer.weight for layer in layers]))
             heads = heads.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             return heads.split(self.sizes, dim=1)

@@ -1,7 +1,6 @@
 """Every figure of the series: one style, colours that the colour-blind can tell apart, alt text.
 
-Figures are made without pyplot: nothing is shown twice, no global state is left behind.
-"""
+Figures are made without pyplot: nothing is shown twice, no global state is left behind."""
 
 import functools
 import io

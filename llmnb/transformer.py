@@ -120,10 +120,7 @@ class FeedForward(nn.Module):
         """(batch, seq, d_model) to the same."""
         if self.gate is None and self.packed is None:
             return self.down(self.activation(self.up(x)))
-        if self.packed is not None:
-            gate, up = self.packed(x).chunk(2, dim=-1)
-        else:
-            gate, up = self.gate(x), self.up(x)
+        gate, up = self.packed(x).chunk(2, dim=-1) if self.packed else (self.gate(x), self.up(x))
         return self.down(self.activation(gate) * up)
 
 

@@ -103,7 +103,7 @@ def test_gpt3_table_d1(name, millions, unit):
     assert round(cost.total_parameters(shape) / 1e6 / unit) * unit == millions
 
 
-SMALL = {"vocab_size": 2003, "d_model": 128, "n_layers": 4, "n_heads": 4, "n_positions": 128}
+SMALL = {"vocab_size": 2003, "d_model": 128, "n_layers": 4, "n_heads": 4, "n_positions": 264}
 SMALL_DECODERS = {
     "gpt2": TransformerConfig.of("gpt2", **SMALL, d_ff=512),
     "gpt2, relu, untied": TransformerConfig.of(
@@ -189,8 +189,9 @@ def kept_for_backward(model, ids, dtype) -> int:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", SMALL_DECODERS)
 def test_activations_are_what_the_forward_pass_keeps(kind, dtype):
-    model, ids = Decoder(SMALL_DECODERS[kind]).train(), torch.randint(2003, (4, 128))
-    estimate = cost.training_memory(model.config, 4, 128, dtype=dtype)
+    """Of more than 256 tokens: shorter ones in bf16 on a CPU keep attention's weights as well."""
+    model, ids = Decoder(SMALL_DECODERS[kind]).train(), torch.randint(2003, (2, 264))
+    estimate = cost.training_memory(model.config, 2, 264, dtype=dtype)
     matrices = (*model.blocks.parameters(), model.head.weight)
     copies = 2 * sum(p.numel() for p in matrices if p.dim() == 2) if dtype == "bf16" else 0
     assert estimate["weights"] == 4 * cost.total_parameters(model.config) + copies
