@@ -254,25 +254,33 @@ def save(model: nn.Module, folder: Path, extra: dict | None = None) -> None:
     """
     from safetensors.torch import save_file
 
-    config = model.config
+    found = entries(model.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_published(model), folder / "model.safetensors", metadata={"format": "pt"})
+    files.write_json(folder / "config.json", found | (extra or {}))
+
+
+def entries(config) -> dict:
+    """What config.json says of a TransformerConfig; the reverse of `settings`, see `save`."""
     family = config.family
+    if family not in SETTINGS:
+        raise ValueError(f"Its family is {family!r}; transformers has {', '.join(SETTINGS)}.")
     usual = type(config).of(family, **{name: getattr(config, name) for name in _SIZES})
     for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
         if (ours := getattr(config, name)) != getattr(usual, name):
             raise ValueError(f"Its {name} is {ours!r}: {ARCHITECTURES[family]} has no such thing.")
+    if family == "bert" and not config.n_token_types:
+        raise ValueError("Its n_token_types is 0: BertForMaskedLM has at least one.")
     n_heads, n_kv_heads, head_dim = config.heads
-    entries = {theirs: getattr(config, ours) for ours, theirs in SETTINGS[family].items()}
+    found = {theirs: getattr(config, ours) for ours, theirs in SETTINGS[family].items()}
     if family in ("llama", "qwen3"):
         rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-        entries |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
-        entries |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+        found |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
+        found |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
         raise ValueError(f"Its heads are {config.heads}: {ARCHITECTURES[family]} has no such ones.")
-    entries |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
-    entries |= {"model_type": family, "architectures": [ARCHITECTURES[family]]}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_published(model), folder / "model.safetensors", metadata={"format": "pt"})
-    files.write_json(folder / "config.json", entries | (extra or {}))
+    found |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
+    return found | {"model_type": family, "architectures": [ARCHITECTURES[family]]}
 
 
 def _published(model: nn.Module) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """What tests share: a cache of their own where they write, the real one where they read."""
 
 import os
+import random
 import subprocess
 import sys
 import zipfile
@@ -53,6 +54,48 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory):
+    """A text that is easily learned, in characters, and the cache that holds it."""
+    from llmnb.pretraining.tokens import prepare
+
+    folder, choose = tmp_path_factory.mktemp("pretraining"), random.Random(0).choice
+    animals, verbs = ["cat", "dog", "fox", "owl", "hen"], ["sees", "hears", "fears", "likes"]
+    lines = {
+        f"The {choose(animals)} {choose(verbs)} the {choose(animals)} at {hour} past {minute}."
+        for hour in range(1, 13)
+        for minute in range(60)
+    }
+    (folder / "sentences.txt").write_text("\n\n".join(sorted(lines)), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMNB_CACHE", str(folder / "cache"))
+        return folder, prepare(str(folder / "sentences.txt"), "characters")
+
+
+@pytest.fixture
+def text(sentences, monkeypatch) -> str:
+    """The file of `sentences`; the cache is theirs."""
+    monkeypatch.setenv("LLMNB_CACHE", str(sentences[0] / "cache"))
+    return str(sentences[0] / "sentences.txt")
+
+
+@pytest.fixture
+def corpus(sentences, text):
+    """Its tokens."""
+    return sentences[1]
+
+
+SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2, "block_size": 16, "batch_size": 8}
+SMALL |= {"tokens": 30 * 8 * 16, "dtype": "fp32"}
+
+
+def small(**changes):
+    """A recipe for thirty steps of a few milliseconds."""
+    from llmnb.pretraining.recipe import Recipe
+
+    return Recipe(**SMALL | changes)
 
 
 def make_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:

@@ -4,18 +4,19 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 
 from llmnb import LlmnbError
 from llmnb.pretraining.loop import Trainer
-from llmnb.pretraining.publish import publish
-from llmnb.pretraining.recipe import PretrainingError, Recipe
-from llmnb.pretraining.tokens import prepare
+from llmnb.pretraining.publish import check, publish
+from llmnb.pretraining.recipe import PretrainingError, Recipe, checked
+from llmnb.pretraining.tokens import LEAST, prepare
 
 _DATA = {"corpus": "imdb", "tokenizer": "bpe", "vocab_size": 4096, "column": "text"}
 _DATA |= {"train_bytes": None, "validation_bytes": None}
 _RUN = {"out": "pretrained", "evaluations": 20, "samples": 0, "prompt": ""}
-_RUN |= {"checkpoint_seconds": 60, "shard": False}
+_RUN |= {"checkpoint_seconds": 60.0, "shard": False}
 _HELP = """The file's settings are the fields of llmnb.pretraining.recipe.Recipe, and:
 corpus (imdb, or a file or folder), column, tokenizer (bpe, bytes, characters), vocab_size,
 train_bytes, validation_bytes, out, evaluations, samples, prompt, checkpoint_seconds, shard.
@@ -37,7 +38,10 @@ def _settings(file: str | None, pairs: list[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise PretrainingError(f"{pair!r} is not of the form name=value.")
-        settings[name] = yaml.safe_load(value)
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise PretrainingError(f"The value of {pair!r} can't be read: {error}") from error
     return settings
 
 
@@ -50,25 +54,37 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         given = _settings(options.config, options.pairs)
-        data, run = ({k: given.pop(k, v) for k, v in part.items()} for part in (_DATA, _RUN))
-        recipe = Recipe.of(given)
-        source, kind = data.pop("corpus"), data.pop("tokenizer")
-        corpus = prepare(source, kind, **data)
-        trainer = Trainer(corpus, recipe, say=_say, **run)
-        if trainer.processes.rank == 0:
-            _say(
-                f"{corpus.summary()}\n{trainer.n_parameters:,} parameters, {trainer.steps:,} steps"
-            )
-            _say(f"{trainer.processes.engine}, {trainer.device}, {trainer.dtype}")
-        trainer.run()
-        if trainer.sharded:
-            _say("No process has the whole model: run this again in one process to publish it.")
-        elif trainer.processes.rank == 0:
-            publish(trainer, Path(run["out"]) / "model", Path(source).name)
+        _train(checked(given, Recipe().as_dict() | _DATA | _RUN))
     except LlmnbError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _train(given: dict) -> None:
+    """Everything, what can be refused at once before the corpus is made."""
+    data, run = ({k: given.pop(k, v) for k, v in part.items()} for part in (_DATA, _RUN))
+    recipe, folder = Recipe.of(given), Path(run["out"]).expanduser() / "model"
+    source, kind = data.pop("corpus"), data.pop("tokenizer")
+    if kind not in LEAST:
+        raise PretrainingError(f"tokenizer is {kind!r}; choose one of {', '.join(LEAST)}.")
+    recipe.steps()
+    with torch.device("meta"):
+        recipe.build(vocab_size=1)
+    check(recipe, folder)
+    try:
+        corpus = prepare(source, kind, **data)
+    except ValueError as error:
+        raise PretrainingError(str(error)) from error
+    trainer = Trainer(corpus, recipe, say=_say, **run)
+    say = _say if trainer.processes.rank == 0 else lambda line: None
+    say(f"{corpus.summary()}\n{trainer.n_parameters:,} parameters, {trainer.steps:,} steps")
+    say(f"{trainer.processes.engine}, {trainer.device}, {trainer.dtype}")
+    trainer.run()
+    if trainer.sharded:
+        say("No process has the whole model: run this again in one process to publish it.")
+    elif trainer.processes.rank == 0:
+        publish(trainer, folder, Path(source).name)
 
 
 def _say(line: str) -> None:

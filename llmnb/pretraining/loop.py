@@ -3,10 +3,9 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +18,11 @@ from llmnb.concepts import start_token
 from llmnb.files import write_json, write_text
 from llmnb.pretraining import objectives, snapshots
 from llmnb.pretraining.optimizers import learning_rate, optimizers_for
+from llmnb.pretraining.processes import Processes
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 from llmnb.pretraining.tokens import TokenCorpus, batch_at, validation_blocks
 
 _AT_ONCE = 2048  # tokens that are evaluated together: what a processor's cache holds
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Who takes part: one process alone, or several that share each step's blocks."""
-
-    rank: int = 0
-    count: int = 1
-    engine: str = "one process"
-
-    @classmethod
-    def join(cls, shard: bool = False) -> "Processes":
-        """As torchrun or accelerate started us. shard: FSDP2 splits model and optimizer too."""
-        count = int(os.environ.get("WORLD_SIZE", 1))
-        if count == 1:
-            return cls(engine="one process" + (", so nothing is sharded" if shard else ""))
-        backend = "nccl" if profiles.has_cuda() else "gloo"
-        if backend == "nccl":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group(backend)
-        kind = "FSDP2 (fully_shard)" if shard else "DDP"
-        return cls(int(os.environ["RANK"]), count, f"{count} processes, {kind} over {backend}")
-
-    def first(self, value: float) -> float:
-        """What the first process says, so that all decide alike."""
-        if self.count == 1:
-            return value
-        said = torch.tensor(float(value), device="cuda" if profiles.has_cuda() else "cpu")
-        torch.distributed.broadcast(said, 0)
-        return said.item()
 
 
 class Trainer:
@@ -92,11 +61,10 @@ class Trainer:
         self.dtype = profiles.dtype(recipe.dtype, self.device)
         self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
-        self.sharded = shard and self.processes.count > 1
-        self.wrapped = self._wrapped()
-        self.optimizers = optimizers_for(
-            self.model, recipe.optimizer, recipe.lr, recipe.matrix_lr, recipe.weight_decay
-        )
+        self.sharded = self.processes.sharded
+        self.wrapped = self.processes.wrap(self.model, self.dtype)
+        rates = (recipe.lr, recipe.matrix_lr, recipe.weight_decay)
+        self.optimizers = optimizers_for(self.model, recipe.optimizer, *rates, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
         self.step, self.seconds, self.log = 0, 0.0, []
         self.waiting: dict[str, Any] = {"losses": [], "seconds": 0.0}  # since the log's last row
@@ -107,43 +75,44 @@ class Trainer:
         # a sharded model can't write: no process has the weights of a whole layer
         self.moments = {0, self.steps, *early} if samples and not self.sharded else set()
 
-    def _wrapped(self) -> nn.Module:
-        if self.processes.count == 1:
-            return self.model
-        if not self.sharded:
-            return nn.parallel.DistributedDataParallel(self.model)
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
-        low = MixedPrecisionPolicy(param_dtype=self.dtype)  # what `forward` does, in FSDP's way
-        for name, module in self.model.named_modules():
-            if name.rpartition(".")[2].isdigit():  # a block
-                fully_shard(module, mp_policy=low)
-        return fully_shard(self.model, mp_policy=low)
-
     def batch(self, number: int) -> Tensor:
         """This process's part of a step's blocks: (batch / processes, seq + 1)."""
-        size = self.recipe.batch_size
-        rows = batch_at(self.corpus.train, self.recipe.seed, number, size, self.recipe.block_size)
-        share = size // self.processes.count
-        return torch.from_numpy(rows[self.processes.rank * share :][:share]).to(self.device)
+        return self._share(self._blocks(number))
 
-    def loss(self, blocks: Tensor, seed: list[int]) -> Tensor:
-        """The objective, in nats a token. seed: of what is hidden from a masked model."""
+    def _blocks(self, number: int) -> Tensor:
+        """Of all processes."""
+        size, seed = self.recipe.batch_size, self.recipe.seed
+        blocks = batch_at(self.corpus.train, seed, number, size, self.recipe.block_size)
+        return torch.from_numpy(blocks).to(self.device)
+
+    def _share(self, rows: Tensor) -> Tensor:
+        size = len(rows) // self.processes.count
+        return rows[self.processes.rank * size :][:size]
+
+    def examples(self, blocks: Tensor, seed: list[int]) -> tuple[Tensor, ...]:
+        """What the objective takes: the blocks; for a masked model, also what `hide` makes of them.
+
+        seed: of what is hidden. It is drawn for a whole batch, however that is shared later.
+        """
         if self.recipe.objective == "causal":
-            return objectives.causal_loss(self.forward, blocks)
+            return (blocks,)
         tokenizer, blocks = self.corpus.tokenizer, blocks[:, 1:]
         first = 1 + max(tokenizer.all_special_ids)
-        corrupted, at = objectives.hide(
-            blocks, tokenizer.mask_token_id, len(tokenizer), first, seed
-        )
-        return objectives.masked_loss(self.forward, blocks, corrupted, at)
+        hidden = objectives.hide(blocks, tokenizer.mask_token_id, len(tokenizer), first, seed)
+        return blocks, *hidden
+
+    def loss(self, *examples: Tensor) -> Tensor:
+        """The objective, in nats a token."""
+        if self.recipe.objective == "causal":
+            return objectives.causal_loss(self.forward, *examples)
+        return objectives.masked_loss(self.forward, *examples)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The logits, computed in self.dtype with a copy of the fp32 weights, which learn.
 
         Source: Micikevicius et al. 2018, section 3.1.
         """
-        if self.dtype == torch.float32 or self.sharded:
+        if self.dtype == torch.float32 or self.sharded:  # FSDP has its own way
             return self.wrapped(*inputs)
         weights = {name: p.to(self.dtype) for name, p in self.wrapped.named_parameters()}
         return torch.func.functional_call(self.wrapped, weights, inputs)
@@ -151,25 +120,30 @@ class Trainer:
     def train_step(self) -> float:
         """One update; the batch's loss before it. Raises PretrainingError where it is NaN."""
         recipe, number, total = self.recipe, self.step, torch.zeros((), device=self.device)
-        for index, part in enumerate(self.batch(number).chunk(recipe.accumulation)):
+        examples = self.examples(self._blocks(number), [recipe.seed, number])
+        cut = [self._share(each).chunk(recipe.accumulation) for each in examples]
+        for index, part in enumerate(zip(*cut, strict=True)):
             last = index == recipe.accumulation - 1
             with contextlib.nullcontext() if last else self._unsynchronised():
-                seed = [recipe.seed, number, index, self.processes.rank]
-                loss = self.loss(part, seed) / recipe.accumulation
+                loss = self.loss(*part) / recipe.accumulation
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.processes.count > 1:
             torch.distributed.all_reduce(total)
-        mean = total.item() / self.processes.count
-        if not math.isfinite(mean):
-            raise PretrainingError(
-                f"The loss is {mean} at step {number}. Mostly the learning rate is too high: "
-                f"halve lr ({recipe.lr:g}) and matrix_lr ({recipe.matrix_lr:g}), or lengthen "
-                f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
-            )
-        self._update(learning_rate(number, self.steps, *recipe.schedule))
+        mean = self._finite(total.item() / self.processes.count)
+        self._update(learning_rate(number, self.steps, recipe.warmup, recipe.decay))
         self.step += 1
         return mean
+
+    def _finite(self, loss: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        recipe = self.recipe
+        raise PretrainingError(
+            f"The loss is {loss} at step {self.step}. Mostly the learning rate is too high: "
+            f"halve lr ({recipe.lr:g}) and matrix_lr ({recipe.matrix_lr:g}), or lengthen "
+            f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
+        )
 
     def _unsynchronised(self):
         """Gradients are exchanged once a step, after its last part."""
@@ -195,9 +169,9 @@ class Trainer:
         at_once, total = max(1, _AT_ONCE // self.recipe.block_size), 0.0
         for start in range(0, len(self.blocks), at_once):
             blocks = torch.from_numpy(self.blocks[start : start + at_once]).to(self.device)
-            total += len(blocks) * self.loss(blocks, [start]).item()
+            total += len(blocks) * self.loss(*self.examples(blocks, [start])).item()
         self.wrapped.train()
-        return total / len(self.blocks)
+        return self._finite(total / len(self.blocks))
 
     def run(self) -> list[dict[str, Any]]:
         """The steps that are left; the log's rows. Afterwards the model is in eval mode."""
@@ -264,10 +238,13 @@ class Trainer:
         facts = {"recipe": self.recipe.as_dict(), "corpus": self.corpus.folder.name}
         facts["dtype"] = str(self.dtype).removeprefix("torch.")
         file, snapshot = self.out / "run.json", self.out / "checkpoint.safetensors"
-        if not file.exists():
+        if not self.processes.first(file.exists()):  # who looks later may see what it wrote
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise PretrainingError(f"out can't be {self.out}: {error}") from error
             facts["steps"] = self._budget()
             if self.processes.rank == 0:
-                self.out.mkdir(parents=True, exist_ok=True)
                 write_json(file, facts)
             return facts["steps"]
         if not resume:
@@ -275,10 +252,12 @@ class Trainer:
                 f"{self.out} holds a run already: resume it, or name another folder."
             )
         known = json.loads(file.read_text(encoding="utf-8"))
-        for key, now in _flat(facts).items():
-            if (before := _flat(known).get(key)) != now:
+        before, now = _flat(known), _flat(facts | {"steps": known["steps"]})
+        for key in now | before:
+            if before.get(key) != now.get(key):
                 raise PretrainingError(
-                    f"{self.out} holds another run: its {key} is {before!r}, not {now!r}. "
+                    f"{self.out} holds another run: its {key} is {before.get(key)!r}, not "
+                    f"{now.get(key)!r}. "
                     f"Name another folder, or give the settings in its run.json."
                 )
         if snapshot.exists():
@@ -294,7 +273,8 @@ class Trainer:
     def _read_log(self) -> list[dict[str, Any]]:
         """The rows up to the checkpoint; those behind it will be made again."""
         path, rows = self.out / "log.jsonl", []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.split("\n"):  # splitlines would also split at a sample's U+2028
             with contextlib.suppress(json.JSONDecodeError):  # the line that the kill cut in two
                 rows.append(json.loads(line))
         rows = [row for row in rows if row["step"] <= self.step]
@@ -305,19 +285,18 @@ class Trainer:
 
     def _budget(self) -> int:
         """Steps for the recipe's tokens; for minutes, as many as this machine does in them."""
-        recipe = self.recipe
-        if (recipe.tokens > 0) == (recipe.minutes > 0):
-            raise PretrainingError("Give a budget: either tokens or minutes.")
-        if recipe.tokens > 0:
-            return max(1, round(recipe.tokens / recipe.step_tokens))
+        recipe, first = self.recipe, self.processes.first
+        if steps := recipe.steps():
+            return steps
         endless = replace(recipe, minutes=0.0, tokens=10**6 * recipe.step_tokens)
-        probe = Trainer(self.corpus, endless)
+        probe = Trainer(self.corpus, endless, shard=self.sharded)
         limit, seconds = time.perf_counter() + max(1.0, 2 * recipe.minutes), []
-        while len(seconds) < 5 or (time.perf_counter() < limit and len(seconds) < 50):
+        while len(seconds) < 5 or (len(seconds) < 50 and first(time.perf_counter() < limit)):
             start = time.perf_counter()
-            probe.train_step()
+            with self._memory_explained():
+                probe.train_step()
             seconds.append(time.perf_counter() - start)
-        per_step = self.processes.first(float(np.median(seconds[2:])))
+        per_step = first(float(np.median(seconds[2:])))
         return max(1, round(60 * recipe.minutes / per_step))
 
     @contextlib.contextmanager
@@ -341,6 +320,6 @@ class Trainer:
 def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
     flat = {}
     for key, value in facts.items():
-        nested = isinstance(value, dict) and value
+        nested = isinstance(value, dict)
         flat |= _flat(value, f"{before}{key}.") if nested else {before + key: value}
     return flat

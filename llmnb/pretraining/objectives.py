@@ -17,7 +17,12 @@ class MaskedModel(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Random weights; the output matrix is the embedding matrix, with a bias of its own."""
+        """Random weights; the output matrix is the embedding matrix, with a bias of its own.
+
+        Raises ValueError for a config with another output matrix.
+        """
+        if not config.tied:
+            raise ValueError("tied is False; a masked model's output matrix is its embedding.")
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)

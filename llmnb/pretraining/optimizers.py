@@ -92,11 +92,17 @@ def split_as(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def optimizers_for(
-    model: nn.Module, kind: str, lr: float, matrix_lr: float, weight_decay: float
+    model: nn.Module,
+    kind: str,
+    lr: float,
+    matrix_lr: float,
+    weight_decay: float,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> list[torch.optim.Optimizer]:
     """kind "muon": Muon for the blocks' matrices, AdamW for the rest; "adamw": AdamW for all.
 
-    Norms and biases do not decay. Raises ValueError for another kind.
+    Norms and biases do not decay. dtype: the model's products'; Muon computes in it too, but not in
+    fp16, in which small gradients are 0. Raises ValueError for another kind.
     """
     if kind not in ("muon", "adamw"):
         raise ValueError(f"optimizer is {kind!r}; choose one of muon, adamw.")
@@ -111,7 +117,9 @@ def optimizers_for(
     groups = [group for group in groups if group["params"]]
     fused = all(not hasattr(p, "full_tensor") for p in rest)  # one kernel for all parameters
     adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
-    muon = [Muon(matrices, matrix_lr, weight_decay=weight_decay)] if chosen else []
+    settings = {"lr": matrix_lr, "weight_decay": weight_decay}
+    settings["dtype"] = torch.float32 if dtype == torch.float16 else dtype
+    muon = [Muon(matrices, **settings)] if chosen else []
     for optimizer in (adamw, *muon):
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from llmnb import checkpoints, files
 from llmnb.pretraining.loop import Trainer
-from llmnb.pretraining.recipe import PretrainingError
+from llmnb.pretraining.recipe import PretrainingError, Recipe
 
 _CARD = """---
 library_name: transformers
@@ -19,7 +19,7 @@ trained on {tokens:,} tokens of `{corpus}` in {seconds:,.0f} seconds ({engine}).
 | | |
 |---|---|
 | objective | {objective} |
-| validation loss | {loss:.4f} nats a token, {bits:.4f} bits a byte |
+| validation loss | {loss:.4f} nats a {measure} |
 | optimizer | {optimizer}, learning rate {lr:g}, batch of {step_tokens:,} tokens |
 | seed | {seed} |
 
@@ -35,14 +35,29 @@ included. Before you pass it on, see to the licence of that text. To upload:
 """
 
 
+def check(recipe: Recipe, folder: Path) -> None:
+    """Raises PretrainingError where `publish` would, so that nobody trains for hours before."""
+    config = recipe.config(vocab_size=1)
+    try:
+        checkpoints.entries(config)
+    except ValueError as error:
+        raise PretrainingError(f"This model can't be published: {error}") from error
+    if folder.is_file():
+        raise PretrainingError(f"{folder} is a file; name a folder.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
+        raise PretrainingError(f"{folder} holds other files; name an empty folder.")
+
+
 def publish(trainer: Trainer, folder: str | Path, corpus: str = "a local text") -> Path:
     """Write the folder; returns it. Raises PretrainingError for one with other files in it.
 
-    corpus: what the card calls the training text. A sharded model can't be published.
+    Also for a model that transformers can't express, and for a sharded one, of which no process
+    has the whole. corpus: what the card calls the training text.
     """
     folder, recipe = Path(folder).expanduser(), trainer.recipe
-    if folder.exists() and any(folder.iterdir()) and not (folder / "config.json").exists():
-        raise PretrainingError(f"{folder} holds other files; name an empty folder.")
+    check(recipe, folder)
+    if trainer.sharded:
+        raise PretrainingError("No process has the whole model: take the run up in one process.")
     tokenizer = trainer.corpus.tokenizer
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     checkpoints.save(trainer.model, folder, ids | {"pad_token_id": tokenizer.pad_token_id})
@@ -51,8 +66,10 @@ def publish(trainer: Trainer, folder: str | Path, corpus: str = "a local text") 
     causal = recipe.objective == "causal"
     facts = recipe.as_dict() | {"n_parameters": trainer.n_parameters, "loss": loss}
     facts |= {"tokens": trainer.step * recipe.step_tokens, "seconds": trainer.seconds}
-    facts |= {"bits": loss / math.log(2) / trainer.corpus.bytes_per_token, "corpus": corpus}
-    facts |= {"engine": trainer.processes.engine, "step_tokens": recipe.step_tokens}
+    bits = loss / math.log(2) / trainer.corpus.bytes_per_token
+    facts |= {"measure": f"token, {bits:.4f} bits a byte" if causal else "hidden token"}
+    facts |= {"corpus": corpus, "step_tokens": recipe.step_tokens}
+    facts |= {"engine": trainer.processes.engine}
     facts |= {"auto": "AutoModelForCausalLM" if causal else "AutoModelForMaskedLM"}
     facts |= {"task": "text-generation" if causal else "fill-mask", "folder": folder.name}
     files.write_text(folder / "README.md", _CARD.format(**facts))

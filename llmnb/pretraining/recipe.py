@@ -1,7 +1,8 @@
 """A recipe: everything that decides a training run, the text apart."""
 
+import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 import torch
@@ -11,6 +12,12 @@ from llmnb import LlmnbError
 from llmnb.assets import nearest
 from llmnb.pretraining.objectives import MaskedModel
 from llmnb.transformer import Decoder, TransformerConfig
+
+_CHOICES = {
+    "objective": ("causal", "masked"),
+    "optimizer": ("muon", "adamw"),
+    "dtype": ("auto", "bf16", "fp16", "fp32"),
+}
 
 
 class PretrainingError(LlmnbError, ValueError):
@@ -50,10 +57,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raises PretrainingError for a value that can't be."""
-        if self.objective not in ("causal", "masked"):
-            raise PretrainingError(
-                f"objective is {self.objective!r}; choose one of causal, masked."
-            )
+        for name, known in _CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise PretrainingError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
         if not self.family:
             family = "bert" if self.objective == "masked" else "qwen3"
             object.__setattr__(self, "family", family)
@@ -68,6 +74,9 @@ class Recipe:
         for name in ("lr", "matrix_lr"):
             if getattr(self, name) <= 0:
                 raise PretrainingError(f"{name} is {getattr(self, name)}; it is above 0.")
+        for name in ("tokens", "minutes", "weight_decay", "clip", "d_ff", "seed"):
+            if getattr(self, name) < 0:
+                raise PretrainingError(f"{name} is {getattr(self, name)}; it is at least 0.")
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise PretrainingError(f"{name} is {getattr(self, name)}; it is a share, 0 to 1.")
@@ -79,19 +88,7 @@ class Recipe:
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """From a file's settings. Raises PretrainingError for a name or type that is not known."""
-        known = {each.name: each for each in fields(cls)}
-        for name, value in settings.items():
-            if name not in known:
-                raise PretrainingError(f"There is no setting {name!r}{nearest(name, known)}")
-            default = getattr(cls(), name)
-            wanted = (int, float) if isinstance(default, float) else type(default)
-            if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(
-                default, bool
-            ):
-                raise PretrainingError(
-                    f"{name} is {value!r}; it is of type {type(default).__name__}."
-                )
-        return cls(**settings)
+        return cls(**checked(settings, cls().as_dict()))
 
     @property
     def step_tokens(self) -> int:
@@ -135,6 +132,32 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain JSON."""
         return asdict(self) | {"model": dict(self.model)}
+
+    def steps(self) -> int:
+        """Steps for a budget in tokens; 0 where minutes decide. Raises PretrainingError."""
+        if (self.tokens > 0) == (self.minutes > 0):
+            raise PretrainingError("Give a budget: either tokens or minutes.")
+        return max(1, round(self.tokens / self.step_tokens)) if self.tokens else 0
+
+
+def checked(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, each of its default's type; where that is None, an int or None.
+
+    Raises PretrainingError for a name or type that is not known.
+    """
+    result = {}
+    for name, value in settings.items():
+        if name not in defaults:
+            raise PretrainingError(f"There is no setting {name!r}{nearest(str(name), defaults)}")
+        kind = int if defaults[name] is None else type(defaults[name])
+        if kind is float and not isinstance(value, bool):
+            with contextlib.suppress(TypeError, ValueError):
+                value = float(value)  # YAML takes 1e-3 for a text
+        right = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+        if not right and (value is not None or defaults[name] is not None):
+            raise PretrainingError(f"{name} is {value!r}; it is of type {kind.__name__}.")
+        result[name] = value
+    return result
 
 
 # Karpathy's nanoGPT, its settings for a CPU: 0.8M parameters, 2,000 steps of 12 blocks of 64.

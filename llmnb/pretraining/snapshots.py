@@ -49,6 +49,10 @@ def load(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimize
             if key == "model":
                 parameter.copy_(split_as(tensor, parameter))
             else:
-                state = owner[id(parameter)].state[parameter]
-                state[key] = split_as(tensor.to(parameter.device), parameter)
+                optimizer = owner[id(parameter)]
+                if tensor.dim() or optimizer.defaults.get("fused"):  # else a counter, on the CPU
+                    tensor = tensor.to(parameter.device)
+                if tensor.dim():
+                    tensor = split_as(tensor, parameter)
+                optimizer.state[parameter][key] = tensor
         return json.loads(file.metadata()["facts"])

@@ -1,0 +1,333 @@
+"""Recipes, optimizers, objectives, against torch's Muon and transformers' losses."""
+
+import json
+import math
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from conftest import SMALL, small
+from test_checkpoints import scramble
+from torch import nn
+
+from llmnb import checkpoints
+from llmnb.pretraining import objectives
+from llmnb.pretraining.optimizers import Muon, learning_rate, optimizers_for, orthogonalised
+from llmnb.pretraining.recipe import BASELINE, PretrainingError, Recipe
+from llmnb.transformer import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FAMILIES = ["qwen3", "llama", "gpt2", "bert"]
+MATRICES = [(16, 16), (8, 32), (32, 8), (64, 16), (1, 8), (8, 32), (24, 40)]
+
+
+def recipe(family, **changes):
+    return small(family=family, objective="masked" if family == "bert" else "causal", **changes)
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def difference(one, other):
+    assert one.shape == other.shape and one.dtype == other.dtype
+    return (one - other).abs().max().item()
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_muon_is_torchs(weight_decay):
+    ours, theirs = ([nn.Parameter(random(*shape)) for shape in MATRICES] for _ in range(2))
+    settings = {"lr": 0.02, "weight_decay": weight_decay}
+    both = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="original")
+    for step in range(6):
+        for parameters, optimizer in zip((ours, theirs), both, strict=True):
+            optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 10)  # as a schedule does
+            for number, parameter in enumerate(parameters[:-1]):  # the last has no gradient
+                parameter.grad = random(*parameter.shape, seed=100 * step + number)
+            optimizer.step()
+    for one, other, shape in zip(ours[:-1], theirs, MATRICES, strict=False):
+        moved = difference(other, random(*shape))
+        assert moved > 0.01 and difference(one, other) <= 0.01 * moved  # bf16 has 8 bits
+    assert ours[-1].equal(random(*MATRICES[-1]))
+
+
+def test_muon_refuses_a_vector():
+    with pytest.raises(ValueError, match=r"matrices; there is a parameter of shape \(4,\)"):
+        Muon([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(4))])
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 64), (2, 64, 16), (1, 24, 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_are_brought_near_one(shape, dtype):
+    matrices = random(*shape)
+    result = orthogonalised(matrices.to(dtype)).float()
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert torch.linalg.svdvals(matrices).max() > 4  # which they were not
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert F.cosine_similarity((left @ right).flatten(1), result.flatten(1)).min() > 0.97
+    alone = [orthogonalised(each[None].to(dtype))[0].float() for each in matrices]
+    assert difference(torch.stack(alone), result) <= (1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_nothing_to_orthogonalise_stays_nothing():
+    assert orthogonalised(torch.zeros(2, 3, 4)).equal(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_is_in_one_group(family, kind):
+    model = recipe(family).build(40)
+    optimizers = optimizers_for(model, kind, 1e-3, 0.02, 0.1)
+    found = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            assert group["lr"] == group["initial_lr"]
+            facts = (type(optimizer).__name__, group["lr"], group["weight_decay"])
+            for parameter in group["params"]:
+                assert id(parameter) not in found
+                found[id(parameter)] = facts
+    assert len(found) == len(list(model.parameters()))
+    products = {"query", "key", "value", "output", "gate", "up", "down"}
+    for name, parameter in model.named_parameters():
+        module = name.split(".")[-2]
+        if kind == "muon" and module in products and parameter.dim() == 2:
+            assert found[id(parameter)] == ("Muon", 0.02, 0.1), name
+        else:  # norms and biases are vectors
+            decay = 0.1 if parameter.dim() == 2 else 0.0
+            assert found[id(parameter)] == ("AdamW", 1e-3, decay), name
+    assert len(optimizers) == (2 if kind == "muon" else 1)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(ValueError, match="'sgd'; choose one of muon, adamw"):
+        optimizers_for(nn.Linear(2, 2), "sgd", 1e-3, 0.02, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("step", "steps", "warmup", "decay", "share"),
+    [
+        *((0, 100, 0.1, 0.2, 0.1), (8, 100, 0.1, 0.2, 0.9), (9, 100, 0.1, 0.2, 1.0)),
+        *((50, 100, 0.1, 0.2, 1.0), (80, 100, 0.1, 0.2, 1.0), (81, 100, 0.1, 0.2, 0.95)),
+        *((99, 100, 0.1, 0.2, 0.05), (0, 100, 0.0, 0.2, 1.0), (99, 100, 0.1, 0.0, 1.0)),
+        *((0, 1, 0.02, 0.6, 1.0), (0, 1, 0.0, 0.0, 1.0), (0, 1, 1.0, 1.0, 1.0)),
+        *((0, 10, 1.0, 1.0, 0.1), (4, 10, 1.0, 1.0, 0.5), (9, 10, 1.0, 1.0, 0.1)),
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls(step, steps, warmup, decay, share):
+    assert learning_rate(step, steps, warmup, decay) == pytest.approx(share)
+
+
+# Objectives
+
+
+def assert_same_losses_and_gradients(model, losses, reference, family):
+    """Of the model and of transformers' own, to 1e-5."""
+    assert difference(*losses) <= 1e-5
+    for loss in losses:
+        loss.backward()
+    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    theirs = checkpoints.renamed(family, theirs)
+    ours = {n.removeprefix("encoder."): p.grad for n, p in model.named_parameters()}
+    if family == "bert":
+        head = reference.cls.predictions
+        for name, module in {
+            "transform": "transform.dense",
+            "transform_norm": "transform.LayerNorm",
+        }.items():
+            for part, parameter in head.get_submodule(module).named_parameters():
+                theirs[f"{name}.{part}"] = parameter.grad
+        theirs["head.bias"] = head.bias.grad
+    assert ours.keys() == theirs.keys()
+    # softmax does not see what a key's bias adds to every score
+    assert all(g.abs().max() > 1e-4 for name, g in ours.items() if "key.bias" not in name)
+    assert max(difference(ours[name], theirs[name]) for name in ours) <= 1e-5
+
+
+def reference(model, folder):
+    checkpoints.save(model, folder)
+    architecture = getattr(transformers, checkpoints.ARCHITECTURES[model.config.family])
+    return architecture.from_pretrained(folder, attn_implementation="eager")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
+def test_the_causal_loss_is_transformers(family, tmp_path):
+    model = scramble(recipe(family).build(50))
+    theirs = reference(model, tmp_path)
+    blocks = torch.randint(0, 50, (3, 16), generator=torch.Generator().manual_seed(1))
+    losses = objectives.causal_loss(model, blocks), theirs(blocks, labels=blocks).loss
+    assert losses[0].item() > 1
+    assert_same_losses_and_gradients(model, losses, theirs, family)
+
+
+def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
+    model = scramble(recipe("bert").build(50))
+    theirs = reference(model, tmp_path)
+    blocks = torch.randint(2, 50, (4, 16), generator=torch.Generator().manual_seed(1))
+    corrupted, at = objectives.hide(blocks, 1, 50, 2, [0])
+    labels = torch.full_like(blocks, -100).scatter(1, at, blocks.gather(1, at))
+    result = theirs(corrupted, labels=labels)
+    assert difference(model(corrupted), result.logits) <= 1e-5
+    loss = objectives.masked_loss(model, blocks, corrupted, at)
+    elsewhere = torch.where(labels == -100, 7, blocks)  # other answers where nobody asks
+    assert objectives.masked_loss(model, elsewhere, corrupted, at) == loss
+    wrong = blocks.scatter(1, at[:, :1], 7)
+    assert objectives.masked_loss(model, wrong, corrupted, at) != loss
+    assert_same_losses_and_gradients(model, (loss, result.loss), theirs, "bert")
+
+
+def test_what_is_hidden_is_berts_fifteen_percent():
+    rows, seq = 4000, 40
+    blocks = torch.full((rows, seq), 3)
+    corrupted, at = objectives.hide(blocks, 1, 50, 10, [7])
+    hidden, n = torch.zeros_like(blocks).scatter(1, at, 1).bool(), rows * 6
+    assert at.shape == (rows, 6) and hidden.sum(1).eq(6).all()  # 15 % of each row
+    assert blocks.eq(3).all() and corrupted[~hidden].eq(3).all()
+    counts = Counter(corrupted[hidden].tolist())
+    kept, masked = counts.pop(3), counts.pop(1)
+    shares = {0.8: masked, 0.1: kept, 0.1 + 1e-9: sum(counts.values())}
+    for share, count in shares.items():
+        assert abs(count - n * share) < 5 * math.sqrt(n * share * (1 - share))
+    assert counts.keys() == set(range(10, 50))  # an ordinary token, each as likely
+    assert abs(counts[10] - n / 400) < 5 * math.sqrt(n / 400)
+    places = hidden.sum(0)
+    assert (places - rows * 0.15).abs().max() < 5 * math.sqrt(rows * 0.15 * 0.85)
+
+
+@pytest.mark.parametrize(("seq", "n"), [(1, 1), (3, 1), (16, 2), (20, 3), (128, 19)])
+def test_the_number_hidden_is_the_same_in_every_row(seq, n):
+    corrupted, at = objectives.hide(torch.full((50, seq), 9), 1, 9, 2, [0])
+    assert at.shape == (50, n) and all(len(set(row)) == n for row in at.tolist())
+    assert (corrupted != 9).sum() > 30 * n
+
+
+def test_the_seed_decides_what_is_hidden():
+    blocks = torch.randint(2, 50, (8, 40), generator=torch.Generator().manual_seed(0))
+    one, same, other = (
+        objectives.hide(blocks, 1, 50, 2, seed) for seed in ([3, 1], [3, 1], [3, 2])
+    )
+    assert all(map(torch.equal, one, same))
+    assert not any(map(torch.equal, one, other))
+
+
+# Recipes
+
+
+def test_a_recipes_settings_become_the_model():
+    model = small(d_model=32, n_layers=2, n_heads=4, model={"n_kv_heads": 2, "tied": False}).build(
+        50
+    )
+    config = model.config
+    assert isinstance(model, Decoder) and config.family == "qwen3"
+    assert (config.vocab_size, config.d_model, config.n_layers, config.n_positions) == (
+        50,
+        32,
+        2,
+        16,
+    )
+    assert config.heads == (4, 2, 8) and not config.tied
+    assert config.d_ff == 96  # 8/3 d_model = 85.3, up to a multiple of 16
+    assert small(d_ff=40).config(50).d_ff == 40 and small(family="gpt2").config(50).d_ff == 64
+    assert small(objective="masked").family == "bert"
+    assert json.loads(json.dumps(small().as_dict())) == small().as_dict()
+
+
+def test_the_seed_decides_the_weights_and_nothing_else_does():
+    before = torch.get_rng_state()
+    one, same, other = (small(seed=seed).build(50).state_dict() for seed in (1, 1, 2))
+    assert torch.get_rng_state().equal(before)
+    assert all(one[name].equal(same[name]) for name in one)
+    assert not one["embedding.weight"].equal(other["embedding.weight"])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_adds_nothing_in_the_beginning(family):
+    for zero_init in (True, False):
+        model = recipe(family, zero_init=zero_init).build(50)
+        zero = {n for n, p in model.named_parameters() if p.dim() == 2 and not p.any()}
+        block = "encoder.blocks.0" if family == "bert" else "blocks.0"
+        expected = {f"{block}.attention.output.weight", f"{block}.feed_forward.down.weight"}
+        assert zero == (expected if zero_init else set())
+
+
+def test_the_baseline_is_nanogpts():
+    assert 0.79e6 < sum(p.numel() for p in BASELINE.build(65).parameters()) < 0.82e6
+    assert BASELINE.steps() == 2000 and BASELINE.step_tokens == 12 * 64
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "span"}, "objective is 'span'; choose one of causal, masked"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; choose one of muon, adamw"),
+        ({"dtype": "fp8"}, "dtype is 'fp8'; choose one of auto, bf16, fp16, fp32"),
+        ({"family": "bert"}, "family 'bert' does not go with objective 'causal'"),
+        ({"objective": "masked", "family": "gpt2"}, "'gpt2' does not go with objective 'masked'"),
+        ({"block_size": 0}, "block_size is 0; it is at least 1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"accumulation": 0}, "accumulation is 0"),
+        ({"accumulation": 3}, "batch_size 8 can't be cut into 3 equal parts"),
+        ({"lr": 0.0}, "^lr is 0.0; it is above 0"),
+        ({"matrix_lr": -1.0}, "matrix_lr is -1.0"),
+        ({"warmup": 1.1}, "warmup is 1.1; it is a share"),
+        ({"decay": -0.1}, "decay is -0.1"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; it is at least 0"),
+        ({"clip": -1.0}, "clip is -1.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"tokens": -1}, "tokens is -1"),
+    ],
+)
+def test_settings_that_can_not_be_are_named(changes, message):
+    with pytest.raises(PretrainingError, match=message):
+        small(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "t5"}, "family is 't5'; choose one of"),
+        ({"n_heads": 3, "family": "gpt2"}, "d_model 16 is not divisible by 3 heads"),
+        ({"n_layers": 0}, "n_layers is 0"),
+        ({"model": {"layers": 3}}, "layers"),
+        ({"objective": "masked", "model": {"tied": False}}, "tied is False"),
+    ],
+)
+def test_models_that_can_not_be_are_named(changes, message):
+    with pytest.raises(PretrainingError, match=f"There is no such model: .*{message}"):
+        small(**changes).build(50)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimiser": "muon"}, "no setting 'optimiser'; did you mean 'optimizer'"),
+        ({True: 1}, "no setting True"),
+        ({"d_model": "wide"}, "d_model is 'wide'; it is of type int"),
+        ({"d_model": 16.5}, "d_model is 16.5; it is of type int"),
+        ({"d_model": True}, "d_model is True; it is of type int"),
+        ({"zero_init": 1}, "zero_init is 1; it is of type bool"),
+        ({"lr": "high"}, "lr is 'high'; it is of type float"),
+        ({"lr": True}, "lr is True; it is of type float"),
+        ({"lr": None}, "lr is None; it is of type float"),
+        ({"model": "large"}, "model is 'large'; it is of type dict"),
+    ],
+)
+def test_unknown_settings_and_types_are_named(settings, message):
+    with pytest.raises(PretrainingError, match=message):
+        Recipe.of(settings)
+
+
+def test_numbers_as_yaml_gives_them_are_taken():
+    assert Recipe.of(SMALL | {"lr": "1e-3", "minutes": 2, "tokens": 0}).lr == 1e-3
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 0}, {"minutes": 1.0}])
+def test_a_budget_is_tokens_or_minutes(budget):
+    with pytest.raises(PretrainingError, match="budget: either tokens or minutes"):
+        small(**budget).steps()

@@ -1,0 +1,170 @@
+"""What is published: transformers loads it, tokenizer and all, and computes the same."""
+
+import re
+
+import pytest
+import torch
+import transformers
+import yaml
+from conftest import small
+from test_checkpoints import scramble
+from test_pretraining_tokens import FORGED, HARD
+
+from llmnb import checkpoints
+from llmnb.generation import generate
+from llmnb.pretraining.loop import Trainer
+from llmnb.pretraining.publish import publish
+from llmnb.pretraining.recipe import PretrainingError
+from llmnb.pretraining.tokens import prepare
+from llmnb.transformer import Decoder, Encoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# No setting has its family's usual value, so each must be written.
+ROTARY = {"n_kv_heads": 1, "head_dim": 12, "rope_theta": 300.0, "norm_eps": 0.01}
+MODELS = {
+    "qwen3": {"family": "qwen3"},
+    "qwen3, changed": {"family": "qwen3", "model": ROTARY | {"tied": False}},
+    "llama": {"family": "llama"},
+    "llama, changed": {"family": "llama", "model": ROTARY | {"tied": True}},
+    "gpt2": {"family": "gpt2"},
+    "gpt2, changed": {"family": "gpt2", "model": {"tied": False, "norm_eps": 0.01}, "d_ff": 40},
+    "bert": {"objective": "masked"},
+    "bert, changed": {"objective": "masked", "model": {"n_token_types": 3, "norm_eps": 0.01}},
+}
+
+
+def trained(corpus, **changes):
+    trainer = Trainer(corpus, small(tokens=3 * 8 * 16, n_layers=2, **changes))
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def tokenizers(sentences):
+    """Of every kind, published with a model."""
+    folder = sentences[0] / "published"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMNB_CACHE", str(sentences[0] / "cache"))
+        for kind in ("bpe", "bytes", "characters"):
+            corpus = prepare(str(sentences[0] / "sentences.txt"), kind, 300)
+            for family in ("qwen3", "llama", "gpt2", "bert"):
+                objective = "masked" if family == "bert" else "causal"
+                trainer = trained(corpus, family=family, objective=objective)
+                publish(trainer, folder / f"{kind}-{family}")
+    return folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_the_same(name, corpus, tmp_path):
+    trainer = trained(corpus, **MODELS[name])
+    scramble(trainer.model)  # three steps would leave too much near zero
+    family, folder = name.split(",")[0], tmp_path / "model"
+    assert publish(trainer, str(folder), "sentences") == folder
+    kind = "MaskedLM" if family == "bert" else "CausalLM"
+    loaded, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert type(loaded).__name__ == checkpoints.ARCHITECTURES[family]
+    ids = torch.randint(
+        0, len(corpus.tokenizer), (3, 16), generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        ours = trainer.model(ids)
+        theirs = loaded(ids).logits
+        assert ours.std() > 0.3 and (ours - theirs).abs().max() <= 1e-5
+        if family == "bert":
+            again = Encoder.from_pretrained(str(folder), dtype="fp32")(ids)
+            ours = trainer.model.encoder(ids)
+        else:
+            again = Decoder.from_pretrained(str(folder), dtype="fp32")(ids)
+        assert (ours - again).abs().max() <= 1e-5
+
+
+def test_what_it_writes_goes_on_in_transformers(corpus, tmp_path):
+    """Greedy, from a prompt in words to words."""
+    trainer = Trainer(corpus, small(tokens=300 * 8 * 16, block_size=32))
+    trainer.run()
+    publish(trainer, tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    inputs = tokenizer("The cat ", return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
+    ours = generate(trainer.model, inputs.input_ids, None, 12)
+    assert written.tolist() == ours.tolist()
+    assert model.generation_config.eos_token_id == corpus.tokenizer.eos_token_id == 0
+    assert len(tokenizer.decode(written[0])) == 20
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bytes", "characters"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2", "bert"])
+def test_the_tokenizer_comes_along(kind, family, tokenizers, text):
+    own = prepare(text, kind, 300).tokenizer
+    loaded = transformers.AutoTokenizer.from_pretrained(tokenizers / f"{kind}-{family}")
+    for sample in [*HARD, FORGED, "The cat sees the dog at 3 past 7."]:
+        ids = own.encode(sample)
+        assert loaded.encode(sample) == loaded(sample)["input_ids"] == ids
+        assert loaded.decode(ids) == own.decode(ids)
+    assert loaded.special_tokens_map == own.special_tokens_map and len(loaded) == len(own)
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_the_card_is_true_and_its_code_runs(objective, corpus, tmp_path, monkeypatch):
+    trainer = trained(corpus, objective=objective)
+    folder = publish(trainer, tmp_path / "my-model", "texts {of} mine")
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"[{}].*[{}]", card) == ["{of}"]
+    _, head, body = card.split("---\n", 2)
+    task = {"causal": "text-generation", "masked": "fill-mask"}[objective]
+    assert yaml.safe_load(head) == {"library_name": "transformers", "pipeline_tag": task}
+    loss = trainer.log[-1]["validation_loss"]
+    assert f"{loss:.4f} nats a {'' if objective == 'causal' else 'hidden '}token" in body
+    bits = loss / 0.6931471805599453 / corpus.bytes_per_token
+    assert (f"{bits:.4f} bits a byte" in body) == (objective == "causal")
+    assert f"{trainer.n_parameters:,} parameters" in body and "384 tokens" in body
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(re.search(r"```python\n(.*?)```", body, re.S)[1], found)
+    assert found["model"].num_parameters() == trainer.n_parameters
+    assert len(found["tokenizer"]) == len(corpus.tokenizer)
+
+
+def test_a_folder_with_other_files_is_left_alone_and_ones_own_is_renewed(corpus, tmp_path):
+    trainer = trained(corpus)
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(PretrainingError, match="holds other files; name an empty folder"):
+        publish(trainer, tmp_path)
+    with pytest.raises(PretrainingError, match="is a file; name a folder"):
+        publish(trainer, tmp_path / "thesis.txt")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    publish(trainer, tmp_path / "model")
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+    scramble(trainer.model)
+    publish(trainer, tmp_path / "model")
+    assert (tmp_path / "model/model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"norm": "layer"}}, "Its norm is 'layer': Qwen3ForCausalLM has no such thing"),
+        ({"model": {"positions": "learned"}}, "Its positions is 'learned'"),
+        ({"model": {"activation": "gelu"}}, "Its activation is 'gelu'"),
+        ({"model": {"bias": True}}, "Its bias is True"),
+        ({"model": {"qk_norm": False}}, "Its qk_norm is False"),
+        ({"model": {"norm_first": False}}, "Its norm_first is False"),
+        ({"family": "gpt2", "model": {"n_kv_heads": 1}}, r"Its heads are \(2, 1, 8\): GPT2LMHead"),
+        ({"family": "gpt2", "model": {"head_dim": 4}}, r"Its heads are \(2, 2, 4\)"),
+        ({"family": "original"}, "Its family is None"),
+        ({"objective": "masked", "model": {"n_token_types": 0}}, "Its n_token_types is 0: BertFor"),
+        ({"objective": "masked", "model": {"norm_first": True}}, "Its norm_first is True"),
+    ],
+)
+def test_a_model_that_the_family_can_not_express_is_refused(changes, message, corpus, tmp_path):
+    trainer = trained(corpus, **changes)
+    with pytest.raises(PretrainingError, match=f"can't be published: {message}"):
+        publish(trainer, tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        checkpoints.save(trainer.model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
