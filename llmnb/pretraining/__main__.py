@@ -9,6 +9,7 @@ import yaml
 
 from llmnb import LlmnbError
 from llmnb.pretraining.loop import Trainer
+from llmnb.pretraining.processes import leave
 from llmnb.pretraining.publish import check, publish
 from llmnb.pretraining.recipe import PretrainingError, Recipe, checked
 from llmnb.pretraining.tokens import LEAST, prepare
@@ -52,13 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", help="settings, as YAML")
     parser.add_argument("pairs", nargs="*", metavar="name=value", help="further settings")
     options = parser.parse_args(arguments)
+    code = 0
     try:
         given = _settings(options.config, options.pairs)
         _train(checked(given, Recipe().as_dict() | _DATA | _RUN))
     except LlmnbError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        code = 2
+    leave()
+    return code
 
 
 def _train(given: dict) -> None:

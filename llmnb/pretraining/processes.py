@@ -1,5 +1,6 @@
 """One process alone, or several that share each step's blocks: DDP and FSDP2."""
 
+import gc
 import os
 from dataclasses import dataclass
 
@@ -58,3 +59,14 @@ class Processes:
             if name.rpartition(".")[2].isdigit():  # a block
                 fully_shard(module, **options)
         return fully_shard(model, **options)
+
+
+def leave() -> None:
+    """Close the group, at the end of a program and when nothing of its models is left.
+
+    A model that outlived the group would take it along while it holds Python's lock, for which the
+    group's threads may be waiting; and at an interpreter's exit these threads can crash it.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
