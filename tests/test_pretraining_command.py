@@ -179,6 +179,8 @@ def test_two_processes_reach_what_one_reaches(engine, text, tmp_path):
     assert main(["--config", file, f"out={tmp_path / 'one'}"]) == 0
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [row["step"] for row in two] == [row["step"] for row in one] == [*range(21)]
+    before = one[0]["validation_loss"]  # nothing learned yet: the same products in the same dtype
+    assert two[0]["validation_loss"] == pytest.approx(before, abs=1e-6)
     for ours, theirs in zip(two[1:], one[1:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=near)
         assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=near)
