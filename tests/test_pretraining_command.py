@@ -31,7 +31,7 @@ def config(tmp_path, text, **changes):
 
 def test_the_command_trains_publishes_and_resumes(text, tmp_path, capsys):
     arguments = ["--config", config(tmp_path, text, shard=True), f"out={tmp_path / 'out'}"]
-    assert main([*arguments, "evaluations=3", "lr=1e-3"]) == 0
+    assert main(["evaluations=3", *arguments, "lr=1e-3"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("train ") and said[1].endswith(" parameters, 30 steps")
     assert said[2] == "one process, so nothing is sharded, cpu, torch.float32"
