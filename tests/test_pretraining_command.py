@@ -31,7 +31,7 @@ def config(tmp_path, text, **changes):
 
 def test_the_command_trains_publishes_and_resumes(text, tmp_path, capsys):
     arguments = ["--config", config(tmp_path, text, shard=True), f"out={tmp_path / 'out'}"]
-    assert main([*arguments, "evaluations=3", "lr=1e-3"]) == 0
+    assert main(["evaluations=3", *arguments, "lr=1e-3"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("train ") and said[1].endswith(" parameters, 30 steps")
     assert said[2] == "one process, so nothing is sharded, cpu, torch.float32"
@@ -179,6 +179,8 @@ def test_two_processes_reach_what_one_reaches(engine, text, tmp_path):
     assert main(["--config", file, f"out={tmp_path / 'one'}"]) == 0
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [row["step"] for row in two] == [row["step"] for row in one] == [*range(21)]
+    before = one[0]["validation_loss"]  # nothing learned yet: the same products in the same dtype
+    assert two[0]["validation_loss"] == pytest.approx(before, abs=1e-6)
     for ours, theirs in zip(two[1:], one[1:], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=near)
         assert ours["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=near)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmnb import attention
@@ -51,9 +52,17 @@ def rows(out):
     return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in log]
 
 
+def facts(out):
+    """What the checkpoint keeps beside the tensors, without the time."""
+    with safe_open(out / "checkpoint.safetensors", "pt") as file:
+        kept = json.loads(file.metadata()["facts"])
+    assert kept.pop("seconds") > 0
+    return kept
+
+
 def assert_same_run(one, other):
     """Bit for bit: losses, weights, the optimizers' states."""
-    assert rows(one) == rows(other)
+    assert rows(one) == rows(other) and facts(one) == facts(other)
     states = [load_file(folder / "checkpoint.safetensors") for folder in (one, other)]
     assert states[0].keys() == states[1].keys() and len(states[0]) > 20
     assert all(states[0][name].equal(states[1][name]) for name in states[0])

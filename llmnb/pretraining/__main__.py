@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("llmnb.pretraining", epilog=_HELP, formatter_class=form)
     parser.add_argument("--config", metavar="FILE", help="settings, as YAML")
     parser.add_argument("pairs", nargs="*", metavar="name=value", help="further settings")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     code = 0
     try:
         given = _settings(options.config, options.pairs)
