@@ -1,6 +1,7 @@
 """Every figure of the series: one style, colours that the colour-blind can tell apart, alt text.
 
-Figures are made without pyplot: nothing is shown twice, no global state is left behind."""
+Figures are made without pyplot: nothing is shown twice, no global state is left behind.
+"""
 
 import functools
 import io
@@ -115,10 +116,8 @@ def lines(
                 getattr(axes, f"set_{axis.axis_name}scale")("log")
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter("")
-                if axis is axes.xaxis and len(x) <= 10:  # powers of ten may be none of them
-                    axis.set_ticks(x, [f"{n:g}" if n < 1e6 else f"{n:.1e}" for n in x])
-        if len(x) <= 10 and not log_x:
-            axes.set_xticks(x)
+        if len(x) <= 10:
+            axes.set_xticks(x, [f"{value:g}" if value < 1e6 else f"{value:.1e}" for value in x])
         if len(series) > 1:
             axes.legend()
     return figure
