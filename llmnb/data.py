@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
+PAGE = 4096  # bytes; a longer .txt document is cut into pieces of this size
 END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
 
 _BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
@@ -125,7 +126,8 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
 
     source: "imdb"; "Salesforce/wikitext" (Hub, its own splits); or a file or folder of .txt,
     .jsonl, .csv or .parquet. A single .txt is cut at its blank lines, in a folder each .txt is one
-    document. column: where a table keeps its text. Arrow files on disk: memory stays flat.
+    document; a novel in one piece could not be split, so texts longer than PAGE bytes are cut into
+    such pages. column: where a table keeps its text. Arrow files on disk: memory stays flat.
     Raises DataError for what can't be read, AssetError for what can't be fetched.
     """
     if source in ("imdb", "rotten_tomatoes"):
@@ -146,7 +148,10 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
             if not str(rows.features[column].dtype).endswith("string"):
                 raise DataError(f"The column {column!r} of {source} holds no text.")
             rows = rows if column == "text" else rows.rename_column(column, "text")
-            split(_cleaned(rows)).save_to_disk(folder / "splits")
+            rows = _cleaned(rows)
+            if loader.startswith("text"):
+                rows = rows.map(_pages, batched=True)
+            split(rows).save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
 
     return _built(f"corpus-{files[0].stem}", f"{column} {facts}", make)
@@ -213,6 +218,10 @@ def _cleaned(rows: "datasets.Dataset") -> "datasets.Dataset":
             lambda batch: {"text": [clean(t or "") for t in batch["text"]]}, batched=True
         )
         return rows.filter(lambda batch: [bool(t) for t in batch["text"]], batched=True)
+
+
+def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
+    return {"text": [page for text in batch["text"] for page in chop(text, PAGE)]}
 
 
 def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":

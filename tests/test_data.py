@@ -117,6 +117,16 @@ def test_a_corpus_of_any_kind(cache, tmp_path, texts, kind):
     assert list(again["test"]["text"]) == list(corpus["test"]["text"])
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_novel_without_blank_lines_is_cut_into_pages(cache, tmp_path, folder):
+    novel = "".join(f"Sentence {i}, größer than the last.\n" for i in range(5000))
+    (tmp_path / "novel.txt").write_text(novel, encoding="utf-8")
+    corpus = data.load_corpus(str(tmp_path if folder else tmp_path / "novel.txt"))
+    pages = [text for part in corpus.values() for text in part["text"]]
+    assert max(len(page.encode()) for page in pages) <= data.PAGE and len(pages) > 40
+    assert sorted("".join(pages)) == sorted(data.clean(novel))
+
+
 def test_a_changed_file_is_read_again(cache, tmp_path, texts):
     path = tmp_path / "corpus.txt"
     path.write_text("\n\n".join(texts), encoding="utf-8")

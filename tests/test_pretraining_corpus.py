@@ -171,7 +171,7 @@ def test_bad_inputs_are_refused(cache, source, tmp_path, monkeypatch):
         prepare(source, train_bytes=0)
     with pytest.raises(ValueError, match="validation_bytes is -1"):
         prepare(source, validation_bytes=-1)
-    with pytest.raises(ValueError, match="kind is 'words'"):
+    with pytest.raises(ValueError, match="tokenizer is 'words'"):
         prepare(source, "words")
     with pytest.raises(ValueError, match="tokenizer is a int"):
         prepare(source, tokenizer=7)
@@ -287,7 +287,7 @@ def test_too_few_tokens_for_a_block_are_refused(n, block_size):
     few = np.arange(n)
     with pytest.raises(DataError, match=f"{n} tokens hold no block of {block_size}"):
         batch_at(few, 0, 0, 2, block_size)
-    with pytest.raises(DataError, match=f"{n} tokens hold no block of {block_size}"):
+    with pytest.raises(DataError, match=f"{n} tokens of the validation split hold no block of"):
         tokens.validation_blocks(few, block_size)
 
 

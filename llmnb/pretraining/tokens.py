@@ -174,6 +174,8 @@ def prepare(
     limits = {"train": train_bytes, "validation": validation_bytes}
     if wrong := [f"{name}_bytes is {n}" for name, n in limits.items() if n is not None and n < 1]:
         raise ValueError(f"{wrong[0]}; at least 1 is wanted, or None for all.")
+    if tokenizer is None and kind not in LEAST:
+        raise ValueError(f"tokenizer is {kind!r}; known are {', '.join(LEAST)}.")
     splits = data.load_corpus(source, column)
     if empty := [name for name in limits if not len(splits[name])]:
         raise DataError(f"{source!r} leaves no document for {' and '.join(empty)}.")
@@ -237,10 +239,10 @@ def _starts(seed: int, epoch: int, n_blocks: int, block_size: int) -> np.ndarray
     return random.integers(block_size) + random.permutation(n_blocks) * block_size
 
 
-def _check(tokens: np.ndarray, block_size: int) -> None:
+def _check(tokens: np.ndarray, block_size: int, split: str = "") -> None:
     if not 1 <= block_size < len(tokens):
         raise DataError(
-            f"{len(tokens):,} tokens hold no block of {block_size:,} and the one after it: "
+            f"{len(tokens):,} tokens {split}hold no block of {block_size:,} and the one after it: "
             f"give more text, or another block_size."
         )
 
@@ -250,6 +252,6 @@ def validation_blocks(tokens: np.ndarray, block_size: int) -> np.ndarray:
 
     So every token but the first is predicted once, less at most block_size - 1 at the end.
     """
-    _check(tokens, block_size)
+    _check(tokens, block_size, "of the validation split ")
     windows = np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)
     return windows[::block_size].astype(np.int64)
