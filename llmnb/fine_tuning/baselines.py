@@ -1,0 +1,159 @@
+"""The rungs without gradient descent in a network: the majority, word counts, frozen features."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from llmnb import assets
+from llmnb.fine_tuning.classifier import Classifier
+from llmnb.fine_tuning.encoding import batches, encode
+
+_HEAD = "head.safetensors"
+# Words; where a script has no spaces between them, characters: their pairs are counted too.
+_TOKEN = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
+
+
+class Majority(Classifier):
+    """Always the training set's shares: what any other rung must beat."""
+
+    shares: NDArray[np.float64]
+
+    def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Majority":
+        """Count the classes."""
+        self.shares = np.bincount(labels, minlength=len(self.label_names)) / len(labels)
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """The same row for every text: (texts, classes)."""
+        return np.tile(self.shares, (len(texts), 1))
+
+    def write(self, folder: Path) -> None:
+        """The shares."""
+        save_file({"shares": self.shares}, folder / _HEAD)
+
+    def read(self, folder: Path) -> None:
+        """The shares."""
+        self.shares = load_file(folder / _HEAD)["shares"]
+
+
+class _Linear(Classifier):
+    """Logistic regression on features that a subclass makes of the texts."""
+
+    weight: NDArray[np.float64]  # (classes, features)
+    bias: NDArray[np.float64]  # (classes,)
+    penalty: float  # scikit-learn's C: the inverse of the regularisation's strength
+
+    def features(self, texts: Sequence[str]):
+        """(texts, features)"""
+        raise NotImplementedError
+
+    def fit(self, texts: Sequence[str], labels: NDArray[np.integer]):
+        """Maximise the penalised likelihood; two classes get opposite weights."""
+        weights = "balanced" if self.settings.balanced else None
+        regression = LogisticRegression(C=self.penalty, max_iter=300, class_weight=weights)
+        with warnings.catch_warnings():  # a little short of the optimum is as good here
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            regression.fit(self.features(texts), labels)
+        weight, bias = regression.coef_, regression.intercept_
+        if len(regression.classes_) == 2 and len(weight) == 1:
+            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        self.weight = np.zeros((len(self.label_names), weight.shape[1]))
+        self.bias = np.full(len(self.label_names), -np.inf)  # a class without examples
+        self.weight[regression.classes_], self.bias[regression.classes_] = weight, bias
+        self.trainable_parameters = regression.coef_.size + regression.intercept_.size
+        return self
+
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """softmax(W x + b): (texts, classes)"""
+        if not len(texts):
+            return np.zeros((0, len(self.label_names)))
+        scores = np.asarray(self.features(texts) @ self.weight.T) + self.bias
+        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def write(self, folder: Path) -> None:
+        """Weights in half the bytes: the ranking of the classes doesn't need more."""
+        head = {"weight": self.weight.astype(np.float32), "bias": self.bias}
+        save_file(head, folder / _HEAD)
+
+    def read(self, folder: Path) -> None:
+        """Weights and bias."""
+        head = load_file(folder / _HEAD)
+        self.weight, self.bias = head["weight"].astype(np.float64), head["bias"]
+
+
+class Tfidf(_Linear):
+    """Words and pairs of words, weighed by how rare they are. Source: Salton & Buckley 1988."""
+
+    penalty = 10.0
+    vectorizer: TfidfVectorizer
+
+    def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Tfidf":
+        """Collect the vocabulary from the training texts, then the weights."""
+        self.vectorizer = self._vectorizer(min_df=2 if len(texts) >= 1000 else 1)
+        self.vectorizer.fit(texts)
+        return super().fit(texts, labels)
+
+    def features(self, texts: Sequence[str]):
+        """(texts, vocabulary), sparse"""
+        return self.vectorizer.transform(texts)
+
+    def write(self, folder: Path) -> None:
+        """Vocabulary, rarities, weights."""
+        super().write(folder)
+        words = sorted(self.vectorizer.vocabulary_, key=self.vectorizer.vocabulary_.get)
+        text = json.dumps(words, ensure_ascii=False)
+        (folder / "vocabulary.json").write_text(text, encoding="utf-8", errors="replace")
+        save_file({"idf": self.vectorizer.idf_.astype(np.float32)}, folder / "idf.safetensors")
+
+    def read(self, folder: Path) -> None:
+        """Vocabulary, rarities, weights."""
+        super().read(folder)
+        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+        self.vectorizer = self._vectorizer(vocabulary=words)
+        self.vectorizer.idf_ = load_file(folder / "idf.safetensors")["idf"].astype(np.float64)
+
+    @staticmethod
+    def _vectorizer(**options) -> TfidfVectorizer:
+        return TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, token_pattern=_TOKEN, **options
+        )
+
+
+class Frozen(_Linear):
+    """The pretrained encoder as it is: the mean of its last vectors is a text's features.
+
+    Source: Reimers & Gurevych 2019, section 3 (mean pooling).
+    """
+
+    penalty = 10.0
+    _model = None
+
+    @property
+    def base(self) -> str:
+        """The encoder's name."""
+        return self.settings.encoder
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(texts, d_model), each of length √d_model, so that one penalty fits every width"""
+        import torch
+
+        if self._model is None:
+            self._tokenizer = assets.load_tokenizer(self.base)
+            self._model = assets.load_encoder(self.base, self.settings.dtype)
+        ids, _ = encode(self._tokenizer, texts, self.settings)
+        means = np.zeros((len(texts), self._model.config.hidden_size))
+        with torch.inference_mode():
+            for rows, inputs in batches(self._tokenizer, ids, device=self._model.device):
+                mask = inputs["attention_mask"][:, :, None]  # (batch, seq, 1)
+                hidden = self._model(**inputs).last_hidden_state.float()  # (batch, seq, d_model)
+                means[rows] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+        return means / np.linalg.norm(means, axis=1, keepdims=True) * means.shape[1] ** 0.5
