@@ -127,6 +127,19 @@ def test_paired_p_agrees_with_its_interval():
     assert seen == {True, False}
 
 
+def test_at_level_one_minus_p_the_interval_ends_at_zero():
+    a = np.random.default_rng(3).normal(1, 2, 12)
+    _, p = paired_bootstrap(a, 0 * a, resamples=50_000)
+    interval, _ = paired_bootstrap(a, 0 * a, resamples=50_000, level=1 - p)
+    assert 0.01 < p < 0.5 and abs(interval.low) < 0.002 * (interval.high - interval.low)
+
+
+def test_the_floor_of_p_is_one_resample():
+    _, p = paired_bootstrap([5, 6, 7, 6, 5, 6], np.zeros(6), resamples=999)
+    floor = 2 * stats.t.cdf(stats.norm.ppf(1 / 1000) * math.sqrt(5 / 6), 5)
+    assert p == pytest.approx(floor)
+
+
 def test_a_tie_is_a_tie_in_decimals_too():
     ones = np.array([1, 1, -1, -1, 0, 0, 0, 1, 0, 0.0])
     _, p = paired_bootstrap(ones, 0 * ones)
@@ -150,7 +163,7 @@ def test_mcnemar_is_the_binomial_test():
 def test_holm_by_hand():
     # sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, and never falling
     np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    np.testing.assert_allclose(holm([0.5, 0.9]), [1, 1])
+    np.testing.assert_allclose(holm([0.8, 0.9]), [1, 1])
     assert list(holm([0.03])) == [0.03]
 
 
@@ -199,6 +212,24 @@ def test_f1_is_scikit_learns_and_its_draws_are_those_of_items():
     away = -np.array([f1(labels[chosen], predictions[chosen]) for chosen in rest])
     naive = uncertainty._limits(found.value, draws, 60, 0.95, away - away.mean(), np.ones(60))
     assert (found.low, found.high) == pytest.approx((naive.low, naive.high), abs=0.02)
+
+
+def test_a_class_that_a_resample_lost_is_left_out():
+    labels = [*["common"] * 30, "rare"]
+    assert bootstrap_f1(labels, labels) == Interval(1, 1, 1)
+
+
+def test_the_interval_always_holds_the_value():
+    """Few statistics are as biased as this: a resample has two thirds of the different values."""
+
+    def different(values, axis):
+        return 1 + (np.diff(np.sort(values, axis), axis=axis) > 0).sum(axis)
+
+    values = np.arange(30.0)
+    found = bootstrap(values, statistic=different)
+    assert found.low < 20 and found.value == found.high == 30
+    found = bootstrap(values, statistic=lambda values, axis: -different(values, axis))
+    assert found.low == found.value == -30 and found.high > -20
 
 
 @pytest.mark.parametrize(
