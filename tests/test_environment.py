@@ -55,6 +55,7 @@ def test_every_import_of_the_package_is_declared(wanted):
     import sys
 
     modules = {"yaml": "pyyaml", "PIL": "matplotlib", "jupyter_client": "nbclient"}
+    modules |= {"sklearn": "scikit-learn", "rouge_score": "rouge-score"}
     modules |= {"IPython": "ipykernel", "huggingface_hub": "transformers", "pygments": "nbconvert"}
     modules |= {
         "tokenizers": "transformers",

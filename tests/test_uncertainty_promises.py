@@ -1,0 +1,130 @@
+"""What intervals and tests promise, by simulation or over every outcome: coverage, alpha, power."""
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_uncertainty import pair
+
+from llmnb.evaluation import uncertainty
+from llmnb.evaluation.uncertainty import (
+    bootstrap,
+    bootstrap_f1,
+    compare,
+    items_needed,
+    paired_bootstrap,
+    proportion,
+)
+
+
+def outcomes(n, p_only_a, p_only_b):
+    """Every (only_a, only_b) among n items, with its probability; the impossible ones left out."""
+    for a, b in itertools.product(range(n + 1), repeat=2):
+        if a + b <= n:
+            probability = stats.multinomial.pmf(
+                [a, b, n - a - b], n, [p_only_a, p_only_b, 1 - p_only_a - p_only_b]
+            )
+            if probability > 1e-6:
+                yield a, b, probability
+
+
+def coverage(draw, truth, n, repetitions=4000, **options):
+    """How often the interval of n items holds the truth."""
+    samples = draw(np.random.default_rng(1), (repetitions, n))
+    found = [bootstrap(row, resamples=1000, seed=i, **options) for i, row in enumerate(samples)]
+    return np.mean([interval.low <= truth <= interval.high for interval in found])
+
+
+def scores(generator, size):
+    """Like token-F1: three tenths 0, three tenths 1, the others in between."""
+    kind = generator.random(size)
+    return np.where(kind < 0.3, 0, np.where(kind < 0.6, 1, generator.beta(2, 2, size)))
+
+
+LAWS = {
+    "normal": (lambda g, size: g.normal(size=size), 0, {}),
+    "uniform": (lambda g, size: g.random(size), 0.5, {}),
+    "scores": (scores, 0.5, {}),
+    "exponential": (lambda g, size: g.exponential(size=size), 1, {}),
+    "median": (lambda g, size: g.normal(size=size), 0, {"statistic": np.median}),
+}
+
+
+@pytest.mark.parametrize(("law", "n"), [(law, n) for law in LAWS for n in (20, 60)][:-1])
+def test_intervals_cover_as_often_as_they_say(law, n):
+    draw, truth, options = LAWS[law]
+    covered = coverage(draw, truth, n, **options)
+    assert 0.93 <= covered <= 0.97 or (law == "exponential" and 0.92 <= covered < 0.95)
+
+
+@pytest.mark.parametrize(("n", "least"), [(20, 0.92), (50, 0.925), (100, 0.925), (200, 0.935)])
+def test_shares_cover_exactly_as_the_docstring_says(n, least):
+    """No simulation: each count's probability is known."""
+    found = [proportion(k, n) for k in range(n + 1)]
+    low, high = np.array([[i.low, i.high] for i in found]).T
+    shares = np.linspace(0.05, 0.95, 181)
+    covered = np.array(
+        [stats.binom.pmf(range(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in shares]
+    )
+    assert least <= covered.min() and covered.max() <= 0.98
+    assert covered.mean() == pytest.approx(0.95, abs=0.005)
+    assert n < 200 or (covered.min() >= 0.93 and covered.max() <= 0.97)
+
+
+@pytest.mark.parametrize(
+    ("n", "discordance"), [(50, 0.1), (50, 0.4), (100, 0.1), (100, 0.2), (200, 0.05)]
+)
+def test_false_positives_stay_below_alpha(n, discordance):
+    """Under the null, exactly: mid-p and exact McNemar, compare, and the paired bootstrap."""
+    wrong = dict.fromkeys(("mid-p", "exact", "compare", "bootstrap"), 0.0)
+    for only_a, only_b, probability in outcomes(n, discordance / 2, discordance / 2):
+        a, b = pair(only_a, only_b, n)
+        mid, exact = (
+            uncertainty._mcnemar(only_a, only_b),
+            uncertainty._mcnemar(only_a, only_b, True),
+        )
+        wrong["mid-p"] += probability * (mid <= 0.05)
+        wrong["exact"] += probability * (exact <= 0.05)
+        wrong["compare"] += probability * ("beats" in compare(a, b).verdict)
+        if mid < 0.3:  # elsewhere the bootstrap is far from 0.05, too
+            _, p = paired_bootstrap(a, b, resamples=1000)
+            wrong["bootstrap"] += probability * (p <= 0.05)
+    assert wrong["exact"] <= wrong["mid-p"] <= 0.05 and wrong["exact"] <= 0.05
+    assert wrong["compare"] <= wrong["mid-p"]
+    assert 0.03 <= wrong["bootstrap"] <= 0.065
+
+
+@pytest.mark.parametrize("law", ["normal", "scores"])
+@pytest.mark.parametrize("n", [20, 60])
+def test_the_paired_bootstrap_of_scores_keeps_alpha(law, n):
+    draw = LAWS[law][0]
+    a, b = draw(np.random.default_rng(2), (2, 4000, n))
+    p_values = [paired_bootstrap(*rows, resamples=1000)[1] for rows in zip(a, b, strict=True)]
+    assert 0.035 <= np.mean(np.array(p_values) <= 0.05) <= 0.065
+
+
+@pytest.mark.parametrize(("n", "rare"), [(80, 0.5), (200, 0.15)])
+def test_f1_intervals_cover(n, rare):
+    cells = np.array([[1 - rare - 0.04, 0.04], [0.04, rare - 0.04]])
+    truth = np.mean(2 * np.diag(cells) / (cells.sum(0) + cells.sum(1)))
+    generator, covered = np.random.default_rng(5), 0
+    for seed, counts in enumerate(generator.multinomial(n, cells.ravel(), 4000)):
+        labels, predictions = np.divmod(np.repeat(np.arange(4), counts), 2)
+        interval = bootstrap_f1(labels, predictions, resamples=400, seed=seed)
+        covered += interval.low <= truth <= interval.high
+    assert 0.93 <= covered / 4000 <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("p_a", "p_b", "shared"),
+    [(0.8, 0.7, 0.2), (0.9, 0.85, 0.1), (0.75, 0.7, None), (0.9, 0.7, 0.2)],
+)
+def test_items_needed_reach_their_power(p_a, p_b, shared):
+    n = items_needed(p_a, p_b, shared)
+    shared = shared or p_a * (1 - p_b) + p_b * (1 - p_a)
+    only_a, only_b = (shared + p_a - p_b) / 2, (shared - p_a + p_b) / 2
+    table = [only_a, only_b, 1 - shared]
+    counts = np.random.default_rng(0).multinomial(n, np.abs(table), 40_000)
+    power = np.mean(uncertainty._mcnemar(counts[:, 0], counts[:, 1]) <= 0.05)
+    assert 0.79 <= power <= 0.84 or (p_b == 0.7 and p_a == 0.9 and 0.79 <= power <= 0.9)
