@@ -113,7 +113,7 @@ def bootstrap_f1(
     chunks = _chunks(resamples, len(cells))
     draws = np.concatenate([f1(generator.multinomial(n, counts / n, rows)) for rows in chunks])
     away = f1(counts) - f1(counts - np.eye(len(cells)))  # what the score owes to an item of a cell
-    return _limits(f1(counts), draws, n, level, away, counts)
+    return _limits(f1(counts), draws, n, level, away - away @ counts / n, counts)
 
 
 def paired_bootstrap(
