@@ -90,6 +90,7 @@ def test_a_refused_batch_leaves_no_trace(kind, columns):
     assert metric.compute(**columns) == expected
 
 
+@pytest.mark.filterwarnings("error")
 @every
 def test_one_item_is_enough(kind, columns):
     assert kind().compute(**{name: values[:1] for name, values in columns.items()})
@@ -168,6 +169,8 @@ def test_the_f1_of_one_class():
     assert zero == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5})
     names = {k: ["no" if v == 0 else "yes" for v in values] for k, values in columns.items()}
     assert metrics.PrecisionRecallF1("binary", positive="no").compute(**names) == zero
+    none = metrics.PrecisionRecallF1().compute(predictions=[1, 1], references=[1, 0])
+    assert none == pytest.approx({"precision": 1 / 4, "recall": 1 / 2, "f1": 1 / 3})  # 0 for 0
     with pytest.raises(ValueError, match="harmonic"):
         metrics.PrecisionRecallF1("harmonic")
 
@@ -300,6 +303,8 @@ def test_perplexity_and_bits_per_byte():
             kind().compute(nats=[1.0], **{name: [0]})
         with pytest.raises(ValueError, match=r"-1\.0 is no finite"):
             kind().compute(nats=[-1.0], **{name: [3]})
+        with pytest.raises(ValueError, match="inf is no finite"):
+            kind().compute(nats=[math.inf], **{name: [3]})
 
 
 def test_every_metric_has_a_name_and_a_description():

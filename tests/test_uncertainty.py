@@ -1,5 +1,6 @@
 """Intervals and tests against scipy, scikit-learn and hand-worked cases."""
 
+import itertools
 import math
 
 import numpy as np
@@ -143,8 +144,14 @@ def test_the_floor_of_p_is_one_resample():
 def test_a_tie_is_a_tie_in_decimals_too():
     ones = np.array([1, 1, -1, -1, 0, 0, 0, 1, 0, 0.0])
     _, p = paired_bootstrap(ones, 0 * ones)
-    _, in_decimals = paired_bootstrap(ones * 0.1 + 0.2, 0 * ones + 0.2)
-    assert in_decimals == p
+    for a, b in itertools.permutations([ones * 0.1 + 0.2, 0 * ones + 0.2]):
+        assert paired_bootstrap(a, b)[1] == pytest.approx(p)
+    gains = np.array([0.1, 0.2, -0.3] * 4)
+    for a, b in itertools.permutations([gains, 0 * gains]):
+        draws = uncertainty._resampled(np.mean, [np.round(10 * (a - b))], 999, 0)
+        tail = (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / 1000
+        expected = 2 * stats.t.cdf(stats.norm.ppf(tail) * math.sqrt(11 / 12), 11)
+        assert paired_bootstrap(a, b, resamples=999)[1] == pytest.approx(min(1, expected))
 
 
 def test_mcnemar_is_the_binomial_test():
@@ -195,23 +202,30 @@ def test_items_needed_by_hand_and_its_direction():
     assert items_needed(0.8, 0.7, 0.2, power=0.9) > 155 < items_needed(0.8, 0.7, 0.2, alpha=0.01)
 
 
-def test_f1_is_scikit_learns_and_its_draws_are_those_of_items():
+def test_f1_is_scikit_learns_and_its_interval_scipys():
     generator = np.random.default_rng(0)
-    labels = generator.choice(list("aaabbc"), 60)
-    predictions = np.where(generator.random(60) < 0.7, labels, generator.choice(list("abcd"), 60))
+    labels = generator.choice(list("aaaaaaabbc"), 60)
+    predictions = np.where(generator.random(60) < 0.6, labels, generator.choice(list("abcd"), 60))
 
-    def f1(labels, predictions):
-        return metrics.f1_score(labels, predictions, average="macro", zero_division=0)
+    def f1(rows, axis=-1):
+        score = {"average": "macro", "zero_division": 0}
+        chosen = np.asarray(rows, dtype=int).reshape(-1, np.shape(rows)[-1])
+        found = [metrics.f1_score(labels[row], predictions[row], **score) for row in chosen]
+        return np.reshape(found, np.shape(rows)[:-1])
 
-    found = bootstrap_f1(labels, predictions)
-    assert found.value == pytest.approx(f1(labels, predictions))
-    rows = [generator.integers(0, 60, 60) for _ in range(1200)]
-    draws = np.array([f1(labels[chosen], predictions[chosen]) for chosen in rows])
-    # the same BCa formula, from the leave-one-out scores of each item
-    rest = [np.delete(np.arange(60), i) for i in range(60)]
-    away = -np.array([f1(labels[chosen], predictions[chosen]) for chosen in rest])
-    naive = uncertainty._limits(found.value, draws, 60, 0.95, away - away.mean(), np.ones(60))
-    assert (found.low, found.high) == pytest.approx((naive.low, naive.high), abs=0.02)
+    ours = bootstrap_f1(labels, predictions, resamples=400, seed=7)
+    assert ours.value == pytest.approx(f1(np.arange(60)))
+    # the same resamples, item by item: a cell drawn k times is any of its items k times
+    _, first, counts = np.unique(
+        np.char.add(labels, predictions), return_index=True, return_counts=True
+    )
+    drawn = np.random.default_rng(7).multinomial(60, counts / 60, 400)
+    draws = f1(np.array([np.repeat(first, row) for row in drawn]))
+    expected = scipys(np.arange(60.0), f1, draws, "BCa")
+    np.testing.assert_allclose([ours.low, ours.high], expected, rtol=1e-9)
+    # and drawing cells is drawing items
+    by_items = f1(generator.integers(0, 60, (600, 60)))
+    assert stats.ks_2samp(draws, by_items).pvalue > 0.05
 
 
 def test_a_class_that_a_resample_lost_is_left_out():
