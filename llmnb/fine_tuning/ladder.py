@@ -1,0 +1,167 @@
+"""Every way to a classifier on the same texts, measured alike: one function, one result type."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmnb import assets
+from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, proportion
+from llmnb.fine_tuning import classifier as classifiers
+from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
+from llmnb.fine_tuning.classifier import Classifier, FineTuningError, Settings
+
+if TYPE_CHECKING:
+    import datasets
+
+METHODS = {  # by what they cost, the cheapest first
+    "majority": "the most frequent class",
+    "tfidf": "word counts and logistic regression",
+    "zero_shot": "the decoder asked, without an example",
+    "few_shot": "the decoder asked, with examples",
+    "frozen": "the encoder's vectors and logistic regression",
+    "lora": "LoRA in the encoder",
+    "full": "the whole encoder fine-tuned",
+    "decoder_lora": "LoRA in the decoder",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A rung: the classifier, what it says of the test texts, and what it cost."""
+
+    classifier: Classifier
+    labels: NDArray[np.integer]  # (texts,), the true classes
+    probabilities: NDArray[np.float64]  # (texts, classes)
+    train_seconds: float
+    ms_per_text: float
+    bytes_on_disk: int  # that it adds to the pretrained model
+
+    @property
+    def method(self) -> str:
+        """Its name in METHODS."""
+        return self.classifier.method
+
+    @property
+    def predictions(self) -> NDArray[np.integer]:
+        """(texts,)"""
+        return self.probabilities.argmax(axis=1)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(texts,)"""
+        return self.predictions == self.labels
+
+    @property
+    def accuracy(self) -> Interval:
+        """The share that is right."""
+        return proportion(int(self.correct.sum()), len(self.labels))
+
+    @property
+    def macro_f1(self) -> Interval:
+        """The mean of the classes' F1: a class that is never found counts 0."""
+        return bootstrap_f1(self.labels, self.predictions)
+
+    def row(self) -> dict[str, str | int | float]:
+        """What a table shows."""
+        return {
+            "method": self.method,
+            "accuracy": str(self.accuracy),
+            "macro-F1": str(self.macro_f1),
+            "training (s)": round(self.train_seconds, 1),
+            "trained parameters": self.classifier.trainable_parameters,
+            "ms a text": round(self.ms_per_text, 2),
+            "MB on disk": round(self.bytes_on_disk / 1e6, 2),
+        }
+
+
+def run(
+    method: str,
+    splits: "Mapping[str, datasets.Dataset]",
+    label_names: Sequence[str],
+    settings: Settings = Settings(),  # noqa: B008 - it is frozen
+    checkpoints: str | Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
+    """Train by one method on splits["train"], choose on "validation", measure on "test".
+
+    The splits have the columns text and label (0, 1, …, as label_names). checkpoints: see
+    encoders.train. Raises FineTuningError, AssetError.
+    """
+    check(method, splits, label_names)
+    parts = {name: (part["text"][:], np.array(part["label"][:])) for name, part in splits.items()}
+    start = time.perf_counter()
+    made = _fitted(method, parts, label_names, settings, checkpoints, say)
+    made.method = method
+    train_seconds = time.perf_counter() - start
+    texts, labels = parts["test"]
+    made.probabilities(texts[:8])  # a prompt or an encoder is read once: that is no text's cost
+    start = time.perf_counter()
+    probabilities = made.probabilities(texts)
+    per_text = 1e3 * (time.perf_counter() - start) / len(texts)
+    return Result(made, labels, probabilities, train_seconds, per_text, made.bytes_on_disk())
+
+
+def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
+    """Raises FineTuningError where `run` would, before any work."""
+    if method not in METHODS:
+        near = assets.nearest(method, METHODS)
+        raise FineTuningError(f"No method is called {method!r}{near} Known: {', '.join(METHODS)}.")
+    if missing := {"train", "validation", "test"} - set(splits):
+        raise FineTuningError(f"The splits lack {', '.join(sorted(missing))}.")
+    if len(label_names) < 2:
+        raise FineTuningError(f"There is nothing to tell apart: the classes are {label_names}.")
+    if len(set(splits["train"]["label"])) < 2:
+        raise FineTuningError("The training texts are all of one class: give more of them.")
+
+
+def _fitted(method, parts, label_names, settings, checkpoints, say) -> Classifier:
+    simple = {"majority": Majority, "tfidf": Tfidf, "frozen": Frozen}
+    if method in simple:
+        return simple[method](label_names, settings).fit(*parts["train"])
+    if method in ("zero_shot", "few_shot"):
+        from llmnb.fine_tuning.prompting import Prompted
+
+        if method == "zero_shot":
+            settings = dataclasses.replace(settings, shots=0)
+        return Prompted(label_names, settings).fit(*parts["train"])
+    from llmnb.fine_tuning import encoders
+
+    base = settings.decoder if method == "decoder_lora" else settings.encoder
+    known = {name: parts[name] for name in ("train", "validation")}
+    kind = "full" if method == "full" else "lora"
+    folder = None if checkpoints is None else Path(checkpoints)
+    return encoders.train(kind, base, known, label_names, settings, folder, say)
+
+
+def trained(
+    method: str,
+    splits: "Mapping[str, datasets.Dataset]",
+    label_names: Sequence[str],
+    settings: Settings = Settings(),  # noqa: B008 - it is frozen
+    say: Callable[[str], None] = lambda line: None,
+) -> Classifier:
+    """The classifier of `run`, made once and kept in the cache: what other notebooks build on.
+
+    The cache's key is all that decides the result: method, settings, texts, labels and code.
+    """
+    check(method, splits, label_names)
+    texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
+    code = [file.read_text("utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))]
+    key = [method, dataclasses.asdict(settings), list(label_names), texts, code]
+    digest = hashlib.sha256(json.dumps(key).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+    def make(folder: Path) -> None:
+        result = run(method, splits, label_names, settings, say=say)
+        metrics = {"accuracy": str(result.accuracy), "macro-F1": str(result.macro_f1)}
+        classifiers.save(result.classifier, folder / "classifier", metrics)
+
+    folder = assets.build(assets.cache_dir() / "derived" / f"classifier-{method}-{digest}", make)
+    return classifiers.load(folder / "classifier")
