@@ -103,9 +103,9 @@ class Tfidf(_Linear):
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Tfidf":
         """Collect the vocabulary from the training texts, then the weights."""
         short = sum(map(len, texts)) < _LONG * len(texts)
-        least = {"min_df": 2 if len(texts) >= 1000 else 1}
-        self.vectorizers = [_words(**least)] + ([_pieces(**least)] if short else [])
-        self.penalty = 5.0 if short else 30.0  # by cross-validation on both sets of reviews
+        twice = {"min_df": 2 if len(texts) >= 1000 else 1}  # not what stands in one text only
+        self.vectorizers = [_words(), _pieces(**twice)] if short else [_words(**twice)]
+        self.penalty = 3.0 if short else 30.0  # both: by validation on the two sets of reviews
         for vectorizer in self.vectorizers:
             vectorizer.fit(texts)
         return super().fit(texts, labels)

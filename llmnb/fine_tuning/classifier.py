@@ -57,7 +57,7 @@ class Settings:
     lora_rank: int = 8
     balanced: bool = False  # rare classes weigh as much as frequent ones
     shots: int = 1  # examples a class in a few-shot prompt
-    patience: int = 2  # evaluations without a better validation loss, then training stops
+    patience: int = 2  # evaluations without a better validation F1, then training stops
     dtype: str = "auto"
     seed: int = 0
 

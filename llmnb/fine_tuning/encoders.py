@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,11 +19,15 @@ import torch
 import torch.nn.functional as F
 import transformers
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
 from llmnb import assets, profiles
 from llmnb.fine_tuning.classifier import Classifier, FineTuningError, Settings
 from llmnb.fine_tuning.encoding import batches, encode
+
+# peft asks a transformers model the old way.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 _NEW = ("classifier.", "score.", "pooler.", "bert.pooler.", "pre_classifier.")  # heads
@@ -117,7 +122,7 @@ def train(
     checkpoints: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Encoded:
-    """A classifier, its weights those with the best validation loss seen on the way.
+    """A classifier, its weights those with the best validation macro-F1 seen on the way.
 
     method: "full" or "lora"; base: the pretrained model; parts: texts and labels of "train" and
     "validation". checkpoints: a folder where a killed training leaves what the next one resumes
@@ -200,7 +205,7 @@ def _trained(model, tokenizer, rows, method, settings, folder, say) -> nn.Module
         save_steps=min(steps, 500),
         save_total_limit=1,
         load_best_model_at_end=True,
-        metric_for_best_model="loss",
+        metric_for_best_model="f1",  # the loss rises with a few sure mistakes while F1 still grows
         logging_strategy="no",
         disable_tqdm=True,
         report_to="none",
@@ -213,6 +218,7 @@ def _trained(model, tokenizer, rows, method, settings, folder, say) -> nn.Module
         eval_dataset=rows["validation"],
         processing_class=tokenizer,
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
+        compute_metrics=_macro_f1,
         compute_loss_func=_loss(rows["train"], model.config.num_labels, settings.balanced),
         callbacks=[transformers.EarlyStoppingCallback(settings.patience), _Progress(say)],
     )
@@ -241,6 +247,11 @@ def _loss(rows: list[dict], n_classes: int, balanced: bool) -> Callable:
     return loss
 
 
+def _macro_f1(found: transformers.EvalPrediction) -> dict[str, float]:
+    chosen = np.argmax(found.predictions, axis=1)
+    return {"f1": f1_score(found.label_ids, chosen, average="macro", zero_division=0)}
+
+
 class _Progress(transformers.TrainerCallback):
     """A line an evaluation."""
 
@@ -250,7 +261,7 @@ class _Progress(transformers.TrainerCallback):
     def on_evaluate(self, args, state, control, metrics, **_) -> None:
         way = state.global_step / state.max_steps
         seconds = time.monotonic() - self.start
-        self.say(f"{way:4.0%} {seconds:6.1f} s   validation loss {metrics['eval_loss']:.3f}")
+        self.say(f"{way:4.0%} {seconds:6.1f} s   validation macro-F1 {metrics['eval_f1']:.3f}")
 
 
 def _last_complete(folder: Path) -> str | None:
