@@ -35,6 +35,9 @@ class Profile:
     max_length: int  # tokens of the longest sequence that is timed
     train_tokens: int  # that a model is pretrained on
     pretraining: tuple[int, int, int, int]  # its d_model, n_layers, n_heads and block_size
+    train_texts: int  # labelled ones, for a classifier
+    test_texts: int  # that it is measured on, at most
+    prompted_texts: int  # of those, the ones that a decoder is asked about
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -57,6 +60,9 @@ _CPU = Profile(
     max_length=2048,
     train_tokens=900_000,
     pretraining=(192, 4, 4, 128),
+    train_texts=2000,
+    test_texts=2000,
+    prompted_texts=400,
 )
 PROFILES = {
     "smoke": replace(
@@ -69,6 +75,9 @@ PROFILES = {
         max_length=512,
         train_tokens=30_000,
         pretraining=(48, 2, 2, 64),
+        train_texts=128,
+        test_texts=64,
+        prompted_texts=16,
     ),
     "cpu": _CPU,
     "gpu": replace(
@@ -85,6 +94,9 @@ PROFILES = {
         max_length=8192,
         train_tokens=30_000_000,
         pretraining=(512, 8, 8, 256),
+        train_texts=20_000,
+        test_texts=10_000,
+        prompted_texts=1000,
     ),
 }
 

@@ -121,3 +121,58 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
         env=os.environ | environment,
         timeout=300,
     )
+
+
+_WORDS = [*"abcdefghij", "bad", "good", "fine", "film", "Text", ":", "Label", "Classify", "each"]
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory):
+    """A tiny random encoder and a tiny random decoder, each in a folder with its tokenizer."""
+    import torch
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    folder = tmp_path_factory.mktemp("models")
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocab = {word: number for number, word in enumerate(special + _WORDS)}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, config, kind in (
+        ("encoder", transformers.BertConfig, transformers.BertModel),
+        ("decoder", transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    ):
+        if name == "encoder":
+            ends = [("[CLS]", 2), ("[SEP]", 3)]
+            raw.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, ends)
+        else:
+            raw.post_processor = processors.TemplateProcessing("$A", None, [])
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+        )
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        sizes |= {"intermediate_size": 64, "vocab_size": len(vocab), "initializer_range": 0.3}
+        kind(config(**sizes, max_position_embeddings=256, pad_token_id=0)).save_pretrained(
+            folder / name
+        )
+        fast.save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_up():
+    """Reviews whose class is one word's; the other words say nothing."""
+    import datasets
+    import numpy as np
+
+    from llmnb import data
+
+    random = np.random.default_rng(0)
+    rows = {"text": [], "label": []}
+    for number in range(400):
+        words = random.choice(_WORDS[:10], size=random.integers(2, 9)).tolist()
+        words.insert(random.integers(len(words)), ("bad", "good")[number % 2])
+        rows["text"].append(" ".join(words))
+        rows["label"].append(number % 2)
+    return data.split(datasets.Dataset.from_dict(rows), label="label")

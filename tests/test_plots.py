@@ -18,6 +18,9 @@ FIGURES = {
     "log heatmap": lambda t: plots.heatmap(
         [[1, 200]], [t], ["c", "d"], t, "z", log=True, outline=lambda value: value < 2
     ),
+    "points": lambda t: plots.points(
+        {t: (1, 0.5, 0.4, 0.6), "b": (10, 0.7, 0.7, 0.8)}, "x", "y", t, log_x=True, levels={t: 0.5}
+    ),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
 }
 TITLES = [

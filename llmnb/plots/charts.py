@@ -1,0 +1,186 @@
+"""Charts: numbers over numbers, numbers by name, numbers in a table."""
+
+import itertools
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from matplotlib import rc_context
+
+from llmnb.plots.canvas import COLOURS, Figure, axes_of, box, label_of, need, style
+
+
+def lines(
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """One line a series over x; levels: dashed lines across, named at their right end."""
+    need(series, "series")
+    alt = _described(x_label, y_label, x, series)
+    alt += "".join(f"; {name} at {level:.3g}" for name, level in (levels or {}).items())
+    with rc_context(style()):
+        figure, (axes,) = axes_of(title, alt)
+        for name, level in (levels or {}).items():
+            axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
+            axes.text(max(x), level, label_of(name), ha="right", va="bottom", fontsize=9)
+        for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
+            axes.plot(x, values, color=colour, marker="o", markersize=4, label=label_of(name))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
+            if log:
+                getattr(axes, f"set_{axis.axis_name}scale")("log")
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
+        if len(x) <= 10:
+            axes.set_xticks(x, [f"{value:g}" if value < 1e6 else f"{value:.1e}" for value in x])
+        if len(series) > 1:
+            axes.legend()
+    return figure
+
+
+def bars(
+    values: Mapping[str, float],
+    x_label: str,
+    title: str,
+    low: Sequence[float | None] | None = None,
+    high: Sequence[float | None] | None = None,
+    highlight: str | None = None,
+    form: str = "{:.2f}",
+) -> Figure:
+    """Horizontal bars, in the order given from the top, with intervals where there are any."""
+    need(values, "values")
+    names, numbers = list(values), [float(value) for value in values.values()]
+    low = low or [None] * len(names)
+    high = high or [None] * len(names)
+    alt = f"Bars of {x_label}: " + "; ".join(
+        f"{name} {form.format(number)}" for name, number in values.items()
+    )
+    with rc_context(style()):
+        figure, (axes,) = axes_of(title, alt, height=0.8 + 0.46 * len(names))
+        colours = [COLOURS[name == highlight] for name in names]
+        axes.barh(range(len(names)), numbers, height=0.62, color=colours)
+        for row, (number, bottom, top) in enumerate(zip(numbers, low, high, strict=True)):
+            if bottom is not None:
+                errors = [[number - bottom], [top - number]]
+                axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
+            end = (max(number, top or number), row)
+            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(form.format(number), end, **beside)
+        axes.set_yticks(range(len(names)), [label_of(name) for name in names])
+        axes.invert_yaxis()
+        axes.set_xlabel(textwrap.fill(x_label, 60))
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def distributions(
+    labels: Sequence[str], groups: Mapping[str, Sequence[float]], x_label: str, title: str
+) -> Figure:
+    """The same bars side by side, one panel a group: how a distribution changes."""
+    need(groups, "groups")
+    top = max(max(values) for values in groups.values())
+    panels = (f"{n}: {', '.join(f'{value:.2f}' for value in v)}" for n, v in groups.items())
+    alt = f"Panels of bars over {', '.join(labels)}: {'; '.join(panels)}"
+    with rc_context(style()):
+        height = 0.9 + 0.34 * len(labels)
+        figure, panels = axes_of(title, alt, width=8.4, height=height, columns=len(groups))
+        for panel, (name, values) in zip(panels, groups.items(), strict=True):
+            panel.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
+            shown = (
+                [label_of(text) for text in labels] if panel is panels[0] else [""] * len(labels)
+            )
+            panel.set_yticks(range(len(labels)), shown)
+            panel.invert_yaxis()
+            panel.set_title(label_of(name), fontsize=11, fontweight="normal")
+            panel.set_xlim(0, top * 1.08)
+            panel.grid(axis="y", visible=False)
+        figure.supxlabel(x_label, fontsize=11)
+    return figure
+
+
+def heatmap(
+    matrix,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    bar_label: str,
+    form: str = "{:.2f}",
+    log: bool = False,
+    outline: Callable[[float], bool] | None = None,
+) -> Figure:
+    """A matrix (rows, columns) as coloured cells with their values.
+
+    log: colours on a logarithmic scale; outline(value): whether a cell gets a frame.
+    """
+    matrix = np.asarray(matrix, dtype=float)
+    if matrix.shape != (expected := (len(rows), len(columns))):
+        raise ValueError(f"The matrix is {matrix.shape}, its labels say {expected}.")
+    alt = (
+        f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
+        + ("; ".join(" ".join(form.format(value) for value in row) for row in matrix))
+    )
+    with rc_context(style() | {"axes.grid": False}):
+        figure, (axes,) = axes_of(title, alt, width=8.4, height=1.4 + 0.5 * len(rows))
+        image = axes.imshow(matrix, cmap="cividis", aspect="auto", norm="log" if log else "linear")
+        for (row, column), value in np.ndenumerate(matrix):
+            colour = "black" if image.norm(value) > 0.5 else "white"
+            axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
+            if outline and outline(value):
+                axes.add_patch(box(column - 0.46, row, 0.92, COLOURS[1], filled=False))
+        axes.set_xticks(
+            range(len(columns)), [label_of(text) for text in columns], rotation=25, ha="right"
+        )
+        axes.set_yticks(range(len(rows)), [label_of(name) for name in rows])
+        figure.colorbar(image, ax=axes, label=bar_label, shrink=0.9, format="{x:g}")
+    return figure
+
+
+def _described(x_label: str, y_label: str, x, series: Mapping[str, Sequence[float]]) -> str:
+    ends = "; ".join(
+        f"{name} goes from {float(values[0]):.3g} to {float(values[-1]):.3g}"
+        for name, values in series.items()
+    )
+    return f"{y_label} over {x_label} from {float(x[0]):.3g} to {float(x[-1]):.3g}: {ends}"
+
+
+def points(
+    places: Mapping[str, tuple[float, float, float, float]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    log_x: bool = False,
+    levels: Mapping[str, float] | None = None,
+) -> Figure:
+    """A named point each at (x, y), with the interval (low, high) of y; levels: see `lines`."""
+    need(places, "places")
+    alt = f"{y_label} over {x_label}: " + "; ".join(
+        f"{name} at {x:.3g}: {y:.3g}, {low:.3g} to {high:.3g}"
+        for name, (x, y, low, high) in places.items()
+    )
+    with rc_context(style()):
+        figure, (axes,) = axes_of(title, alt, height=4.6)
+        for name, level in (levels or {}).items():
+            axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
+            axes.annotate(
+                label_of(name), (1, level), xycoords=("axes fraction", "data"), ha="right"
+            )
+        for colour, (name, (x, y, low, high)) in zip(
+            itertools.cycle(COLOURS), places.items(), strict=False
+        ):
+            ends = [[y - low], [high - y]]
+            axes.errorbar(x, y, yerr=ends, color=colour, marker="o", capsize=4, lw=1.4)
+            beside = {"xytext": (8, 6), "textcoords": "offset points", "color": colour}
+            axes.annotate(label_of(name), (x, y), **beside)
+        axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear")
+        axes.margins(x=0.15)
+        if log_x:
+            axes.xaxis.set_major_formatter("{x:g}")
+    return figure
