@@ -179,9 +179,8 @@ def prepare(
     splits = data.load_corpus(source, column)
     if empty := [name for name in limits if not len(splits[name])]:
         raise DataError(f"{source!r} leaves no document for {' and '.join(empty)}.")
-    if tokenizer is None:
-        identity = [kind, vocab_size if kind != "bytes" else None]
-    else:
+    identity = [kind, vocab_size if kind != "bytes" else None]
+    if tokenizer is not None:
         tokenizer = _load(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
         identity = [_encoder(tokenizer).to_str(), str(tokenizer.special_tokens_map)]
 
@@ -198,14 +197,18 @@ def prepare(
         (folder / "n_bytes.json").write_text(json.dumps(n_bytes))
 
     files = [file["filename"] for name in limits for file in splits[name].cache_files]
-    facts = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
-    key = json.dumps([facts, limits, identity]).encode()
-    digest = hashlib.sha256(Path(__file__).read_bytes() + key).hexdigest()[:8]
-    name = f"tokens-{Path(source).stem}-{digest}"
+    name = f"tokens-{Path(source).stem}-{_digest(files, limits, identity)}"
     folder = assets.build(assets.cache_dir() / "derived" / name, make)
     own, n_bytes = _load(folder), json.loads((folder / "n_bytes.json").read_text())
     maps = [np.memmap(folder / f"{name}.bin", token_dtype(own), mode="r") for name in limits]
     return TokenCorpus(own, *maps, n_bytes, folder)
+
+
+def _digest(files: list[str], *settings) -> str:
+    """What decides the tokens: the documents' files, the settings, this module's code."""
+    facts = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
+    key = json.dumps([facts, *settings]).encode()
+    return hashlib.sha256(Path(__file__).read_bytes() + key).hexdigest()[:8]
 
 
 def _load(name: str | Path):
