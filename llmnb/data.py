@@ -57,7 +57,7 @@ def split(
 
     prints = _fingerprints(rows, text)
     _, first = np.unique(prints, return_index=True)  # ordered by fingerprint
-    labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label])
+    labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label][:])
     parts = {name: [] for name in FRACTIONS}
     for value in np.unique(labels[first]):
         group = first[labels[first] == value]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from llmnb import fine_tuning
+from llmnb.assets import AssetError
 from llmnb.fine_tuning import FineTuningError, Settings, baselines, encoders, encoding, prompting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,11 +32,14 @@ def columns(part):
 
 
 @pytest.mark.parametrize("method", ["tfidf", "frozen", "lora", "full", "decoder_lora"])
-def test_every_trained_rung_learns_and_comes_back_from_disk(method, made_up, small, tmp_path):
-    if method == "decoder_lora":
-        small = dataclasses.replace(small, epochs=8, lr=1e-2)
-    if method == "lora":
-        small = dataclasses.replace(small, epochs=6, lr=1e-2)
+def test_every_trained_rung_learns_and_comes_back_from_disk(
+    method, made_up, small, tmp_path, monkeypatch
+):
+    steps = {"full": {"epochs": 6}, "lora": {"epochs": 15}, "decoder_lora": {"epochs": 8}}
+    rate = {"lr": 1e-2} if method.endswith("lora") else {}
+    small = dataclasses.replace(small, **steps.get(method, {}), **rate)
+    # A random encoder's vectors say little: the penalty of a pretrained one's would hide it.
+    monkeypatch.setattr(baselines.Frozen, "penalty", 10.0)
     result = fine_tuning.run(method, made_up, LABELS, small)
     texts = made_up["test"]["text"][:]
     assert result.accuracy.value > (0.65 if method == "frozen" else 0.95)
@@ -265,6 +271,29 @@ def test_folders(made_up, small, tmp_path):
         (folder / "llmnb.json").write_text(broken)
         with pytest.raises(FineTuningError, match="is damaged"):
             fine_tuning.load(folder)
+
+
+@pytest.mark.parametrize("method", ["full", "few_shot"])
+def test_a_saved_network_is_loaded_in_a_fresh_process(method, made_up, small, tmp_path):
+    made = fine_tuning.run(method, made_up, LABELS, dataclasses.replace(small, epochs=1)).classifier
+    fine_tuning.save(made, tmp_path / "made")
+    code = "import sys; from llmnb import fine_tuning; made = fine_tuning.load(sys.argv[1]); "
+    code += "print(made.predict(['a good b', 'a bad b']))"
+    command = [sys.executable, "-c", code, str(tmp_path / "made")]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert found.stdout.strip() == str(made.predict(["a good b", "a bad b"])), found.stderr
+
+
+def test_a_classifier_of_plain_transformers_is_loaded(made_up, small, tiny_models, tmp_path):
+    made = fine_tuning.run("full", made_up, LABELS, small).classifier
+    fine_tuning.save(made, tmp_path / "made")
+    (tmp_path / "made" / "llmnb.json").unlink()
+    again = fine_tuning.load(tmp_path / "made")
+    texts = made_up["test"]["text"][:8]
+    np.testing.assert_allclose(again.probabilities(texts), made.probabilities(texts), atol=1e-6)
+    assert again.label_names == LABELS and again.method == "pretrained"
+    with pytest.raises(AssetError, match="lacks 2 weights"):  # its head would be random numbers
+        fine_tuning.load(tiny_models / "encoder")
 
 
 def test_a_model_card_takes_any_label(made_up, small, tmp_path):

@@ -33,6 +33,10 @@ MUTATIONS = {
         ("pretraining/objectives.py", "blocks[:, 1:].flatten()", "blocks[:, :-1].flatten()"),
         ("pretraining/snapshots.py", "optimizer.state.get(parameter, {}).items()", "()"),
     ],
+    "04": [
+        ("fine_tuning/baselines.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
+        ("data.py", "chosen = {name: index[np", 'groups["test"] = first; chosen = {name: index[np'),
+    ],
 }
 
 
@@ -50,7 +54,7 @@ def checked_cells(path):
 
 
 def test_there_are_notebooks():
-    names = ["01_concepts", "02_attention", "03_pretraining"]
+    names = ["01_concepts", "02_attention", "03_pretraining", "04_fine_tuning"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

@@ -21,6 +21,10 @@ FIGURES = {
     "points": lambda t: plots.points(
         {t: (1, 0.5, 0.4, 0.6), "b": (10, 0.7, 0.7, 0.8)}, "x", "y", t, log_x=True, levels={t: 0.5}
     ),
+    "signed bars": lambda t: plots.bars({t: -1.0, "b": 2.0}, "x", t, [-2, None], [1, None]),
+    "diagonal": lambda t: plots.points(
+        {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
+    ),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
 }
 TITLES = [

@@ -1,14 +1,16 @@
 """What every rung of the ladder is in the end: texts in, probabilities out, a folder on disk."""
 
 import dataclasses
+import importlib
 import json
+import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from numpy.typing import NDArray
 from llmnb import LlmnbError, files
 
 FACTS = "llmnb.json"  # beside the weights: method, label names, metrics, where the data came from
+_MODULES = {"Majority": "baselines", "Tfidf": "baselines", "Frozen": "baselines"}
+_MODULES |= {"Encoded": "encoders", "Prompted": "prompting"}  # imported only where one is loaded
 
 _CARD = """---
 pipeline_tag: text-classification
@@ -79,13 +83,9 @@ class Classifier(ABC):
 
     method: str = ""
     trainable_parameters: int = 0
-    kinds: ClassVar[dict[str, type["Classifier"]]] = {}  # by class name, for load
 
     def __init__(self, label_names: Sequence[str], settings: Settings) -> None:
         self.label_names, self.settings = tuple(label_names), settings
-
-    def __init_subclass__(cls) -> None:
-        Classifier.kinds[cls.__name__] = cls
 
     @abstractmethod
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -168,12 +168,20 @@ def _card(classifier: Classifier, facts: Mapping[str, Any], folder: str) -> str:
     )
 
 
-def load(folder: str | Path) -> Classifier:
-    """The classifier that `save` wrote. Raises FineTuningError where there is none."""
-    folder = Path(folder).expanduser()
+def load(name: str | Path) -> Classifier:
+    """The classifier that `save` wrote, or one of plain transformers: its folder or Hub id.
+
+    Raises FineTuningError where there is none, AssetError where its weights can't be loaded.
+    """
+    folder = Path(name).expanduser()
+    if ((folder / "config.json").is_file() and not (folder / FACTS).is_file()) or _on_the_hub(name):
+        from llmnb.fine_tuning import encoders
+
+        return encoders.pretrained(str(name))
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        kind = Classifier.kinds[facts["kind"]]
+        module = importlib.import_module(f"llmnb.fine_tuning.{_MODULES[facts['kind']]}")
+        kind = getattr(module, facts["kind"])
         classifier = kind(facts["label_names"], Settings(**facts["settings"]))
         classifier.method = facts["method"]
         classifier.trainable_parameters = facts["trainable_parameters"]
@@ -188,3 +196,8 @@ def load(folder: str | Path) -> Classifier:
             f"{folder / FACTS} is damaged ({type(error).__name__}: {error})."
         ) from error
     return classifier
+
+
+def _on_the_hub(name: str | Path) -> bool:
+    """owner/name, as the Hub has them, and nothing here is called so."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))) and not Path(name).exists()

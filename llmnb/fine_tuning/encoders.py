@@ -74,22 +74,39 @@ class Encoded(Classifier):
         return sum(file.stat().st_size for file in self.adapter.iterdir())
 
 
-def load_with_head(name: str, label_names: Sequence[str], new_head: bool = True) -> nn.Module:
-    """The pretrained model with a linear head on top, in fp32 on the CPU.
+def pretrained(name: str) -> Encoded:
+    """A classifier that transformers saved, as it is: a folder or a Hub id.
+
+    Raises AssetError for one that can't be loaded, or that is no classifier.
+    """
+    model = load_with_head(name, None, new_head=False)
+    labels = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
+    found = Encoded(labels, Settings(max_length=512))
+    found.method, found.base, found.model = "pretrained", name, model.to(profiles.device())
+    found.tokenizer = assets.load_tokenizer(name)
+    return found
+
+
+def load_with_head(
+    name: str, label_names: Sequence[str] | None, new_head: bool = True
+) -> nn.Module:
+    """The pretrained model with a linear head on top, in fp32 on the CPU; None: its own labels.
 
     Raises AssetError where it can't be loaded, or where more than the head would be random.
     """
     folder = assets.locate(name)
-    labels = dict(enumerate(label_names))
+    labels = {}
+    if label_names is not None:
+        own = dict(enumerate(label_names))
+        labels = {"num_labels": len(own), "id2label": own}
+        labels["label2id"] = {label: number for number, label in own.items()}
     before = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # that the head is new is no news
     transformers.utils.logging.disable_progress_bar()
     try:
         model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder,
-            num_labels=len(labels),
-            id2label=labels,
-            label2id={label: number for number, label in labels.items()},
+            **labels,
             dtype=torch.float32,
             trust_remote_code=False,
             use_safetensors=True,

@@ -151,7 +151,17 @@ def trained(
     """The classifier of `run`, made once and kept in the cache: what other notebooks build on.
 
     The cache's key is all that decides the result: method, settings, texts, labels and code.
+    method: one of METHODS; or a folder or Hub id, whose classifier is taken as it is. Raises
+    FineTuningError for one with other labels than label_names.
     """
+    if method not in METHODS and (Path(method).expanduser().is_dir() or "/" in method):
+        found = classifiers.load(method)
+        if found.label_names != tuple(label_names):
+            raise FineTuningError(
+                f"{method!r} tells apart {', '.join(found.label_names[:8])}; the table has the "
+                f"labels {', '.join(label_names[:8])}. They must be the same, in the same order."
+            )
+        return found
     check(method, splits, label_names)
     texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
     code = [file.read_text("utf-8") for file in sorted(Path(__file__).parent.glob("*.py"))]

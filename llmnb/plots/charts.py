@@ -76,7 +76,10 @@ def bars(
         axes.invert_yaxis()
         axes.set_xlabel(textwrap.fill(x_label, 60))
         axes.margins(x=0.12)
-        axes.set_xlim(left=0)
+        if min([*numbers, *(end for end in low if end is not None)]) >= 0:
+            axes.set_xlim(left=0)
+        else:
+            axes.axvline(0, color="#666666", linewidth=1)
         axes.grid(axis="y", visible=False)
     return figure
 
@@ -158,8 +161,12 @@ def points(
     title: str,
     log_x: bool = False,
     levels: Mapping[str, float] | None = None,
+    diagonal: str = "",
 ) -> Figure:
-    """A named point each at (x, y), with the interval (low, high) of y; levels: see `lines`."""
+    """A named point each at (x, y), with the interval (low, high) of y; levels: see `lines`.
+
+    diagonal: a name for the line where y is x, which is drawn then.
+    """
     need(places, "places")
     alt = f"{y_label} over {x_label}: " + "; ".join(
         f"{name} at {x:.3g}: {y:.3g}, {low:.3g} to {high:.3g}"
@@ -179,6 +186,10 @@ def points(
             axes.errorbar(x, y, yerr=ends, color=colour, marker="o", capsize=4, lw=1.4)
             beside = {"xytext": (8, 6), "textcoords": "offset points", "color": colour}
             axes.annotate(label_of(name), (x, y), **beside)
+        if diagonal:
+            ends = [function(place[0] for place in places.values()) for function in (min, max)]
+            axes.plot(ends, ends, color=COLOURS[6], linestyle="--", lw=1.2, label=diagonal)
+            axes.legend()
         axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear")
         axes.margins(x=0.15)
         if log_x:

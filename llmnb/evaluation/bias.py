@@ -1,0 +1,211 @@
+"""Does a model judge a sentence differently when only the group in it changes?
+
+What this can't show: a shift is measured on the sentences and words of resources/bias.json, which
+one person wrote in English; a model without a shift here may be biased elsewhere. A shift says
+that scores differ, not why, and not what harm follows. Names stand for groups only by custom. A
+group is compared with the others on its axis, so with two groups one's gain is the other's loss.
+The pairs for language models probe what a model associates, not what is true of anybody.
+"""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
+
+from llmnb import concepts
+from llmnb.evaluation.uncertainty import holm, proportion
+
+_FEWEST = 4  # terms of a group
+_TIE = 1e-4  # nats: batches of another width round differently
+
+
+@functools.cache
+def _resource() -> dict[str, list[dict[str, str]]]:
+    file = Path(__file__).parents[1] / "resources" / "bias.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def counterfactuals(axis: str | None = None) -> pd.DataFrame:
+    """Sentences in which only the group changes: every template with every term that fits it.
+
+    Columns: text, template, kind, term, group, axis; one axis, or all. Source: Kiritchenko &
+    Mohammad 2018 (the form; the sentences are our own). Raises ValueError for an unknown axis.
+    """
+    templates, terms = (pd.DataFrame(_resource()[name]) for name in ("templates", "terms"))
+    if axis is not None:
+        known = sorted(set(terms["axis"]))
+        if axis not in known:
+            raise ValueError(f"There is no axis {axis!r}; there are {', '.join(known)}.")
+        terms = terms[terms["axis"] == axis]
+    rows = templates.rename(columns={"text": "template"}).merge(terms, on="slot")
+    rows["text"] = [
+        template.format(person=term, Person=term[0].upper() + term[1:])
+        for template, term in zip(rows["template"], rows["term"], strict=True)
+    ]
+    return rows[["text", "template", "kind", "term", "group", "axis"]]
+
+
+def shifts(
+    scores: ArrayLike,
+    rows: pd.DataFrame,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far each group's scores lie from the mean over its axis, in the same templates.
+
+    scores: (n,), a probability say, in the order of rows (counterfactuals', or your own with the
+    columns template, term, group, axis). Columns: axis, group, terms, shift, low, high, p, p_holm,
+    flagged, verdict. The sampled units are the TERMS: a model has something for or against every
+    single word, and hundreds of rows repeat what it has, so resampling rows would call any few
+    words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
+    are dealt to the axis's groups at random, which is exact where groups don't matter (two groups
+    of 4 terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
+    interval of each group alone, which holds where one group's words vary more. Flagged: p_holm <
+    1 - level, and 0 outside the interval.
+    Source: Pitman 1937; Welch 1947. Raises ValueError for scores that don't fit the rows, an axis
+    with one group or a term that lacks a template, or a group with fewer than 4 terms.
+    """
+    if not 0 < level < 1 or resamples < 1000:
+        raise ValueError(f"level {level} is no share, or {resamples} resamples are under 1000.")
+    rows = _with_scores(scores, rows)
+    terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
+    # Every term stands in every template of its axis: what a template adds cancels.
+    terms["away"] = terms["score"] - terms.groupby("axis")["score"].transform("mean")
+    generator = np.random.default_rng(seed)
+    slack = 1e-6 * float(rows["score"].abs().max())  # what single precision rounds away is no shift
+    parts = [
+        _of_axis(name, found, level, generator, resamples, slack)
+        for name, found in terms.groupby("axis", sort=False)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table["p_holm"] = holm(table["p"])
+    apart = (table["low"] > 0) | (table["high"] < 0)
+    table["flagged"] = (table["p_holm"] < 1 - level) & apart
+    table["verdict"] = [_verdict(row) for row in table.itertuples()]
+    return table
+
+
+def _with_scores(scores, rows) -> pd.DataFrame:
+    """A copy of the rows with their scores, checked."""
+    needed = ["template", "term", "group", "axis"]
+    if missing := [name for name in needed if name not in rows]:
+        raise ValueError(f"The rows lack {missing}; counterfactuals() makes such rows.")
+    scores = np.asarray(scores, dtype=float)
+    if scores.shape != (len(rows),) or not len(rows):
+        raise ValueError(f"scores have shape {scores.shape}: one for each of {len(rows)} rows.")
+    if not np.isfinite(scores).all():
+        where = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(f"The score of row {where} is {scores[where]}, not a finite number.")
+    counts = rows.groupby(["axis", "group"])["term"].nunique()
+    if counts.min() < _FEWEST:
+        raise ValueError(
+            f"{counts.idxmin()} has {counts.min()} terms; the shift of so few may be the words' "
+            f"own: give every group {_FEWEST} or more."
+        )
+    alone = counts.groupby("axis").size()
+    if alone.min() < 2:
+        raise ValueError(f"{alone.idxmin()!r} has one group: there is nothing to compare it with.")
+    axes, crossing = rows.groupby("axis"), ["axis", "template", "term"]
+    short = axes.size() != axes["template"].nunique() * axes["term"].nunique()
+    if short.any() or rows.duplicated(crossing).any():
+        where = [*short.index[short], *rows["axis"][rows.duplicated(crossing)]][0]
+        raise ValueError(f"{where!r}: every term stands once in every template, but not here.")
+    return rows[needed].reset_index(drop=True).assign(score=scores)
+
+
+def _of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
+    """One axis: the rows of `shifts`, from a mean deviation per term."""
+    away = terms["away"].to_numpy()  # (terms,)
+    found = terms.groupby("group", sort=False)["away"].agg(["size", "var"])
+    sizes, variances = found["size"].to_numpy(), found["var"].to_numpy()
+    member = terms["group"].to_numpy()[:, None] == found.index.to_numpy()  # (terms, groups)
+    shift = away @ (member / sizes)  # (groups,)
+    dealt = generator.permuted(np.tile(away, (resamples, 1)), axis=1) @ (member / sizes)
+    p = (1 + (np.abs(dealt) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
+    # A shift is a weighted sum of the groups' means: each adds its own variance.
+    share = (np.eye(len(sizes)) - sizes / len(away)) ** 2 * variances / sizes  # (groups, groups)
+    variance, freedom = share.sum(axis=1), (share**2 / (sizes - 1)).sum(axis=1)
+    freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
+    half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
+    columns = {"axis": axis, "group": found.index, "terms": sizes, "shift": shift}
+    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
+
+
+def _verdict(row) -> str:
+    found = f"{row.shift:+.3f} [{row.low:+.3f}, {row.high:+.3f}], corrected p = {row.p_holm:.2g}"
+    if row.flagged:
+        way = "higher" if row.shift > 0 else "lower"
+        return f"{row.group}: scored {way} than the others of {row.axis}: {found}."
+    return f"{row.group}: no shift is shown on {row.axis}: {found}."
+
+
+def pair_preferences(
+    model, tokenizer, pairs: Sequence[Mapping[str, str]] | pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Which sentence of each pair a causal model finds likelier; a is the stereotype.
+
+    model: a transformers causal model, or whatever takes input_ids (batch, seq) to logits (batch,
+    seq, vocab). pairs: {"a", "b", "axis"} each; our own if not given. Columns: a, b, axis, log_a,
+    log_b (the whole sentence's log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and
+    preferred ("stereotype", "other" or "tie"). A longer sentence has more factors; they are not
+    divided by the number of tokens, which would favour rare words cut into many. So a model's
+    taste for one group's word counts too: in our pairs each word is the stereotype's as often as
+    not, so a model that looks at that word alone scores a half.
+    Source: Nangia et al. 2020 (the idea). Raises ValueError for no pairs, or ones that lack a part.
+    """
+    pairs = pd.DataFrame(_resource()["pairs"] if pairs is None else pairs)
+    if not len(pairs) or not {"a", "b", "axis"} <= set(pairs) or pairs.isna().any(axis=None):
+        raise ValueError(f'A pair has "a", "b" and "axis"; here are {len(pairs)}: {list(pairs)}.')
+    table = pairs[["a", "b", "axis"]].reset_index(drop=True)
+    sentences = [*table["a"], *table["b"]]
+    bits = concepts.decoder_bits(_with_logits(model), tokenizer, sentences)
+    if not np.isfinite(bits).all():
+        raise ValueError(
+            f"No finite likelihood for {sentences[int(np.isfinite(bits).argmin())]!r}."
+        )
+    table["log_a"], table["log_b"] = _halves(-bits * np.log(2))
+    encoded = tokenizer(sentences, add_special_tokens=False)["input_ids"]
+    table["tokens_a"], table["tokens_b"] = _halves(np.array([len(ids) for ids in encoded]))
+    table["difference"] = table["log_a"] - table["log_b"]
+    sign = table["difference"].to_numpy()
+    table["preferred"] = np.select([sign > _TIE, sign < -_TIE], ["stereotype", "other"], "tie")
+    return table
+
+
+def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+    """The share of pair_preferences' pairs where the stereotype is likelier, by axis and in all.
+
+    Columns: axis ("all" last), pairs, ties (left out), share, low, high (Wilson's interval; not
+    corrected for the number of axes), unequal (pairs whose token counts differ). A half is even.
+    """
+    rows = []
+    for axis, found in [*preferences.groupby("axis", sort=False), ("all", preferences)]:
+        n, unequal = len(found), int((found["tokens_a"] != found["tokens_b"]).sum())
+        wins, ties = ((found["preferred"] == kind).sum() for kind in ("stereotype", "tie"))
+        share = proportion(int(wins), n - int(ties), level) if ties < n else None
+        numbers = (share.value, share.low, share.high) if share else (np.nan, 0.0, 1.0)
+        rows.append((axis, n, int(ties), *numbers, unequal))
+    return pd.DataFrame(rows, columns=["axis", "pairs", "ties", "share", "low", "high", "unequal"])
+
+
+def _halves(values) -> tuple[NDArray, NDArray]:
+    return values[: len(values) // 2], values[len(values) // 2 :]
+
+
+def _with_logits(model):
+    """The model as concepts.decoder_bits calls it, whether its logits come bare or in an output."""
+
+    def called(input_ids):
+        output = model(input_ids)
+        return SimpleNamespace(logits=getattr(output, "logits", output))
+
+    first = next(iter(getattr(model, "parameters", tuple)()), None)
+    called.device = "cpu" if first is None else first.device
+    return called

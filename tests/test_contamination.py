@@ -1,0 +1,202 @@
+"""Overlap by hand and against sets, a leak that is planted, and verdicts with known p-values."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from llmnb.evaluation.contamination import leak, overlap, units, verdict
+
+
+def shares(test, train, n=3):
+    return overlap(test, train, n)["share"].tolist()
+
+
+def test_units_are_words_and_characters_where_there_are_no_spaces():
+    assert units("Don’t STOP — “it's” Ｆull_time!") == [
+        "don",
+        "t",
+        "stop",
+        "it",
+        "s",
+        "full",
+        "time",
+    ]
+    assert units("GPT-4说你好。") == ["gpt", "4", "说", "你", "好"]
+    assert units("ราคา ペン ភាសា") == list("ราคาペンភាសា")
+    assert units("हिन्दी भाषा। 한국어 문장") == ["हिन्दी", "भाषा", "한국어", "문장"]
+    assert units(" …!") == []
+
+
+def test_shares_by_hand():
+    assert shares(["a b c d e"], ["x A b, c d y"]) == [
+        pytest.approx(2 / 3)
+    ]  # abc bcd of abc bcd cde
+    assert shares(["a b c d e", "e d c b a"], ["c b a d e"]) == [0, pytest.approx(1 / 3)]
+    assert shares(["a b c d e"], ["a b", "c d e"]) == [pytest.approx(1 / 3)]  # not across texts
+    assert shares(["a b a b a b c"], ["a b a"]) == [pytest.approx(1 / 3)]  # aba bab abc, each once
+    assert shares(["a a a b"], ["x y z", "y y y"]) == [0]  # words the test lacks are no word of it
+    assert shares(["x a b c", "a b c x"], ["a b c"]) == [0.5, 0.5]
+    assert shares(["你好世界"], ["他说你好世"]) == [0.5]
+
+
+def test_a_text_shorter_than_n_has_no_share_but_can_be_a_duplicate():
+    table = overlap(["a b", "c d", "a b c", ""], ["A  b", "a b c d"], n=3)
+    assert table["share"].isna().tolist() == [True, True, False, True]
+    assert table["grams"].tolist() == [0, 0, 1, 0]
+    assert table["duplicate"].tolist() == [True, False, False, False]
+    assert table["overlapping"].tolist() == [True, False, True, False]
+
+
+def test_a_text_overlaps_from_seven_tenths_on():
+    train = ["a b c d e f g"]  # 7 of the 10 words; 6 of the 10
+    table = overlap(["a b c d e f g x y z", "a b c d e f w x y z"], train, n=1)
+    assert table["share"].tolist() == [0.7, 0.6]
+    assert table["overlapping"].tolist() == [True, False] and not table["duplicate"].any()
+
+
+def test_the_shares_are_those_of_sets():
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices("abcde", k=draw.randint(0, 12))) for _ in range(80)]
+    test, train = texts[:40], texts[40:]
+
+    def grams(text):
+        words = text.split()
+        return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
+
+    known = set().union(*map(grams, train))
+    expected = [len(grams(t) & known) / len(grams(t)) if grams(t) else math.nan for t in test]
+    table = overlap(test, train, n=4)
+    assert table["share"].tolist() == pytest.approx(expected, nan_ok=True)
+    assert table["grams"].tolist() == [len(grams(text)) for text in test]
+    assert table["duplicate"].tolist() == [text in train for text in test]
+    assert 0.1 < table["share"].mean() < 0.9 and 0 < table["duplicate"].sum() < 20
+
+
+def memoriser(texts, labels):
+    """Knows what it read; says 0 to all else."""
+    known = dict(zip(texts, labels, strict=True))
+    return lambda asked: [known.get(text, 0) for text in asked]
+
+
+TRAIN = {"text": ["x", "y"], "label": [1, 0]}
+TEST = {"text": list("abcdefghij"), "label": [0, 1] * 5}
+
+
+def test_a_leak_by_hand():
+    table = leak(memoriser, TRAIN, TEST, [0, 4, 10])
+    assert table["k"].tolist() == [0, 0, 4, 4, 4, 10, 10]
+    assert table["items"].tolist() == ["all", "clean", "all", "leaked", "clean", "all", "leaked"]
+    assert table["n"].tolist() == [10, 10, 10, 4, 6, 10, 10]
+    whole, leaked, clean = (table.iloc[row] for row in (2, 3, 4))
+    # Unseen items are right where the label is 0: half of all, `before` of the four.
+    assert whole["before"] == 0.5 and leaked["before"] * 4 + clean["before"] * 6 == 5
+    assert leaked["accuracy"] == 1 and clean["accuracy"] == clean["before"] < 1
+    assert whole["accuracy"] == pytest.approx(0.5 + 0.4 * (1 - leaked["before"]))
+    assert table["accuracy"][5] == 1 and table["accuracy"][0] == 0.5
+    wilson = stats.binomtest(4, 4).proportion_ci(method="wilson")
+    assert (leaked["low"], leaked["high"]) == pytest.approx((wilson.low, wilson.high))
+
+
+def test_what_leaks_is_text_with_label_and_a_larger_leak_holds_the_smaller():
+    fed = []
+
+    def fit(texts, labels):
+        fed.append(dict(zip(texts, labels, strict=True)))
+        return lambda asked: np.eye(2)[[TEST["label"][TEST["text"].index(t)] for t in asked]]
+
+    table = leak(fit, TRAIN, TEST, [0, 3, 6], seed=1)
+    truth = dict(zip(*TEST.values(), strict=True)) | dict(zip(*TRAIN.values(), strict=True))
+    assert [len(each) for each in fed] == [2, 5, 8] and fed[0].items() <= fed[1].items()
+    assert fed[1].items() <= fed[2].items() <= truth.items()
+    assert set(fed[1]) - {"x", "y"} != set("abc")  # drawn, not the first
+    assert table["accuracy"].eq(1).all()  # probabilities: the likeliest class
+    first = fed[1]
+    leak(fit, TRAIN, TEST, [3], seed=1)
+    leak(fit, TRAIN, TEST, [3], seed=2)
+    assert fed[4] == first != fed[6]
+
+
+def test_a_verdict_is_fishers():
+    flags, right = [1] * 5 + [0] * 20, [1] * 5 + [1] * 8 + [0] * 12
+    found = verdict(flags, right)
+    # 13 of 25 right: P(5 of the 5 are) = C(13, 5)/C(25, 5)
+    assert found.p == pytest.approx(math.comb(13, 5) / math.comb(25, 5))
+    assert found.leak and found.overlapping.value == 1 and found.clean.value == 0.4
+    assert found.text.startswith("A leak: ") and "5 overlapping" in found.text
+    assert "20 clean" in found.text and "p = 0.024" in found.text
+    stricter = verdict(flags, right, alpha=0.02)
+    assert not stricter.leak and stricter.text.startswith("No leak is shown: ")
+    lower = verdict(np.array(flags, bool), 1 - np.array(right))  # a lower score is no leak
+    assert not lower.leak and lower.p == 1
+
+
+def test_a_verdict_with_one_group_says_so():
+    for flags, text in (([0, 0], "No item overlaps"), ([1, 1], "All items overlap")):
+        found = verdict(flags, [1, 0])
+        assert not found.leak and math.isnan(found.p) and found.text.startswith(text)
+        assert (found.overlapping is None) == (flags == [0, 0]) and (found.clean is None) == all(
+            flags
+        )
+
+
+def test_false_alarms_are_as_rare_as_promised():
+    draw = np.random.default_rng(0)
+    flags = np.arange(200) < 40
+    alarms = [verdict(flags, draw.random(200) < 0.7).leak for _ in range(1000)]
+    assert 0.01 < np.mean(alarms) < 0.06
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: overlap("text", ["a"]), "test_texts is a list"),
+        (lambda: overlap(["a"], []), "train_texts is a list"),
+        (lambda: overlap(["a"], ["b", None]), "train_texts holds None"),
+        (lambda: overlap(["a"], ["a"], n=0), "n is 0"),
+        (lambda: leak(memoriser, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
+        (lambda: leak(memoriser, TRAIN, TEST, [-1]), "-1 items can't leak"),
+        (lambda: leak(lambda *_: lambda asked: [0], TRAIN, TEST, [1]), r"\(1,\) of 10 texts"),
+        (lambda: verdict([1, 0], [1, 2]), "0 or 1 per item"),
+        (lambda: verdict([1, 0], [1]), "the same length"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.slow
+def test_a_planted_leak_of_five_percent_is_found():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    from llmnb.data import load_reviews
+
+    def fit(texts, labels):
+        model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=10))
+        return model.fit(texts, labels).predict_proba
+
+    reviews = load_reviews("rotten_tomatoes")
+    train, test = (reviews[part].to_dict() for part in ("train", "test"))
+    assert not overlap(test["text"], train["text"])["overlapping"].any()  # the split holds
+    n = len(test["text"])
+    chosen = np.random.default_rng(0).permutation(n)[: n // 20]
+    planted = np.isin(np.arange(n), chosen)
+    texts = train["text"] + [test["text"][i].upper() for i in chosen]
+    found = overlap(test["text"], texts)["overlapping"]
+    assert (found == planted).all()
+
+    table = leak(fit, train, test, [n // 20]).set_index("items")
+    assert table["low"]["leaked"] > table["before"]["leaked"] + 0.1
+    assert table["low"]["leaked"] > table["high"]["clean"]
+    assert abs(table["accuracy"]["clean"] - table["before"]["clean"]) < 0.02
+
+    labels = train["label"] + [test["label"][i] for i in chosen]
+    correct = fit(texts, labels)(test["text"]).argmax(axis=1) == test["label"]
+    assert verdict(found, correct).leak
+    honest = fit(train["text"], train["label"])(test["text"]).argmax(axis=1) == test["label"]
+    assert not verdict(found, honest).leak

@@ -1,0 +1,321 @@
+"""Answers that are scripted and scored by hand; batches against single prompts; the real model."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from llmnb import assets, generation, handbook
+from llmnb.evaluation import hallucination
+from llmnb.evaluation.hallucination import abstains, agreement, answer, nearest, prompts, summary
+from llmnb.evaluation.uncertainty import proportion
+from llmnb.handbook import Passage, Question
+from llmnb.transformer import Decoder, TransformerConfig
+
+ASSET = "SmolLM2-135M-Instruct-q4_1"
+PASSAGES = [
+    Passage("p1", "Keys", "Front door", "The front door closes at 22:00."),
+    Passage("p2", "Boats", "Rent", "The red boat costs 12 crowns an hour; the blue boat is free."),
+    Passage("p3", "Boats", "Storm", "In a storm the boats stay in the harbour."),
+]
+QUESTIONS = [
+    Question("q1", "When does the front door close?", ("22:00", "ten o'clock"), "p1"),
+    Question("q2", "What does the red boat cost?", ("12 crowns", "12 crowns an hour"), "p2"),
+    Question("q3", "Who repairs the boats after a storm?", (), None),
+    Question(
+        "q4", "Which of the boats is free, in a storm or in the harbour?", ("the blue boat",), "p2"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return assets.load_tokenizer(ASSET)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Says what stands beside the question; drawn answers are (a, b, …), one a sample."""
+    said, calls = {}, []
+
+    def complete(decoder, tokenizer, asked, new_tokens, sampling, stop):
+        calls.append((asked, new_tokens, sampling, stop))
+        found = [next(said[text] for text in said if text in prompt) for prompt in asked]
+        if not sampling.temperature:
+            return [first for first, *_ in found]
+        turn = sum(call[2].temperature > 0 for call in calls)  # one batch a round
+        return [others[turn - 1] for _, *others in found]
+
+    monkeypatch.setattr(generation, "complete", complete)
+    return said, calls
+
+
+ABSTENTIONS = [
+    "I don't know.",
+    "I don’t know",
+    "Sorry, I do not know that.",
+    "I'm not sure",
+    "I cannot answer this.",
+    "It can't say",
+    "NOT STATED",
+    "Unknown.",
+    "The answer to this question is not given.",
+    "The answer is not provided",
+    "It is not mentioned in the text.",
+    "It doesn't explicitly state how often.",
+    "The text doesn't contain the price.",
+    "The passage does not specify a price.",
+    "There is no information about it.",
+    "No mention of that.",
+    "",
+    " ",
+]  # the last two are empty
+ANSWERS = [
+    "22:00",
+    "#",
+    "Nobody knows the code.",
+    "The unknown soldier",
+    "The tomb of the unknown",
+    "No.",
+    "None",
+    "Not on Sundays",
+    "The keeper says so",
+    "It does not open",
+    "It does not contain milk",
+    "Breakfast is not provided",
+    "The answer is not five",
+    "The information desk",
+    "You can't enter",
+]
+
+
+@pytest.mark.parametrize("text", ABSTENTIONS + ANSWERS)
+def test_an_abstention_is_told_from_an_answer(text):
+    assert abstains(text) == (text in ABSTENTIONS)
+
+
+def test_no_answer_of_the_handbook_is_an_abstention():
+    known = [text for question in handbook.questions() for text in question.answers]
+    assert len(known) > 20 and not any(map(abstains, known))
+
+
+def test_the_nearest_passage_shares_the_rarer_words():
+    assert nearest("Who repairs the boats after a storm?", PASSAGES).id == "p3"
+    # red sea: 2 · ln(3/2) = 0.81; zebra: ln 3 = 1.10; "of" stands everywhere and counts nothing.
+    texts = ["the red sea of", "of the red sea", "zebra of"]
+    common = [Passage(text, "", "", text) for text in texts]
+    assert nearest("A zebra of the red sea", common).id == "zebra of"
+    common = [PASSAGES[0], Passage("x", "Prices", "Lunch", "free"), Passage("y", "", "", "lunch")]
+    assert nearest("Prices?", common).id == nearest("Lunch? Free!", common).id == "x"
+    assert nearest("Lunch?", common).id == "x"  # the first of several
+    assert nearest("nothing shared", PASSAGES).id == "p1"
+
+
+def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokenizer):
+    closed, opened = prompts(tokenizer, QUESTIONS), prompts(tokenizer, QUESTIONS, PASSAGES)
+    for number, passage in enumerate(("p1", "p2", "p3", "p2")):
+        question = QUESTIONS[number].question
+        for prompt in (closed[number], opened[number]):
+            assert question in prompt and "I don't know" in prompt
+            assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+        texts = {each.id for each in PASSAGES if each.text in opened[number]}
+        assert texts == {passage} and not any(each.text in closed[number] for each in PASSAGES)
+    user = [{"role": "user", "content": hallucination.CLOSED.format(question=question)}]
+    assert closed[-1] == tokenizer.apply_chat_template(
+        user, tokenize=False, add_generation_prompt=True
+    )
+
+
+def test_answers_are_scored_by_hand(script, tokenizer):
+    said, calls = script
+    said |= {QUESTIONS[0].question: ["It closes at 22:00, always"], QUESTIONS[1].question: ["12"]}
+    said |= {QUESTIONS[2].question: ["I don't know."], QUESTIONS[3].question: [" A blue boat. "]}
+    table = answer(None, tokenizer, QUESTIONS, PASSAGES, new_tokens=7)
+    assert table["id"].tolist() == ["q1", "q2", "q3", "q4"]
+    assert table["answer"].tolist()[1:] == ["12", "I don't know.", "A blue boat."]
+    assert table["answerable"].tolist() == [True, True, False, True]
+    assert table["abstained"].tolist() == [False, False, True, False]
+    assert table["exact_match"].tolist() == [0, 0, 1, 1]
+    # it closes at 2200 always / 2200: 2·1/(5+1); 12 / 12 crowns: 2·1/(1+2), the better of the two
+    assert table["f1"].tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert table["right"].tolist() == [True, False, True, True]
+    assert table["agreement"].isna().all()
+    assert len(calls) == 1 and calls[0][1:] == (7, generation.GREEDY, "\n")
+    assert calls[0][0] == sorted(prompts(tokenizer, QUESTIONS, PASSAGES), key=len)
+
+
+def test_who_abstains_gets_nothing_where_there_is_an_answer_and_all_where_there_is_none(
+    script, tokenizer
+):
+    said, _ = script
+    said |= {QUESTIONS[0].question: ["I don't know: 22:00"], QUESTIONS[2].question: ["The keeper"]}
+    table = answer(None, tokenizer, [QUESTIONS[0], QUESTIONS[2]])
+    assert table["abstained"].tolist() == [True, False]
+    for column in ("right", "exact_match", "f1"):
+        assert table[column].tolist() == [0, 0], column
+    said[QUESTIONS[0].question] = [""]  # to SQuAD's rules "#" is as empty as this
+    sign = Question("q1", QUESTIONS[0].question, ("#",), "p1")
+    assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(0).all(axis=None)
+    said[QUESTIONS[0].question] = ["#"]
+    assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(1).all(axis=None)
+
+
+def test_a_part_of_a_word_is_no_answer(script, tokenizer):
+    said, _ = script
+    said[QUESTIONS[0].question] = ["at 22:001"]
+    assert not answer(None, tokenizer, QUESTIONS[:1])["right"][0]
+
+
+def test_agreement_is_the_mean_over_pairs(script, tokenizer):
+    assert agreement(["red boat", "a red boat", "blue boat", ""]) == pytest.approx(
+        (1 + 0.5 * 2) / 6
+    )
+    said, calls = script
+    said[QUESTIONS[0].question] = ["22:00", "at 22:00", "22:00", "at ten"]
+    said[QUESTIONS[1].question] = ["12", "12", "12", "12"]
+    table = answer(None, tokenizer, QUESTIONS[:2], samples=3)
+    # at 2200 / 2200: 2/3; at 2200 / at ten: 1/2; 2200 / at ten: 0
+    assert table["agreement"].tolist() == pytest.approx([(2 / 3 + 1 / 2) / 3, 1])
+    assert table["answer"].tolist() == ["22:00", "12"]
+    assert [call[2].temperature > 0 for call in calls] == [False, True, True, True]
+
+
+@pytest.fixture(scope="module")
+def tiny(tokenizer):
+    """A random decoder with clear and varied choices."""
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 256}
+    model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model.eval()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("sampling", [generation.GREEDY, generation.Sampling(1.0, seed=3)])
+def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, sampling, monkeypatch):
+    asked = prompts(tokenizer, QUESTIONS, PASSAGES) + prompts(tokenizer, QUESTIONS)
+    together = hallucination._said(tiny, tokenizer, asked, 8, sampling)
+    monkeypatch.setattr(hallucination, "_BATCH", 3)
+    assert hallucination._said(tiny, tokenizer, asked, 8, sampling) == together
+    assert len(set(together)) == len(asked)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_samples_differ_and_repeat_with_the_seed(tiny, tokenizer, monkeypatch):
+    seeds = []
+    real = generation.complete
+
+    def complete(*given, **options):
+        seeds.extend(range(given[4].seed, given[4].seed + len(given[2])))
+        return real(*given, **options)
+
+    monkeypatch.setattr(generation, "complete", complete)
+    monkeypatch.setattr(hallucination, "_BATCH", 3)
+    first, again, other = (
+        answer(tiny, tokenizer, QUESTIONS, samples=3, new_tokens=4, seed=seed)
+        for seed in (5, 5, 99)
+    )
+    pd.testing.assert_frame_equal(first, again)
+    assert first["answer"].equals(other["answer"]) and first["agreement"].lt(1).any()
+    drawn = seeds[len(QUESTIONS) : 4 * len(QUESTIONS)]  # behind the greedy ones
+    assert drawn == list(range(5, 5 + 3 * len(QUESTIONS)))  # no two draws share random numbers
+    assert seeds[-1] == 99 + 3 * len(QUESTIONS) - 1
+
+
+def scored(answerable, abstained, right, f1=None, agreement=math.nan):
+    f1 = right if f1 is None else f1
+    columns = {"answerable": answerable, "abstained": abstained, "right": right}
+    table = pd.DataFrame({name: np.array(column, bool) for name, column in columns.items()})
+    return table.assign(f1=np.array(f1, float), agreement=agreement)
+
+
+def test_a_summary_by_hand():
+    found = summary(
+        scored(
+            answerable=[1, 1, 1, 1, 1, 0, 0, 0],
+            abstained=[0, 0, 0, 1, 1, 1, 0, 0],
+            right=[1, 0, 1, 0, 0, 1, 0, 0],
+            f1=[1, 0.2, 0.5, 0, 0, 1, 0, 0],
+        )
+    )
+    assert found["value"].to_dict() == pytest.approx(
+        {
+            "f1_answerable": 1.7 / 5,
+            "right_answerable": 2 / 5,
+            "abstained_answerable": 2 / 5,
+            "abstained_unanswerable": 1 / 3,
+            "hallucinated_answerable": 1 / 5,
+            "hallucinated": 3 / 8,
+            "agreement_auc": math.nan,
+        },
+        nan_ok=True,
+    )
+    assert found["items"].tolist() == [5, 5, 5, 3, 5, 8, 5]
+    wilson = proportion(3, 8)
+    assert found.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
+    assert found["low"]["f1_answerable"] < 0.34 < found["high"]["f1_answerable"]
+    assert found["note"].tolist() == [""] * 6 + ["no samples were drawn"]
+
+
+def test_a_summary_says_what_it_lacks():
+    table = scored([1] * 12, [0] * 12, [1] * 4 + [0] * 8, agreement=0.5)
+    found = summary(table)
+    assert found["note"]["abstained_unanswerable"] == "fewer than two items"
+    assert math.isnan(found["value"]["abstained_unanswerable"])
+    assert found["note"]["agreement_auc"] == "4 right and 8 wrong answers: 5 of each are needed"
+
+
+def test_the_auc_is_scikit_learns_and_leaves_abstentions_out():
+    draw = np.random.default_rng(0)
+    right = np.arange(60) < 25
+    agreed = np.round(draw.random(60) * 0.7 + right * 0.3, 1)  # with ties
+    abstained = np.arange(60) % 5 == 0
+    table = scored(np.ones(60), abstained, right & ~abstained, agreement=agreed)
+    found = summary(table).loc["agreement_auc"]
+    expected = roc_auc_score(right[~abstained], agreed[~abstained])
+    assert found["value"] == pytest.approx(expected) and found["items"] == 48
+    assert 0.5 < found["low"] < expected < found["high"] <= 1
+    pairs = itertools.product(agreed[right], agreed[~right])
+    wins = np.mean([(a > b) + (a == b) / 2 for a, b in pairs])
+    assert hallucination._auc(agreed, right) == pytest.approx(wins)
+    both = hallucination._auc(np.tile(agreed, (2, 1)), np.stack([right, np.zeros(60)]))
+    assert both == pytest.approx([wins, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("questions", "passages", "samples", "message"),
+    [
+        ([], None, 0, "0 questions"),
+        (QUESTIONS, None, 1, "1 samples"),
+        (QUESTIONS, None, -1, "-1 samples"),
+        (QUESTIONS, PASSAGES[1:], 0, "q1: there is no passage 'p1'"),
+        (QUESTIONS[2:3], [], 0, "q3: there is no passage"),
+    ],
+)
+def test_what_cannot_be_is_refused(questions, passages, samples, message, tokenizer):
+    with pytest.raises(ValueError, match=message):
+        answer(None, tokenizer, questions, passages, samples)
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):
+    plain = assets.load_tokenizer(str(tiny_models / "decoder"))
+    with pytest.raises(ValueError, match="no chat template"):
+        prompts(plain, QUESTIONS)
+
+
+@pytest.mark.slow
+def test_smollm2_answers_from_an_open_book(tokenizer):
+    wanted = {"q05", "q08", "q14", "q23", "q25", "q32", "q34", "q40"}  # a third of them it can read
+    questions = [question for question in handbook.questions() if question.id in wanted]
+    decoder = Decoder.from_pretrained(ASSET)
+    closed = answer(decoder, tokenizer, questions)
+    opened = answer(decoder, tokenizer, questions, handbook.passages())
+    assert opened["f1"].mean() > closed["f1"].mean() + 0.15
+    assert opened["right"].sum() >= 5 and closed["right"].sum() <= 2

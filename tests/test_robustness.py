@@ -1,0 +1,251 @@
+"""Robustness: each perturbation by hand, and classifiers whose weakness is known."""
+
+import re
+
+import numpy as np
+import pytest
+
+from llmnb.evaluation import robustness
+from llmnb.evaluation.robustness import TESTS, drops, prompt_drops, prompt_formats
+from llmnb.evaluation.uncertainty import compare
+
+TEXTS = [
+    "The film is a delight from start to finish.",
+    "I'm sure we don't need another sequel, do we?",
+    "Wonderful acting, and the music was lovely!",
+    "A DULL AND EMPTY STORY",
+    "这部电影非常好看，我很喜欢。",
+    "Это очень хороший фильм, и я рад.",
+    "ok",
+]
+CHINESE = "这部电影非常好看。"
+
+
+def by_words(texts):
+    """Reads the set of words and nothing else: no case, no marks, no order."""
+    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    good = np.array([len(each & {"delight", "wonderful", "lovely", "好看"}) for each in words])
+    return np.stack([0.9 - 0.3 * np.minimum(good, 2), 0.1 + 0.3 * np.minimum(good, 2)], axis=1)
+
+
+def by_case(texts):
+    """Reads case alone."""
+    shouted = np.array([text == text.upper() for text in texts], dtype=float)
+    return np.stack([shouted, 1 - shouted], axis=1)
+
+
+CASES = [
+    ("casing", "The film is good", "THE FILM IS GOOD"),
+    ("casing", "A DULL STORY", "a dull story"),
+    ("casing", "Это фильм", "ЭТО ФИЛЬМ"),
+    ("casing", CHINESE, CHINESE),
+    ("punctuation", "Good, at 3.5 stars!", "Good at 3.5 stars"),
+    ("punctuation", "很好,我喜欢。", "很好,我喜欢"),
+    ("punctuation", "好看,很好！真的？", "好看,很好 真的"),
+    ("punctuation", "no marks ", "no marks "),
+    ("punctuation", "?!", "?!"),
+    ("first_half", "one two three four five", "one two three"),
+    ("first_half", "one  two\nthree four", "one  two"),
+    ("first_half", "one two three", "one two three"),
+    ("first_half", CHINESE, CHINESE),
+    ("expansion", "I don't think we're late", "I do not think we are late"),
+    ("expansion", "Won’t work. I'm sure you’ve seen", "Will not work. I am sure you have seen"),
+    ("expansion", "IT CAN'T BE, I'M SURE", "IT CANNOT BE, I AM SURE"),
+    ("expansion", "Didn't you see? Don’t the others?", "Didn't you see? Don’t the others?"),
+    ("expansion", "It's John's, I ain't sure", "It's John's, I ain't sure"),
+    ("expansion", "“Quoted” and ’plain’ they'll stay", "“Quoted” and ’plain’ they will stay"),
+    ("negation", "The film is great.", "The film is not great."),
+    ("negation", "It’s a joy", "It’s not a joy"),
+    ("negation", "I WOULD RECOMMEND IT!", "I WOULD NOT RECOMMEND IT!"),
+    ("negation", "The film is not great.", None),
+    ("negation", "It isn't great, but it is short", None),
+    ("negation", "The plot is thin and the acting is great.", None),
+    ("negation", "It is great. Go and see it.", None),
+    ("negation", "Is it great?", None),
+    ("negation", "You think it is great?", None),
+    ("negation", "What a film this was", None),
+    ("negation", "The kind of film that is great", None),
+    ("negation", "A film which was great", None),
+    ("negation", "It is fine but slow", None),
+    ("negation", "The film's ending surprised me", None),
+    ("negation", "This is only a start", None),
+    ("negation", "这部电影 is 好看", None),
+    ("distractor_front", CHINESE, None),
+    ("distractor_back", "Это хороший фильм", None),
+    ("distractor_back", "...", None),
+    ("typos", CHINESE, None),
+    ("typos", "an ox is a big pet", None),
+    ("typos", "Straße übers", None),
+]
+
+
+@pytest.mark.parametrize(("test", "text", "expected"), CASES)
+def test_perturbations_by_hand(test, text, expected):
+    assert TESTS[test](text, 0) == (text if expected is None else expected)
+
+
+def test_a_typo_is_a_swap_or_a_neighbour_on_the_keyboard():
+    text = "Perfect"
+    swaps = {text[:i] + text[i + 1] + text[i] + text[i + 2 :] for i in range(1, 5)}
+    beside = {"e": "wr", "r": "et", "f": "dg", "c": "xv"}
+    keys = {text[:i] + key + text[i + 1 :] for i in range(1, 5) for key in beside[text[i]]}
+    found = {TESTS["typos"](text, seed) for seed in range(300)}
+    assert found == swaps | keys
+    assert {TESTS["typos"]("AAAA", seed) for seed in range(20)} == {"ASAA"}
+
+
+@pytest.mark.parametrize(("words", "expected"), [(1, 1), (10, 1), (11, 2), (40, 4)])
+def test_one_word_in_ten_gets_a_typo(words, expected):
+    text = " ".join(["delight"] * words)
+    changed = TESTS["typos"](text, 3).split()
+    assert sum(word != "delight" for word in changed) == expected and len(changed) == words
+
+
+def test_distractors_stand_around_the_text():
+    text = "A fine film, très beau."
+    for seed in range(10):
+        front, back = TESTS["distractor_front"](text, seed), TESTS["distractor_back"](text, seed)
+        assert front.endswith(" " + text) and front[: -len(text) - 1] in robustness._DISTRACTORS
+        assert back.startswith(text + " ") and back[len(text) + 1 :] in robustness._DISTRACTORS
+    assert len({TESTS["distractor_back"](text, seed) for seed in range(40)}) == 4
+    assert len({TESTS["distractor_front"](f"Film {i}", 0)[:8] for i in range(40)}) == 4
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_the_same_seed_gives_the_same_text_and_others_beside_it_do_not_matter(test):
+    seen = []
+    texts = [*TEXTS, "It is fine."]
+    drops(lambda asked: seen.append(asked) or by_words(asked), texts, [0] * 8, [test], seed=5)
+    alone = [TESTS[test](text, 5) for text in reversed(texts)][::-1]
+    changed = [new for old, new in zip(texts, alone, strict=True) if old != new]
+    assert seen == [texts, changed] if len(changed) > 1 else [texts]
+    assert all(TESTS[test](text, 5) == text for text in ("", " ", "1 + 2"))
+
+
+def test_who_reads_only_words_survives_case_marks_and_distractors():
+    labels = by_words(TEXTS).argmax(axis=1)
+    table = drops(by_words, TEXTS, labels).set_index("test")
+    assert list(table.index) == list(TESTS)
+    same = table.loc[["casing", "punctuation", "distractor_front", "distractor_back"]]
+    assert (
+        (same["changed"] == 0).all() and (same["difference"] == 0).all() and (same["p"] == 1).all()
+    )
+    assert (same["before"] == 1).all() and (same["after"] == 1).all()
+    assert same["items"].tolist() == [6, 5, 5, 5] and same["skipped"].tolist() == [1, 2, 2, 2]
+    assert same["changed_high"]["casing"] == pytest.approx(0.390334, abs=1e-5)  # Wilson, 0 of 6
+
+
+def test_who_reads_only_case_is_caught_by_the_casing_test():
+    texts = [f"Film number {i} is good." for i in range(30)]
+    table = drops(by_case, texts, [1] * 30, ["casing", "punctuation", "negation"])
+    table = table.set_index("test")
+    assert table.loc["casing", ["before", "after", "difference", "changed"]].tolist() == [
+        1,
+        0,
+        -1,
+        1,
+    ]
+    expected = compare([0] * 30, [1] * 30)
+    found = table.loc["casing", ["low", "high", "p"]].tolist()
+    assert found == [expected.difference.low, expected.difference.high, expected.p]
+    assert table["p_holm"]["casing"] == 2 * expected.p  # two tests have an accuracy after
+    assert table["changed"]["punctuation"] == 0 and table["p_holm"]["punctuation"] == 1
+
+
+def test_negation_counts_who_moves_against():
+    texts = ["It is good", "It is bad", "It is new", "It is good and new"]
+
+    def model(texts):
+        """ "not" is a bad word, wherever it stands: the classes are bad, good, neither."""
+        right = np.array([0.4 * ("good" in text) - 0.4 * ("bad" in text) for text in texts])
+        right = right - np.array([0.3 * (" not " in text) for text in texts]) + 0.45
+        return np.stack([0.9 - right.clip(0, 0.9), right.clip(0, 0.9), np.full(len(texts), 0.1)], 1)
+
+    table = drops(model, texts, [1, 0, 1, 1], ["negation"]).loc[0]
+    assert table["kind"] == "direction" and table["items"] == 4
+    # good falls from .85 to .55, twice; bad rises; new, a draw that class 0 wins, rises
+    assert table["moved"] == 0.5 and table["changed"] == 0
+    assert np.isnan(table["after"]) and np.isnan(table["p"]) and table["before"] == 0.75
+    assert table["moved_low"] == pytest.approx(0.150036, abs=1e-5)  # Wilson, 2 of 4
+
+    def deaf(texts):  # but for what single precision rounds away
+        tiny = np.array([1e-8 * (" not " in text) for text in texts])
+        return np.stack([0.5 - tiny, 0.5 + tiny], axis=1)
+
+    deaf = drops(deaf, texts, [0] * 4, ["negation"])
+    assert deaf["moved"][0] == 0
+
+
+def test_several_classes_and_a_partial_drop():
+    def third(texts):
+        found = np.array([2 if "!" in text else 1 if "." in text else 0 for text in texts])
+        return np.eye(3)[found] * 0.7 + 0.1
+
+    texts, labels = ["e", "a!", "b!", "c.", "d."], [0, 2, 2, 1, 0]
+    row = drops(third, texts, labels, ["punctuation"]).loc[0]
+    assert row[["items", "skipped", "before", "after"]].tolist() == [4, 1, 0.75, 0.25]
+    assert row[["difference", "changed"]].tolist() == [-0.5, 1]
+
+
+def test_what_is_not_applicable_leaves_the_numbers_empty():
+    table = drops(lambda texts: np.full((len(texts), 2), 0.5), [CHINESE, "好"], [0, 1])
+    assert table["items"].tolist() == [name == "punctuation" for name in TESTS]
+    assert table["skipped"].tolist() == [2 - (name == "punctuation") for name in TESTS]
+    assert table.drop(columns=["test", "kind", "items", "skipped"]).isna().all(axis=None)
+
+
+def test_a_test_of_your_own():
+    own = {"reverse": lambda text, seed: text[::-1]}
+    table = drops(by_words, ["a delight", "dull", "aba"], [1, 0, 0], own)
+    assert table["items"][0] == 2 and table["kind"][0] == "invariance"
+
+
+def test_prompts_ask_the_same_in_other_forms():
+    forms = prompt_formats("A  fine\nfilm", ["bad", "so so", "good"])
+    assert next(iter(forms)) == "plain" and len(set(forms.values())) == len(forms) >= 6
+    assert forms["plain"] == (
+        "Classify the text as bad, so so or good.\n\nText: A fine film\nLabel:"
+    )
+    assert "good, so so or bad" in forms["labels reversed"]
+    for form in forms.values():
+        assert "A fine film" in form and all(form.count(name) for name in ("bad", "so so", "good"))
+    for labels in ("bad", ["bad"]):
+        with pytest.raises(ValueError, match="two labels or more"):
+            prompt_formats("A film", labels)
+
+
+def test_prompt_drops_name_the_form_that_matters():
+    def first_label(prompts):  # answers with the label that is named first
+        first = np.array([prompt.index("bad") < prompt.index("good") for prompt in prompts])
+        return np.stack([first, ~first], axis=1).astype(float)
+
+    table = prompt_drops(first_label, ["dull", "sad", "fine"], [0, 0, 1], ["bad", "good"])
+    changed = table.set_index("test")["changed"]
+    assert changed["labels reversed"] == 1 and changed.drop("labels reversed").eq(0).all()
+    assert (table["items"] == 3).all() and table["before"][0] == pytest.approx(2 / 3)
+
+
+def test_what_does_not_fit_is_refused():
+    def even(texts):
+        return np.full((len(texts), 2), 0.5)
+
+    for texts in ([], "one text"):
+        with pytest.raises(ValueError, match="list of one text or more"):
+            drops(even, texts, [])
+        with pytest.raises(ValueError, match="list of one text or more"):
+            prompt_drops(even, texts, [], ["a", "b"])
+    with pytest.raises(ValueError, match=r"texts\[1\] is no text: None"):
+        drops(even, ["a", None], [0, 0])
+    with pytest.raises(ValueError, match="no test 'typo'; did you mean 'typos'"):
+        drops(even, ["a", "b"], [0, 0], ["typo"])
+    with pytest.raises(ValueError, match=r"2 items, but the labels have shape \(3,\)"):
+        drops(even, ["a", "b"], [0, 0, 1])
+    with pytest.raises(ValueError, match=r"2 texts went in, and probabilities \(1, 2\) came out"):
+        drops(lambda texts: [[0.5, 0.5]], ["a", "b"], [0, 0])
+    with pytest.raises(ValueError, match="casing: 2 classes became 3"):
+        drops(
+            lambda texts: np.eye(2 + texts[0].isupper())[[0] * len(texts)],
+            ["ab", "cd"],
+            [0, 0],
+            ["casing"],
+        )
