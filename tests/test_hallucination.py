@@ -24,7 +24,7 @@ PASSAGES = [
 ]
 QUESTIONS = [
     Question("q1", "When does the front door close?", ("22:00", "ten o'clock"), "p1"),
-    Question("q2", "What does the red boat cost?", ("12 crowns", "12 crowns an hour"), "p2"),
+    Question("q2", "What does the red boat cost?", ("12 crowns an hour", "12 crowns"), "p2"),
     Question("q3", "Who repairs the boats after a storm?", (), None),
     Question(
         "q4", "Which of the boats is free, in a storm or in the harbour?", ("the blue boat",), "p2"
@@ -122,7 +122,8 @@ def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokeniz
         for prompt in (closed[number], opened[number]):
             assert question in prompt and "I don't know" in prompt
             assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-        texts = {each.id for each in PASSAGES if each.text in opened[number]}
+        lines = {each.id: f"{each.title}: {each.heading}\n{each.text}" for each in PASSAGES}
+        texts = {name for name, line in lines.items() if line in opened[number]}
         assert texts == {passage} and not any(each.text in closed[number] for each in PASSAGES)
     user = [{"role": "user", "content": hallucination.CLOSED.format(question=question)}]
     assert closed[-1] == tokenizer.apply_chat_template(
@@ -265,11 +266,14 @@ def test_a_summary_by_hand():
 
 
 def test_a_summary_says_what_it_lacks():
-    table = scored([1] * 12, [0] * 12, [1] * 4 + [0] * 8, agreement=0.5)
-    found = summary(table)
+    found = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9, agreement=0.5))
     assert found["note"]["abstained_unanswerable"] == "fewer than two items"
     assert math.isnan(found["value"]["abstained_unanswerable"])
-    assert found["note"]["agreement_auc"] == "4 right and 8 wrong answers: 5 of each are needed"
+    assert found["note"]["agreement_auc"] == "4 right and 9 wrong answers: 5 of each are needed"
+    assert summary(scored([1, 1], [1, 1], [0, 0]))["value"]["abstained_answerable"] == 1
+    right = np.arange(12) < 6
+    found = summary(scored([1] * 12, [0] * 12, right, agreement=0.9 * right)).loc["agreement_auc"]
+    assert found["value"] == 1 and "too narrow" in found["note"]
 
 
 def test_the_auc_is_scikit_learns_and_leaves_abstentions_out():

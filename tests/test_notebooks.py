@@ -37,6 +37,10 @@ MUTATIONS = {
         ("fine_tuning/baselines.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
         ("data.py", "chosen = {name: index[np", 'groups["test"] = first; chosen = {name: index[np'),
     ],
+    "05": [
+        ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
+        ("evaluation/calibration.py", '["accuracy"]).abs()', '["accuracy"])'),
+    ],
 }
 
 
@@ -54,7 +58,8 @@ def checked_cells(path):
 
 
 def test_there_are_notebooks():
-    names = ["01_concepts", "02_attention", "03_pretraining", "04_fine_tuning"]
+    subjects = ["concepts", "attention", "pretraining", "fine_tuning", "evaluation"]
+    names = [f"{number:02}_{subject}" for number, subject in enumerate(subjects, 1)]
     assert [path.stem for path in NOTEBOOKS] == names
 
 

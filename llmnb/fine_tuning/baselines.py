@@ -95,7 +95,7 @@ class _Linear(Classifier):
 class Tfidf(_Linear):
     """Words and pairs of words, weighed by how rare they are; in short texts pieces of words too.
 
-    Source: Salton & Buckley 1988. The pieces, 3 to 5 letters, know "unfunny" by its parts.
+    Source: Salton & Buckley 1988. The pieces, 2 to 6 letters, know "unfunny" by its parts.
     """
 
     vectorizers: list[TfidfVectorizer]
@@ -105,7 +105,7 @@ class Tfidf(_Linear):
         short = sum(map(len, texts)) < _LONG * len(texts)
         twice = {"min_df": 2 if len(texts) >= 1000 else 1}  # not what stands in one text only
         self.vectorizers = [_words(), _pieces(**twice)] if short else [_words(**twice)]
-        self.penalty = 3.0 if short else 30.0  # both: by validation on the two sets of reviews
+        self.penalty = 3.0 if short else 30.0  # like the pieces' lengths: by cross-validation
         for vectorizer in self.vectorizers:
             vectorizer.fit(texts)
         return super().fit(texts, labels)
@@ -141,7 +141,7 @@ def _words(**options) -> TfidfVectorizer:
 
 
 def _pieces(**options) -> TfidfVectorizer:
-    return TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, **options)
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 6), sublinear_tf=True, **options)
 
 
 class Frozen(_Linear):
