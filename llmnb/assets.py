@@ -250,6 +250,11 @@ def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
     return _load("AutoModelForCausalLM", "a decoder", name, dtype, device)
 
 
+def load_masked(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers masked language model in eval mode. Raises AssetError, as for no such head."""
+    return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
+
+
 def load_tokenizer(name: str):
     """The transformers tokenizer of a model. Raises AssetError."""
     import transformers

@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from llmnb import assets
 from llmnb.evaluation import bias
 from llmnb.evaluation.bias import counterfactuals, pair_preferences, preference_shares, shifts
 
@@ -302,3 +304,38 @@ def test_pairs_refuse_what_does_not_fit():
     broken = SimpleNamespace(logits=torch.full((2, 1, 3), torch.nan))
     with pytest.raises(ValueError, match="No finite likelihood for 'a'"):
         pair_preferences(lambda _: broken, tokenizer, [{"a": "a", "b": "a", "axis": "x"}])
+
+
+@pytest.fixture
+def masked(tiny_models, tmp_path):
+    """A tiny random BERT with its masked-language-model head, and its tokenizer, in a folder."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models / "encoder")
+    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.from_pretrained(tiny_models / "encoder")
+    config.vocab_size = len(tokenizer)
+    model = transformers.BertForMaskedLM(config)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "masked")
+    return str(tmp_path / "masked")
+
+
+def test_a_masked_model_is_asked_for_each_hidden_token(masked):
+    model, tokenizer = assets.load_masked(masked, "fp32"), assets.load_tokenizer(masked)
+    sentence, expected = "a good b", 0.0
+    ids = tokenizer(sentence)["input_ids"]  # [CLS] a good b [SEP]
+    for place in (1, 2, 3):
+        hidden = [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]
+        with torch.inference_mode():
+            logs = model(torch.tensor([hidden])).logits[0, place].log_softmax(-1)
+        expected -= logs[ids[place]].item() / np.log(2)
+    assert bias.masked_bits(model, tokenizer, [sentence]) == pytest.approx([expected], abs=1e-4)
+    pairs = [{"a": "a good b", "b": "a bad b", "axis": "x"}]
+    table = pair_preferences(model, tokenizer, pairs)
+    assert table["log_a"][0] == pytest.approx(-expected * np.log(2), abs=1e-4)
+    assert table["log_a"][0] != table["log_b"][0]
+
+
+def test_an_encoder_without_such_a_head_is_refused(tiny_models):
+    with pytest.raises(assets.AssetError, match="weights are not in its files"):
+        assets.load_masked(str(tiny_models / "encoder"))

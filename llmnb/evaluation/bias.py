@@ -149,15 +149,16 @@ def _verdict(row) -> str:
 def pair_preferences(
     model, tokenizer, pairs: Sequence[Mapping[str, str]] | pd.DataFrame | None = None
 ) -> pd.DataFrame:
-    """Which sentence of each pair a causal model finds likelier; a is the stereotype.
+    """Which sentence of each pair a language model finds likelier; a is the stereotype.
 
     model: a transformers causal model, or whatever takes input_ids (batch, seq) to logits (batch,
-    seq, vocab). pairs: {"a", "b", "axis"} each; our own if not given. Columns: a, b, axis, log_a,
-    log_b (the whole sentence's log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and
-    preferred ("stereotype", "other" or "tie"). A longer sentence has more factors; they are not
-    divided by the number of tokens, which would favour rare words cut into many. So a model's
-    taste for one group's word counts too: in our pairs each word is the stereotype's as often as
-    not, so a model that looks at that word alone scores a half.
+    seq, vocab); or a masked one of transformers, asked by masked_bits. pairs: {"a", "b", "axis"}
+    each; our own if not given. Columns: a, b, axis, log_a, log_b (the whole sentence's
+    log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and preferred ("stereotype",
+    "other" or "tie"). A longer sentence has more factors; they are not divided by the number of
+    tokens, which would favour rare words cut into many. So a model's taste for one group's word
+    counts too: in our pairs each word is the stereotype's as often as not, so a model that looks at
+    that word alone scores a half.
     Source: Nangia et al. 2020 (the idea). Raises ValueError for no pairs, or ones that lack a part.
     """
     pairs = pd.DataFrame(_resource()["pairs"] if pairs is None else pairs)
@@ -165,7 +166,9 @@ def pair_preferences(
         raise ValueError(f'A pair has "a", "b" and "axis"; here are {len(pairs)}: {list(pairs)}.')
     table = pairs[["a", "b", "axis"]].reset_index(drop=True)
     sentences = [*table["a"], *table["b"]]
-    bits = concepts.decoder_bits(_with_logits(model), tokenizer, sentences)
+    masked = type(model).__name__.endswith("ForMaskedLM")
+    count = masked_bits if masked else concepts.decoder_bits
+    bits = count(model if masked else _with_logits(model), tokenizer, sentences)
     if not np.isfinite(bits).all():
         raise ValueError(
             f"No finite likelihood for {sentences[int(np.isfinite(bits).argmin())]!r}."
@@ -177,6 +180,30 @@ def pair_preferences(
     sign = table["difference"].to_numpy()
     table["preferred"] = np.select([sign > _TIE, sign < -_TIE], ["stereotype", "other"], "tie")
     return table
+
+
+def masked_bits(model, tokenizer, sentences: Sequence[str]) -> NDArray[np.float64]:
+    """Bits of each sentence under a masked model, each token hidden in turn: (sentences,).
+
+    No probability of the sentence, since each token is told all the others: use it to compare
+    sentences of like length. Source: Salazar et al. 2020 (pseudo-log-likelihood).
+    """
+    import torch
+
+    found = np.zeros(len(sentences))
+    for row, sentence in enumerate(sentences):
+        encoded = tokenizer(sentence, return_special_tokens_mask=True)
+        ids = torch.tensor(encoded["input_ids"], device=model.device)
+        places = 1 - torch.tensor(encoded["special_tokens_mask"], device=model.device)
+        places = places.nonzero()[:, 0]  # (tokens,)
+        copies = ids.repeat(len(places), 1)  # (tokens, seq), one hidden token each
+        order = torch.arange(len(places), device=model.device)
+        copies[order, places] = tokenizer.mask_token_id
+        with torch.inference_mode():
+            logits = model(input_ids=copies).logits[order, places].float()  # (tokens, vocab)
+        nats = torch.nn.functional.cross_entropy(logits, ids[places], reduction="sum")
+        found[row] = float(nats) / np.log(2)
+    return found
 
 
 def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
