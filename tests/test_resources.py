@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -19,15 +20,15 @@ PAIRS = SENTENCES + EXAMPLES
 
 LANGUAGES = ("en", "fr", "de", "es", "zh")
 LATIN_IN_CHINESE = {"GPU"}
-FUNCTION_WORDS = {  # each in one of the four languages only
-    "en": "the is are was were and of to with my she he it's that this these we you our "
-    "they your have has for by or at be never i'll don't let's all",
-    "fr": "le les est et une des du au aux dans je nous vous ne pas que qui avec elle il ils cette "
-    "ce ces mon ma sur sont à plus pour où j'ai c'est votre",
-    "de": "der die das ist und ein eine einen den dem nicht ich wir sie er mit auf zu von im dass "
-    "wenn wird es am für meiner dieser diese ihre hat haben ihr uns zur",
-    "es": "el los las y un una del al que no está por con para su mi se lo son más le "
-    "de hay nos muy ese dentro",
+FUNCTION_WORDS = {  # common words of one language that are none in the other three
+    "en": "the is are were and of to with my she it's that this these we i you our they your "
+    "have for by or at it be i'll don't let's did",
+    "fr": "le les est et une au deux qui dans je nous vous ne pas avec elle il ils cette ces leur "
+    "sur sont à où mais mon voiture ou ont aux",
+    "de": "der das ist und ein eine einen dem nicht ich wir sie er mit auf von im dass wenn wird "
+    "bis ihr ihre meiner dieser diesen hast haben uns zum dir",
+    "es": "el los las y una unas del al con para está por lo más hay nadie mis ese este nunca "
+    "muy antes cuando su estos cuál hubieran habría",
 }
 MARKUP = re.compile(r"</?[a-z][^<>]*>|<!--|\]\((?:javascript|data|https):", re.IGNORECASE)
 
@@ -64,9 +65,9 @@ def overlap(sentence, summary):
 
 
 def disguises(text):
-    """The text under what may hide a marker: format characters, direction, tags, entities, base64."""
+    """The text without format characters, reversed, and with tags, entities or base64 decoded."""
     yield "".join(each for each in text if unicodedata.category(each) != "Cf")
-    yield text[::-1]
+    yield text[::-1] if "\u202e" in text else ""
     yield "".join(chr(ord(c) - 0xE0000) for c in text if 0xE0020 <= ord(c) <= 0xE007E)
     yield html.unescape(text)
     for run in re.findall(r"[A-Za-z0-9+/]{24,}={0,2}", text):
@@ -82,7 +83,7 @@ def test_the_text_is_frozen():
     """Scores on it are compared across versions: to change it is a decision, made here as well."""
     lines = [f"{file.name}\n{file.read_text(encoding='utf-8')}" for file in FILES]
     digest = hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
-    assert digest[:16] == "0000000000000000"
+    assert digest[:16] == "48e842a7b2324f5a"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -96,7 +97,7 @@ def test_a_file_shows_all_that_it_holds(file):
 
 
 @pytest.mark.parametrize(
-    "rows, letter, fields",
+    ("rows", "letter", "fields"),
     [
         (SENTENCES, "t", {"id", "kind", *LANGUAGES}),
         (EXAMPLES, "x", {"id", "kind", *LANGUAGES}),
@@ -120,7 +121,7 @@ def test_the_first_eight_sentences_are_a_fair_sample():
     kinds = [row["kind"] for row in SENTENCES]
     assert len(set(kinds[:8])) >= 5
     assert min(Counter(kinds).values()) >= 4 and len(set(kinds)) == 12
-    assert all(first != second for first, second in zip(kinds, kinds[1:], strict=False))
+    assert all(first != second for first, second in pairwise(kinds))
     lengths = [len(row["en"].split()) for row in SENTENCES]
     assert min(lengths) == 3 and 28 <= max(lengths) <= 35
 
@@ -135,7 +136,7 @@ def test_no_sentence_is_there_twice():
 def test_a_translation_is_none_of_the_other_fields(row):
     assert len({" ".join(words(row[language])) for language in LANGUAGES}) == len(LANGUAGES)
     length = len(row["en"])
-    assert all(0.6 <= len(row[language]) / length <= 1.6 for language in ("fr", "de", "es"))
+    assert all(0.6 <= len(row[language]) / length <= 1.7 for language in ("fr", "de", "es"))
     assert 0.15 <= len(row["zh"]) / length <= 0.6, "Chinese is shorter, but not this much"
 
 
