@@ -62,7 +62,7 @@ _CPU = Profile(
     pretraining=(192, 4, 4, 128),
     train_texts=2000,
     test_texts=2000,
-    prompted_texts=400,
+    prompted_texts=200,
 )
 PROFILES = {
     "smoke": replace(

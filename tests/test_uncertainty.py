@@ -291,3 +291,10 @@ def test_the_interval_always_holds_the_value():
 def test_bad_input_is_refused(call, message):
     with np.errstate(divide="ignore"), pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_p_value_is_never_above_one():
+    """Rounded, twice the middle of a coin's distribution can be 1 + 2e-16."""
+    for only_a in range(1, 20):
+        right = np.r_[np.ones(only_a), np.zeros(only_a)]
+        assert uncertainty.mcnemar(right, 1 - right) <= 1

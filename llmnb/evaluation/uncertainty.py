@@ -275,7 +275,8 @@ def _mcnemar(only_a, only_b, exact=False):
     fewer, both = np.minimum(only_a, only_b), np.add(only_a, only_b)
     if exact:
         return np.minimum(1.0, 2 * binom.cdf(fewer, both, 0.5))
-    return 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
+    mid = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
+    return np.minimum(1.0, mid)  # 1 in exact numbers, a bit more in rounded ones
 
 
 def _only(correct_a, correct_b) -> tuple[int, int, int]:
