@@ -165,7 +165,10 @@ def train(
         model = _with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with _folder(checkpoints, method, base, rows, settings) as folder:
-        classifier.model = _trained(model, tokenizer, rows, method, settings, folder, say)
+        resumable = checkpoints is not None
+        classifier.model = _trained(
+            model, tokenizer, rows, method, settings, folder, say, resumable
+        )
     if method == "lora":
         classifier.adapter = Path(tempfile.mkdtemp(prefix="llmnb-adapter-"))
         classifier.model.save_pretrained(classifier.adapter)
@@ -199,7 +202,7 @@ def _folder(checkpoints: Path | None, method: str, base: str, rows: dict, settin
         folder.parent.rmdir()
 
 
-def _trained(model, tokenizer, rows, method, settings, folder, say) -> nn.Module:
+def _trained(model, tokenizer, rows, method, settings, folder, say, resumable) -> nn.Module:
     device, dtype = profiles.device(), profiles.dtype(settings.dtype)
     steps = -(-len(rows["train"]) // settings.batch_size)  # of an epoch
     arguments = transformers.TrainingArguments(
@@ -221,6 +224,7 @@ def _trained(model, tokenizer, rows, method, settings, folder, say) -> nn.Module
         eval_steps=min(steps, 500),
         save_steps=min(steps, 500),
         save_total_limit=1,
+        save_only_model=not resumable,  # the optimizer's state is twice as large
         load_best_model_at_end=True,
         metric_for_best_model="f1",  # the loss rises with a few sure mistakes while F1 still grows
         logging_strategy="no",

@@ -1,6 +1,7 @@
 """No training: ask the decoder, and compare how likely it finds each label as the answer."""
 
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llmnb.transformer import Decoder
 
 _BATCH = 16
 _USUAL = 64  # texts whose mean score is taken as a label's bias
+_LOADED = weakref.WeakValueDictionary()  # zero- and few-shot share one decoder while it is in use
 
 
 class Prompted(Classifier):
@@ -64,7 +66,9 @@ class Prompted(Classifier):
         if self.model is not None:
             return
         self.tokenizer = assets.load_tokenizer(self.base)
-        self.model = Decoder.from_pretrained(self.base, self.settings.dtype)
+        key = self.base, self.settings.dtype
+        self.model = _LOADED.get(key) or Decoder.from_pretrained(*key)
+        _LOADED[key] = self.model
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         prefix = start + self._ids(self.instruction)
         self.options = [self._ids(" " + name) for name in self.label_names]

@@ -49,7 +49,7 @@ class Figure(_Figure):
         with rc_context(style()), warnings.catch_warnings():
             # A character that no font here has is drawn as a box; the alt text still says it.
             warnings.filterwarnings("ignore", message="Glyph .* missing")
-            self.savefig(buffer, format="png", dpi=1.6 * _DPI, metadata={"Software": None})
+            self.savefig(buffer, format="png", dpi=1.45 * _DPI, metadata={"Software": None})
         width = round(self.get_figwidth() * _DPI)
         data = {"image/png": _small(buffer), "text/plain": self.alt}
         return data, {"image/png": {"width": width, "alt": self.alt}}
