@@ -75,7 +75,7 @@ PROFILES = {
         max_length=512,
         train_tokens=30_000,
         pretraining=(48, 2, 2, 64),
-        train_texts=96,
+        train_texts=128,
         test_texts=64,
         prompted_texts=16,
     ),
