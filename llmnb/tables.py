@@ -74,8 +74,8 @@ class Table:
         counts, sizes = self.counts(), sorted(len(text) for text in self.rows["text"][:])
         rows = [(repr(name)[1:-1][:40], n, n / len(sizes)) for name, n in counts.items()]
         lines = [
-            f"{self.name}: {len(sizes):,} rows in {len(counts)} classes. The text is in the column "
-            f"{self.text_column!r}, the label in {self.label_column!r}.",
+            f"{self.name}: {len(sizes):,} rows in {len(counts)} classes.",
+            f"The text is in the column {self.text_column!r}, the label in {self.label_column!r}.",
             f"Characters in a text: {sizes[len(sizes) // 2]:,} (median), {sizes[-1]:,} (longest).",
             *(f"  {name:40} {n:9,} rows {share:6.1%}" for name, n, share in rows),
             *(f"Rows left out: {len(at):,} ({_some(at)}), {w}." for w, at in self.dropped.items()),
