@@ -284,7 +284,10 @@ def test_a_saved_network_is_loaded_in_a_fresh_process(method, made_up, small, tm
     assert found.stdout.strip() == str(made.predict(["a good b", "a bad b"])), found.stderr
 
 
-def test_a_classifier_of_plain_transformers_is_loaded(made_up, small, tiny_models, tmp_path):
+def test_a_classifier_of_plain_transformers_is_loaded(
+    made_up, small, tiny_models, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LLMNB_DTYPE", "fp32")
     made = fine_tuning.run("full", made_up, LABELS, small).classifier
     fine_tuning.save(made, tmp_path / "made")
     (tmp_path / "made" / "llmnb.json").unlink()

@@ -74,9 +74,9 @@ class Result:
         return {
             "method": self.method,
             "accuracy": str(self.accuracy),
-            "macro-F1": str(self.macro_f1),
+            "macro-F1": round(self.macro_f1.value, 3),
             "training (s)": round(self.train_seconds, 1),
-            "trained parameters": self.classifier.trainable_parameters,
+            "weights trained": self.classifier.trainable_parameters,
             "ms a text": round(self.ms_per_text, 2),
             "MB on disk": round(self.bytes_on_disk / 1e6, 2),
         }

@@ -179,12 +179,12 @@ def points(
             axes.annotate(
                 label_of(name), (1, level), xycoords=("axes fraction", "data"), ha="right"
             )
-        for colour, (name, (x, y, low, high)) in zip(
-            itertools.cycle(COLOURS), places.items(), strict=False
-        ):
+        for number, (name, (x, y, low, high)) in enumerate(places.items()):
+            colour = COLOURS[number % len(COLOURS)]
             ends = [[y - low], [high - y]]
             axes.errorbar(x, y, yerr=ends, color=colour, marker="o", capsize=4, lw=1.4)
-            beside = {"xytext": (8, 6), "textcoords": "offset points", "color": colour}
+            above = -14 if number % 2 else 6  # neighbours' names apart
+            beside = {"xytext": (8, above), "textcoords": "offset points", "color": colour}
             axes.annotate(label_of(name), (x, y), **beside)
         if diagonal:
             ends = [function(place[0] for place in places.values()) for function in (min, max)]
