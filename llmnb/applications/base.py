@@ -1,0 +1,56 @@
+"""What the five applications share: how they are called, and what they answer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from llmnb import LlmnbError
+
+
+class ApplicationError(LlmnbError, ValueError):
+    """An application can't do what is asked; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an application says to one text."""
+
+    text: str
+    score: float | None = None  # how sure it is, 0 to 1, where it can say
+    evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
+    warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
+    tokens: int = 0  # generated
+    seconds: float = 0.0  # from the call on; in a batch each has its share
+
+
+class Application(ABC):
+    """Load once, then call: app(text), or app.batch(texts), which computes together."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: str = "", profile: str = "auto") -> Self:
+        """model: an asset, a folder or a Hub id; empty: the profile's. Raises AssetError."""
+
+    @abstractmethod
+    def batch(self, texts: Sequence[str]) -> list[Result]:
+        """A result for each text, in their order."""
+
+    def __call__(self, text: str) -> Result:
+        """The result for one text."""
+        return self.batch([text])[0]
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The result's text in pieces, as it is made. Raises ApplicationError where none is."""
+        raise ApplicationError(f"{type(self).__name__} makes no text piece by piece: call it.")
+
+
+def checked(texts: Sequence[str]) -> list[str]:
+    """The texts as a list. Raises ApplicationError for one string, no string, or an empty text."""
+    if isinstance(texts, str):
+        raise ApplicationError("batch takes a list of texts; this is one: call the application.")
+    texts = list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise ApplicationError(f"Text {number} is empty or no text: {text!r:.60}.")
+    return texts
