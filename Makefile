@@ -21,6 +21,7 @@ report: $(VENV)/.run ## fetch the models and data, run every notebook, write rep
 check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its stored outputs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/llmnb fetch
 	$(BIN)/pytest
 	LLMNB_PROFILE=smoke $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=300 notebooks/

@@ -1,7 +1,8 @@
-"""The `llmnb` command: list, fetch, run, report."""
+"""The `llmnb` command: list, copy, fetch, run, report."""
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -47,6 +48,10 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="the notebooks and their parameters")
     listing.set_defaults(command=_list)
+
+    copying = commands.add_parser("copy", help="copy the notebooks into a folder, to work in them")
+    copying.add_argument("folder", metavar="DIR")
+    copying.set_defaults(command=_copy)
 
     fetching = commands.add_parser("fetch", help="fetch models and data into the cache")
     fetching.add_argument("names", nargs="*", metavar="NAME", help="default: the profile's")
@@ -108,6 +113,22 @@ def _list(options: argparse.Namespace) -> int:
         for name, default in parameters.declared(notebook).items():
             print(f"    -p {name} {default!r}")
     return 0
+
+
+def _copy(options: argparse.Namespace) -> int:
+    from llmnb.runs import parameters
+
+    folder, kept = Path(options.folder).expanduser(), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in parameters.all_notebooks():
+        place = folder / path.name
+        if not place.exists():
+            shutil.copyfile(path, place)
+            print(place)
+        elif place.read_bytes() != path.read_bytes():  # it may hold somebody's work
+            kept += 1
+            print(f"{place} is there and differs: left as it is", file=sys.stderr)
+    return 1 if kept else 0
 
 
 def _fetch(options: argparse.Namespace) -> int:

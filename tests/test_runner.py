@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import NOTEBOOKS
 
 from llmnb import cli
 from llmnb.runs import runner
@@ -220,6 +221,21 @@ def test_parameters_from_a_file_and_overridden(notebook, tmp_path):
     assert llmnb(*command, "-p", "mode", "ok").returncode == 0
     (tmp_path / "p.yaml").write_text("- a list")
     assert llmnb(*command).returncode == 2
+
+
+def test_copying_the_notebooks_keeps_what_was_changed(tmp_path):
+    folder = tmp_path / "new" / "mine"
+    assert llmnb("copy", folder).returncode == 0
+    copied = sorted(path.name for path in folder.iterdir())
+    assert copied == [path.name for path in NOTEBOOKS]
+    (folder / copied[0]).write_text("my work")
+    (folder / copied[1]).unlink()
+    result = llmnb("copy", folder)
+    assert result.returncode == 1 and result.stderr.count("left as it is") == 1
+    assert (folder / copied[0]).read_text() == "my work"
+    assert (folder / copied[1]).read_bytes() == NOTEBOOKS[1].read_bytes()
+    (tmp_path / "file").write_text("")
+    assert llmnb("copy", tmp_path / "file").returncode == 2
 
 
 def test_killed_at_ten_random_moments_nothing_is_broken(notebook, tmp_path):
