@@ -45,12 +45,17 @@ class Application(ABC):
         raise ApplicationError(f"{type(self).__name__} makes no text piece by piece: call it.")
 
 
-def checked(texts: Sequence[str]) -> list[str]:
-    """The texts as a list. Raises ApplicationError for one string, no string, or an empty text."""
+def checked(texts: Sequence[str], first: int = 0) -> list[str]:
+    """The texts as a list; first: the number of the first one, for the error.
+
+    Raises ApplicationError for one string, no string, an empty text, or halves of characters.
+    """
     if isinstance(texts, str):
         raise ApplicationError("batch takes a list of texts; this is one: call the application.")
     texts = list(texts)
-    for number, text in enumerate(texts):
+    for number, text in enumerate(texts, first):
         if not isinstance(text, str) or not text.strip():
             raise ApplicationError(f"Text {number} is empty or no text: {text!r:.60}.")
+        if text.encode("utf-8", "replace").decode() != text:  # no tokenizer takes a surrogate
+            raise ApplicationError(f"Text {number} is no Unicode, read it as UTF-8: {text!r:.60}.")
     return texts

@@ -31,11 +31,14 @@ class TextGenerator(Application):
         stop: Sequence[str] = (),
     ) -> None:
         """system: what the model is told before each message; stop: strings that end an answer."""
-        if max_new_tokens < 1:
-            raise ApplicationError(f"max_new_tokens is {max_new_tokens}; it is 1 or more.")
+        most = model.config.n_positions - 1  # one is the prompt's at least
+        if not 1 <= max_new_tokens <= most:
+            raise ApplicationError(f"max_new_tokens is {max_new_tokens}; it is 1 to {most:,}.")
         self.model, self.tokenizer, self.system = model, tokenizer, system
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.stop = [stop] if isinstance(stop, str) else list(stop)
+        if "" in self.stop:
+            raise ApplicationError("A stop string is empty: every answer would end at once.")
 
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
@@ -49,7 +52,14 @@ class TextGenerator(Application):
         return cls(decoder, tokenizer, **{"max_new_tokens": settings.new_tokens} | options)
 
     def prompt(self, text: str) -> str:
-        """What the model reads: the text in its chat template, if it has one."""
+        """What the model reads: the text in its chat template, if it has one.
+
+        A control token inside the text, such as "<|im_end|>", would begin a turn of its own: a
+        zero-width space behind its first character makes it plain characters.
+        """
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
         if not self.tokenizer.chat_template:
             return text
         turns = [{"role": "system", "content": self.system}] if self.system else []
@@ -68,19 +78,24 @@ class TextGenerator(Application):
         yield from generation.stream(self.model, self.tokenizer, prompt, *options)
 
     def complete(self, prompts: Sequence[str]) -> list[Result]:
-        """What follows each prompt, which is read as it is; prompts of like length together."""
+        """What follows each prompt, which is read as it is, control tokens too."""
         sizes = self._sizes(prompts)
         found: list[Result | None] = [None] * len(sizes)
-        rows = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
+        rows = list(range(len(sizes)))
+        if not self.sampling.temperature:  # what is drawn follows from the row: it keeps its place
+            rows.sort(key=sizes.__getitem__, reverse=True)
         while rows:
-            n = max(1, _TOGETHER // (sizes[rows[0]] + self.max_new_tokens))
+            widest = max(sizes[row] for row in rows)
+            n = max(1, _TOGETHER // (widest + self.max_new_tokens))
             together, rows = rows[:n], rows[n:]
             start = time.perf_counter()
             texts = self._written([prompts[row] for row in together], together[0])
             share = (time.perf_counter() - start) / len(together)
             for row, text in zip(together, texts, strict=True):
                 n_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-                found[row] = Result(text.strip(), tokens=n_tokens, seconds=share)
+                cut = f"It is cut off at max_new_tokens, {self.max_new_tokens}."
+                said = (cut,) if n_tokens >= self.max_new_tokens else ()
+                found[row] = Result(text.strip(), warnings=said, tokens=n_tokens, seconds=share)
         return found
 
     def _written(self, prompts: list[str], first: int) -> list[str]:
