@@ -1,51 +1,30 @@
-"""Retrieval: a folder cut into passages, and found again by words and by meaning (notebook 06)."""
+"""Retrieval: passages found again by the words they share and by what they mean (notebook 06)."""
 
-import ast
-import codecs
-import dataclasses
 import functools
 import hashlib
-import html.parser
 import json
 import os
 import re
-import textwrap
-import time
-import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
 from llmnb import assets
+from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
+from llmnb.applications.documents import Passage
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-LONGEST = 1200  # characters of a passage, about 200 words: what the encoder reads
-MOST_BYTES = 10_000_000  # of a file
-WORD = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
-SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|(?<=[。！？])")
-_FORMAT = 1  # of the index: counts up when passages are cut in another way
-_PAUSE = 5.0  # seconds of work that a killed build may lose
-
-_Sections = list[tuple[str, list[tuple[int, str]]]]  # headings; lines, texts of paragraphs
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One heading of a document and what stands under it, or a part of that if it is long."""
-
-    id: str  # the citation, unique in a folder: attention.md#why-the-scale, then …-scale-2
-    file: str  # from the folder on, with /
-    title: str  # the document's
-    heading: str
-    text: str
-    line: int  # where it begins, from 1; of a notebook the cell
+# Words; where a script has no spaces between them, characters.
+_WORD = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
+_FORMAT = 1  # of the index: counts up when passages are cut or read in another way
+_TOGETHER = 64  # files embedded between two savings
 
 
 @dataclass(frozen=True)
@@ -54,210 +33,232 @@ class Hit:
 
     passage: Passage
     score: float  # cosine of question and passage, 0 to 1
-    words: float  # BM25's score, 0 or more
-    fused: float  # the sum of 1 / (60 + rank)
-    ranks: tuple[int, int | None]  # by meaning, by words; None: no word in common
+    words: float  # BM25's score, from 0 on
+    fused: float  # the sum of 1 / (60 + rank) over both lists
+    ranks: tuple[int, int]  # by meaning, by words
 
 
-def chunks(file: str, contents: str) -> tuple[list[Passage], str]:
-    """The passages of a document by its structure, and what was wrong with it, if anything.
+def words(text: str) -> list[str]:
+    """In lower case and cut to six letters: the crudest stemmer, "pretraining" is "pretrained"."""
+    return [word[:6] for word in re.findall(_WORD, text.lower())]
 
-    .md and .html by headings, .py by functions and classes, .ipynb by headings, its outputs left
-    out; anything else by paragraphs. Raises ValueError for a notebook that is none.
-    """
-    stem, note = Path(file).stem, ""
-    read = {".md": _markdown, ".html": _html, ".py": _python, ".ipynb": _notebook}
+
+class Bm25:
+    """How well texts match a question's words. Source: Robertson & Zaragoza 2009, section 3."""
+
+    def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        """k1: how soon a word's repetition stops counting; b: how much long texts are held back."""
+        from sklearn.feature_extraction.text import CountVectorizer
+
+        self.counter = CountVectorizer(analyzer=words)
+        counts = self.counter.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
+        (n, n_words), lengths = counts.shape, np.asarray(counts.sum(axis=1))[:, 0]
+        spread = np.bincount(counts.indices, minlength=n_words)  # texts that hold the word
+        self.idf = np.log1p((n - spread + 0.5) / (spread + 0.5))
+        self.most = float(np.log1p((n + 0.5) / 0.5))  # of a word that stands nowhere
+        long = k1 * (1 - b + b * np.repeat(lengths, np.diff(counts.indptr)) / lengths.mean())
+        counts.data = self.idf[counts.indices] * counts.data * (k1 + 1) / (counts.data + long)
+        self.weights = counts
+
+    def scores(self, questions: Sequence[str]) -> NDArray[np.float64]:
+        """(questions, texts), from 0 on; a word that a question repeats counts once."""
+        asked = (self.counter.transform(questions) > 0).astype(float)
+        return (asked @ self.weights.T).toarray()
+
+    def share(self, question: str, text: str) -> float:
+        """Which share of the question's words, weighed by their rarity, the text holds: 0 to 1."""
+        known, asked = self.counter.vocabulary_, set(words(question))
+        rarity = {w: self.idf[known[w]] if w in known else self.most for w in asked}
+        return sum(rarity[w] for w in asked & set(words(text))) / (sum(rarity.values()) or 1)
+
+
+@dataclass(eq=False)  # two are the same if they are one
+class _File:
+    """What the index keeps of a file."""
+
+    stat: list[int]  # size and times
+    sha256: str
+    note: str  # what was wrong with it
+    passages: list[Passage]
+    vectors: NDArray[np.float32] | None = None  # (passages, d_model); None: not embedded yet
+
+
+class Index:
+    """The passages of a folder, their vectors, and the words in them."""
+
+    def __init__(self, encoder: str) -> None:
+        """Empty; see `build`."""
+        self.encoder, self.embedded = encoder, 0  # files embedded at this start
+        self.files: dict[str, _File] = {}
+        self.skipped: list[tuple[str, str]] = []  # a file or a kind of them, and what is wrong
+
+    @classmethod
+    def build(
+        cls, folder: str | Path, encoder: str = "", say: Callable[[str], None] = print
+    ) -> Self:
+        """The index of a folder, kept in the cache; only new and changed files are read.
+
+        encoder: an asset, a folder or a Hub id. A killed build keeps the files that it finished.
+        Raises ApplicationError for no folder or no text in it, AssetError for no encoder.
+        """
+        root, index = Path(folder).expanduser().resolve(), cls(encoder or ENCODER)
+        if not root.is_dir():
+            raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
+        files, index.skipped = documents.listed(root)
+        model = assets.locate(index.encoder)
+        weights = [(each.name, each.stat().st_mtime_ns) for each in model.glob("*.safetensors")]
+        key = repr((_FORMAT, root, model, sorted(weights))).encode()
+        store = assets.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
+        store.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{store}.lock"):
+            index._update(store, root, files, say)
+        index.skipped += [(name, file.note) for name, file in index.files.items() if file.note]
+        if not index.passages:
+            kinds, why = ", ".join(documents.READERS), "; ".join(map(": ".join, index.skipped[:9]))
+            raise ApplicationError(f"{root} holds no text in {kinds}. {why or 'It is empty.'}")
+        return index
+
+    def _update(self, store: Path, root: Path, files: dict[str, list[int]], say) -> None:
+        old = _load(store, say)
+        for name, times in files.items():
+            try:
+                self.files[name] = _current(root, name, times, old.get(name))
+            except OSError as error:
+                self.skipped.append((name, f"can't be read: {error.strerror}"))
+        todo = [file for file in self.files.values() if file.vectors is None]
+        self.embedded = sum(bool(file.passages) for file in todo)
+        if self.embedded:
+            say(f"Indexing {self.embedded:,} new or changed files of {len(files):,}")
+        for start in range(0, len(todo), _TOGETHER):
+            some = todo[start : start + _TOGETHER]
+            vectors = self.embed([_searched(p) for file in some for p in file.passages])
+            ends = np.cumsum([len(file.passages) for file in some])[:-1]
+            for file, part in zip(some, np.split(vectors, ends), strict=True):
+                file.vectors = part
+            _save(store, self.files)
+        if self.files != old:  # deleted, or only touched
+            _save(store, self.files)
+
+    @functools.cached_property
+    def passages(self) -> list[Passage]:
+        """All of them: the files by name, in each of them from top to bottom."""
+        return [passage for file in self.files.values() for passage in file.passages]
+
+    @functools.cached_property
+    def vectors(self) -> NDArray[np.float32]:
+        """(passages, d_model)"""
+        return np.concatenate([file.vectors for file in self.files.values() if file.passages])
+
+    @functools.cached_property
+    def bm25(self) -> Bm25:
+        """Over title, heading and text of the passages."""
+        return Bm25([_searched(passage) for passage in self.passages])
+
+    @functools.cached_property
+    def _model(self):
+        return assets.load_tokenizer(self.encoder), assets.load_encoder(self.encoder)
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Means of the encoder's last vectors, of length 1: (texts, d_model).
+
+        Source: Reimers & Gurevych 2019, section 3.
+        """
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        import torch
+
+        from llmnb.fine_tuning.classifier import Settings
+        from llmnb.fine_tuning.encoding import batches, encode
+
+        tokenizer, model = self._model
+        means = np.zeros((len(texts), model.config.hidden_size), np.float32)
+        ids, _ = encode(tokenizer, texts, Settings(max_length=256))
+        with torch.inference_mode():
+            for rows, inputs in batches(tokenizer, ids, 32, model.device):
+                mask = inputs["attention_mask"][:, :, None]  # (batch, seq, 1)
+                hidden = model(**inputs).last_hidden_state.float()  # (batch, seq, d_model)
+                means[rows] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+    def search(self, question: str, k: int = 3) -> list[Hit]:
+        """The k passages that fit best, see `search_all`."""
+        return self.search_all([question], k)[0]
+
+    def search_all(self, questions: Sequence[str], k: int = 3) -> list[list[Hit]]:
+        """For each question the k passages with the best ranks, by meaning and by words.
+
+        Source: Cormack et al. 2009 (reciprocal rank fusion, with their constant of 60).
+        """
+        if k < 1:
+            raise ApplicationError(f"k is {k}; it is 1 or more.")
+        if not checked(questions):
+            return []
+        near = (self.embed(questions) @ self.vectors.T).clip(0, 1)  # (questions, passages)
+        shared = self.bm25.scores(questions)
+        ranks = np.stack([_ranks(near), _ranks(shared)], axis=-1)  # (questions, passages, 2)
+        fused = (1 / (60 + ranks)).sum(axis=-1)
+        numbers = np.stack([near, shared, fused], axis=-1)
+        found = []
+        for row, best in enumerate(np.lexsort((-near, -fused))[:, :k]):
+            facts = zip(best, numbers[row, best].tolist(), ranks[row, best].tolist(), strict=True)
+            found.append([Hit(self.passages[at], *three, tuple(two)) for at, three, two in facts])
+        return found
+
+
+def _ranks(scores: NDArray) -> NDArray[np.int64]:
+    """1 for the best of a row; equals share the last of their places: no word is no merit."""
+    from scipy.stats import rankdata
+
+    return rankdata(-scores, method="max", axis=1).astype(int)
+
+
+def _searched(passage: Passage) -> str:
+    return f"{passage.title}: {passage.heading}\n{passage.text}"
+
+
+def _current(root: Path, name: str, times: list[int], old: _File | None) -> _File:
+    """The file as it is kept, or read again where its bytes are others."""
+    if old and old.stat == times:
+        return old
+    data = (root / name).read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if old and old.sha256 == digest:
+        return replace(old, stat=times)
+    passages, note = documents.read(name, data)
+    return _File(times, digest, note, passages)
+
+
+def _save(store: Path, files: dict[str, _File]) -> None:
+    """What is embedded, atomically: a killed build leaves the old index or this one."""
+    done = {name: file for name, file in files.items() if file.vectors is not None}
+    rows = [
+        [name, file.stat, file.sha256, file.note, [[*vars(p).values()] for p in file.passages]]
+        for name, file in done.items()
+    ]
+    parts = [file.vectors for file in done.values() if file.passages]
+    temporary = store.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            files=np.frombuffer(json.dumps(rows).encode(), np.uint8),
+            vectors=np.concatenate(parts) if parts else np.zeros((0, 0), np.float32),
+        )
+    os.replace(temporary, store)
+
+
+def _load(store: Path, say) -> dict[str, _File]:
+    if not store.exists():
+        return {}
     try:
-        title, sections = read.get(Path(file).suffix.lower(), _plain)(contents)
-    except (SyntaxError, RecursionError):
-        note = "is no Python that parses here: read as plain text"
-        title, sections = _plain(contents)
-    found, seen = [], Counter()
-    for heading, paragraphs in sections:
-        heading = heading or title or stem
-        slug = re.sub(r"[\W_]+", "-", heading.lower()).strip("-") or "-"
-        for line, text in _pieces(paragraphs):
-            seen[slug] += 1
-            name = slug if seen[slug] == 1 else f"{slug}-{seen[slug]}"
-            found.append(Passage(f"{file}#{name}", file, title or stem, heading, text, line))
-    return found, note
-
-
-def _pieces(paragraphs: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Whole if short; else packed paragraphs, of long ones sentences, of long ones words."""
-    units = []
-    for line, text in paragraphs:
-        parts = SENTENCE.split(text) if len(text) > LONGEST else [text]
-        for part in parts:
-            cut = textwrap.wrap(part, LONGEST) if len(part) > LONGEST else [part]
-            units += [(line, piece, "\n\n" if part is parts[-1] else " ") for piece in cut]
-    start, text, gap = 0, "", ""
-    for line, piece, after in units:
-        if text and len(text) + len(gap) + len(piece) > LONGEST:
-            yield start, text
-            text = ""
-        start, text = (start, text + gap + piece) if text else (line, piece)
-        gap = after
-    if re.search(r"\w", text):
-        yield start, text
-
-
-def _by_lines(lines: Sequence[str], starts: dict[int, str]) -> _Sections:
-    """starts: the number of the line where a section begins, and its heading."""
-    found, fresh = [("", [])], True
-    for number, line in enumerate(lines, 1):
-        if number in starts:
-            found.append((starts[number], []))
-            fresh = True
-        if not line.strip():
-            fresh = True
-            continue
-        if fresh:
-            found[-1][1].append((number, []))
-        found[-1][1][-1][1].append(line.rstrip())
-        fresh = False
-    return [(heading, [(n, "\n".join(each)) for n, each in parts]) for heading, parts in found]
-
-
-def _plain(contents: str) -> tuple[str, _Sections]:
-    return "", _by_lines(contents.split("\n"), {})
-
-
-def _markdown(contents: str) -> tuple[str, _Sections]:
-    lines, starts, title, fenced = contents.split("\n"), {}, "", False
-    for number, line in enumerate(lines, 1):
-        if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not fenced and (found := re.match(r"(#{1,6})\s+(.*?)[\s#]*$", line)):
-            starts[number], lines[number - 1] = found[2], ""
-            title = title or (found[2] if found[1] == "#" else "")
-    return title, _by_lines(lines, starts)
-
-
-def _notebook(contents: str) -> tuple[str, _Sections]:
-    title, found = "", [("", [])]
-    try:
-        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in _cells(contents)]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError("is no notebook of version 4") from error
-    for number, (kind, source) in enumerate(cells, 1):
-        own, parts = _markdown(source) if kind == "markdown" else ("", [("", [(0, source)])])
-        title = title or own
-        parts = [(heading, [(number, text) for _, text in lines]) for heading, lines in parts]
-        found[-1][1].extend(parts[0][1])  # still under the heading before
-        found += parts[1:]
-    return title, found
-
-
-def _cells(contents: str) -> list[dict]:
-    return json.loads(contents)["cells"]
-
-
-def _python(contents: str) -> tuple[str, _Sections]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of their strings is not our news
-        try:
-            tree = ast.parse(contents)
-        except (ValueError, MemoryError) as error:  # a null byte; too deep
-            raise SyntaxError(str(error)) from error
-    starts: dict[int, str] = {}
-
-    def mark(nodes: list[ast.stmt], owner: str) -> None:
-        for node in nodes:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                name = f"{owner}.{node.name}".lstrip(".")
-                starts[min(each.lineno for each in [node, *node.decorator_list])] = name
-                if isinstance(node, ast.ClassDef):
-                    mark(node.body, name)
-                starts[node.end_lineno + 1] = owner
-
-    mark(tree.body, "")
-    together: dict[str, list[tuple[int, str]]] = {}
-    for heading, paragraphs in _by_lines(contents.split("\n"), starts):
-        together.setdefault(heading, []).extend(paragraphs)
-    return "", list(together.items())
-
-
-def _html(contents: str) -> tuple[str, _Sections]:
-    page = _Page()
-    page.feed(contents)
-    page.close()
-    page.flush()
-    return page.title, page.sections
-
-
-class _Page(html.parser.HTMLParser):
-    """The text of a page; what is script or style is dropped, nothing of it is run."""
-
-    inline = frozenset(
-        "a abbr b bdi bdo br cite code del dfn em font i img ins kbd label mark q s samp small span "
-        "strong sub sup td th time tt u var wbr".split()
-    )
-    headings = ("title", "h1", "h2", "h3", "h4", "h5", "h6")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.title, self.sections, self.inside = "", [("", [])], ""
-        self.line, self.parts = 1, []
-
-    def handle_starttag(self, tag: str, attrs) -> None:
-        if tag in ("br", "td", "th"):
-            self.parts.append(" ")
-        if tag not in self.inline:
-            self.flush()
-            self.inside = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.inline:
-            self.flush()
-            self.inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.inside not in ("script", "style"):
-            self.line = self.line if self.parts else self.getpos()[0]
-            self.parts.append(data)
-
-    def flush(self) -> None:
-        """The end of a block."""
-        text, self.parts = " ".join("".join(self.parts).split()), []
-        if text and self.inside in ("title", "h1"):
-            self.title = self.title or text
-        if text and self.inside in self.headings[1:]:
-            self.sections.append((text, []))
-        elif text and self.inside != "title":
-            self.sections[-1][1].append((self.line, text))
-
-
-READABLE = (".md", ".txt", ".ipynb", ".py", ".html")
-
-
-def _files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
-    """What can be read, with size and times; what is left out, with the reason."""
-    found, skipped, others = {}, [], Counter()
-    unread = lambda error: skipped.append((_name(error.filename, root), error.strerror))  # noqa: E731
-    for folder, folders, files in os.walk(root, onerror=unread):
-        for name in sorted(folders):
-            path = os.path.join(folder, name)
-            if name.startswith(".") or os.path.islink(path):
-                folders.remove(name)
-                reason = "hidden folder" if name.startswith(".") else "link: not followed"
-                skipped.append((_name(path, root), reason))
-        folders.sort()
-        for name in sorted(files):
-            path, suffix = os.path.join(folder, name), os.path.splitext(name)[1].lower()
-            stat = os.lstat(path)
-            if name.startswith(".") or suffix not in READABLE:
-                others["*" + suffix if suffix else "files without a suffix"] += 1
-            elif not os.path.isfile(path) or os.path.islink(path):
-                skipped.append((_name(path, root), "link or no file: not followed"))
-            elif not 0 < stat.st_size <= MOST_BYTES:
-                size = f"{stat.st_size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.0f}"
-                skipped.append((_name(path, root), size if stat.st_size else "empty"))
-            else:
-                found[_name(path, root)] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    skipped += [(kind, f"{n:,} of a kind that isn't read") for kind, n in sorted(others.items())]
-    return found, skipped
-
-
-def _name(path: str, root: Path) -> str:
-    return Path(path).relative_to(root).as_posix()
+        with np.load(store, allow_pickle=False) as kept:
+            rows, vectors = json.loads(kept["files"].tobytes()), kept["vectors"]
+        files = {name: _File(*facts, [Passage(*p) for p in own]) for name, *facts, own in rows}
+        counts = [len(file.passages) for file in files.values()]
+        if sum(counts) != len(vectors):
+            raise ValueError("vectors are missing")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        say(f"{store.name} in the cache is damaged ({error}): indexing everything again")
+        return {}
+    for file, end in zip(files.values(), np.cumsum(counts), strict=True):
+        file.vectors = vectors[end - len(file.passages) : end]
+    return files

@@ -1,11 +1,10 @@
 """Sentiment: 04's classifier, its probabilities calibrated, silent where it is unsure (06)."""
 
-import itertools
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -17,36 +16,31 @@ from llmnb.evaluation import calibration, uncertainty
 
 UNSURE = "unsure"
 _TOGETHER = 2048  # texts that are judged at once, however many there are
-_WORD = re.compile(r"\s*\S{1,32}")  # a longer one is cut: some scripts have no spaces
 
 
-def reviews(profile: profiles.Profile) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The film reviews of 04 and 05, split and cut to the profile's sizes; their label names."""
+def reviews(profile: profiles.Profile) -> tuple[dict, tuple[str, ...]]:
+    """The film reviews of 04 and 05: the splits at the profile's sizes, and the label names."""
     table = tables.load_table("rotten_tomatoes")
-    most = {"train": profile.train_texts}  # of the others: test_texts
-    splits = {
-        name: part.select(range(min(most.get(name, profile.test_texts), len(part))))
-        for name, part in table.splits().items()
-    }
-    return splits, table.label_names
+    most, parts = {"train": profile.train_texts}, table.splits().items()  # else test_texts
+    sizes = {name: min(most.get(name, profile.test_texts), len(part)) for name, part in parts}
+    return {name: part.select(range(sizes[name])) for name, part in parts}, table.label_names
 
 
 class SentimentAnalyzer(Application):
     """Names a text's label; UNSURE where its calibrated probability is under the threshold.
 
-    A text longer than the classifier reads is cut into windows, at the ends of sentences where it
-    can be; the mean of their log-probabilities decides. Then the result's evidence holds of each
-    window its start and end in the text, and its own probability of the text's likeliest label.
+    A text longer than the classifier reads is cut into windows of whole words. The mean of their
+    log-probabilities decides, weighted by their variance over the labels, for a window that has
+    no opinion says little. The result's evidence then holds, for each window, its start and end
+    in the text and its own probability of the text's likeliest label.
     """
 
-    def __init__(
-        self, classifier: fine_tuning.Classifier, threshold: float = 0.6, window: int = 32
-    ) -> None:
-        """window: tokens, about as many as the classifier's training texts had."""
+    def __init__(self, classifier, threshold: float = 0.6, window: int = 32) -> None:
+        """classifier: fine_tuning's; window: tokens, about as many as its training texts had."""
         if not (0 <= threshold <= 1 and window >= 1):
             raise ApplicationError(f"threshold {threshold}, window {window}: 0 to 1, 1 or more.")
         self.classifier, self.threshold, self.window = classifier, threshold, window
-        self.temperature, self.warnings = 1.0, ("Its score is not calibrated.",)
+        self.temperature, self.warnings = 1.0, ("The score is not calibrated: see calibrate.",)
         base = getattr(classifier, "base", "")  # what counts words has none
         self.tokenizer = getattr(classifier, "tokenizer", base and assets.load_tokenizer(base))
 
@@ -54,9 +48,9 @@ class SentimentAnalyzer(Application):
     def load(cls, model: str = "full", profile: str = "auto", **options) -> Self:
         """model: one of fine_tuning.METHODS, a folder that 04 saved, or transformers' own.
 
-        options: as for the class. A method is trained once: 04 and 05 share the classifier. It is
-        calibrated on the reviews' validation texts, if it has their labels; if not, call
-        `calibrate`. Raises FineTuningError, AssetError.
+        options: as for the class. A method is trained once: 04 and 05 share its classifier. If it
+        has the reviews' labels it is calibrated on their validation texts. Raises FineTuningError,
+        AssetError.
         """
         cls(None, **options)  # wrong ones are told before any work
         settings, model = profiles.resolve(profile), model or "full"
@@ -81,7 +75,7 @@ class SentimentAnalyzer(Application):
         try:
             self.temperature, self.warnings = calibration.fit_temperature(np.log(said), labels), ()
         except ValueError as error:
-            self.warnings = (f"Its score is not calibrated: {error}",)
+            self.warnings = (f"The score is not calibrated: {error}",)
 
     def probabilities(self, texts: Iterable[str]) -> NDArray[np.float64]:
         """The labels' calibrated probabilities: (texts, classes)."""
@@ -97,46 +91,40 @@ class SentimentAnalyzer(Application):
             label = rows[0].argmax()
             score, *parts = rows[:, label].tolist()
             name = self.classifier.label_names[label] if score >= self.threshold else UNSURE
-            evidence = tuple((*place, p) for place, p in zip(places, parts, strict=True))
-            found = evidence if len(parts) > 1 else ()
-            yield Result(name, score, found, self.warnings, seconds=seconds)
+            windows = tuple((*own, part) for own, part in zip(places, parts, strict=True))
+            yield Result(name, score, windows * (len(parts) > 1), self.warnings, seconds=seconds)
 
     def _judged(self, texts: Iterable[str]) -> Iterator[tuple[list, NDArray, float]]:
-        """The windows' places, the probabilities of text and windows (1 + windows, classes), s."""
-        texts = iter(checked(texts) if isinstance(texts, str) else texts)
-        for first in itertools.count(0, _TOGETHER):
-            start, chunk = time.perf_counter(), list(itertools.islice(texts, _TOGETHER))
-            if not checked(chunk, first):
-                return
-            places = [self._windows(text) for text in chunk]
+        """Windows' places; probabilities of text and windows, (1 + windows, classes); seconds."""
+        texts, n = iter(checked(texts) if isinstance(texts, str) else texts), 0
+        while chunk := checked(islice(texts, _TOGETHER), n):
+            start, n = time.perf_counter(), n + len(chunk)
+            places = [self._windows(text) if self.tokenizer else [(0, len(text))] for text in chunk]
             parts = [text[a:b] for text, own in zip(chunk, places, strict=True) for a, b in own]
-            logs = iter(np.log(self.classifier.probabilities(parts).clip(1e-9)))
-            share = (time.perf_counter() - start) / len(chunk)
+            logs = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
+            seconds, at = (time.perf_counter() - start) / len(chunk), 0
             for own in places:
-                rows = np.array(list(itertools.islice(logs, len(own))))  # (windows, classes)
-                rows = np.vstack([rows.mean(axis=0), rows])
-                yield own, calibration.apply_temperature(rows, self.temperature), share
+                rows, at = logs[at : at + len(own)], at + len(own)
+                mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
+                rows = calibration.apply_temperature([mean, *rows], self.temperature)
+                yield own, rows, seconds
 
     def _windows(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of each; of a text that the classifier reads at once, of the whole."""
-        if not self.tokenizer:
-            return [(0, len(text))]
-        words = [match.span() for match in _WORD.finditer(text)]
-        parts = [text[start:end] for start, end in words]
-        ids = self.tokenizer(parts, add_special_tokens=False, verbose=False)["input_ids"]
-        ends = np.cumsum([len(each) for each in ids])  # tokens up to each word's end
+        """Start and end of each; of the whole where the classifier reads it at once."""
+        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+        marks = self.tokenizer(text, **options)["offset_mapping"]
         limit = min(self.classifier.settings.max_length, self.tokenizer.model_max_length)
         limit -= self.tokenizer.num_special_tokens_to_add()
-        if ends[-1] <= limit:
+        if len(marks) <= limit:
             return [(0, len(text))]
-        found, first, before = [], 0, 0  # before: tokens up to the first word
-        while first < len(words):
-            room = before + min(self.window, limit)
-            last = max(first, int(np.searchsorted(ends, room, "right")) - 1)
-            likely = range(last, (first + last) // 2, -1) if last < len(words) - 1 else ()
-            last = next((n for n in likely if parts[n].endswith((".", "!", "?"))), last)
-            found.append((words[first][0], words[last][1]))
-            first, before = last + 1, ends[last]
+        pairs = [text[at - 1 : at + 1] for at, _ in marks]  # around the beginning of each token
+        cuts = {n for n, pair in enumerate(pairs) if pair.split() != [pair]}  # with white space
+        found, first = [], 0
+        while first < len(marks):
+            fits = range(min(first + self.window, first + limit, len(marks)), first, -1)
+            last = next((n for n in fits if n in cuts or n == len(marks)), fits[0])
+            found.append((marks[first][0], marks[last - 1][1]))
+            first = last
         return found
 
 
@@ -151,7 +139,7 @@ def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike)
     rows = []
     for threshold in thresholds:
         kept = right[sure >= threshold]
-        rows.append({"threshold": threshold, "answered": len(kept) / len(right), "n": len(kept)})
-        rows[-1] |= vars(uncertainty.proportion(int(kept.sum()), len(kept))) if len(kept) else {}
-    columns = ["threshold", "answered", "n", "value", "low", "high"]
+        share = vars(uncertainty.proportion(int(kept.sum()), len(kept))) if len(kept) else {}
+        rows.append({"threshold": threshold, "answered": len(kept) / len(right)} | share)
+    columns = ["threshold", "answered", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "accuracy"})

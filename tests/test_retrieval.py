@@ -1,0 +1,448 @@
+"""Documents of every kind, fusion by hand, an index that updates what changed; the real encoder."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from conftest import python
+
+from llmnb import assets, handbook
+from llmnb.applications import ApplicationError, documents, retrieval
+from llmnb.applications.documents import LONGEST, chunks
+from llmnb.applications.retrieval import Bm25, Index, words
+
+MARKDOWN = """Before.
+
+# Boats
+
+## Red *boats* #
+
+They cost 12.
+
+And more.
+
+```python
+# no heading
+```
+
+## Red boats
+Again.
+"""
+PAGE = """<html><head><title>Boats &amp; more</title><style>p {}</style></head>
+<body><h1>Boats</h1><p>The <b>red</b>
+one.</p><script>steal("cookies")</script><h2>Storm</h2>
+<ul><li>Stay in.</li><li>Wait.</li></ul>the end"""
+CODE = '''"""About boats."""
+
+LIMIT = 3
+
+
+@cache
+def rent(n):
+    """Rent n."""
+    return n
+
+
+class Boat:
+    """A boat."""
+
+    def sail(self):
+        pass
+
+    colour = "red"
+
+
+LAST = 4
+'''
+
+
+def cells(*pairs):
+    found = [{"cell_type": kind, "source": source, "outputs": ["SECRET"]} for kind, source in pairs]
+    return json.dumps({"cells": found, "nbformat": 4})
+
+
+def found(file, contents):
+    passages, note = chunks(file, contents)
+    assert not note
+    return [(p.id.partition("#")[2], p.heading, p.text, p.line) for p in passages]
+
+
+def test_markdown_is_cut_at_headings_but_not_in_code():
+    assert found("a.md", MARKDOWN) == [
+        ("boats", "Boats", "Before.", 1),
+        (
+            "red-boats",
+            "Red *boats*",
+            "They cost 12.\n\nAnd more.\n\n```python\n# no heading\n```",
+            7,
+        ),
+        ("red-boats-2", "Red boats", "Again.", 16),
+    ]
+
+
+def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
+    assert found("a.html", PAGE) == [
+        ("boats", "Boats", "The red one.", 2),
+        ("storm", "Storm", "Stay in.\n\nWait.\n\nthe end", 4),
+    ]
+    assert {p.title for p in chunks("a.html", PAGE)[0]} == {"Boats & more"}
+    assert found("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all", 1)]
+
+
+def test_code_is_cut_at_functions_and_classes():
+    assert found("boats.py", CODE) == [
+        ("boats", "boats", '"""About boats."""\n\nLIMIT = 3\n\nLAST = 4', 1),
+        ("rent", "rent", '@cache\ndef rent(n):\n    """Rent n."""\n    return n', 6),
+        ("boat", "Boat", 'class Boat:\n    """A boat."""\n\n    colour = "red"', 12),
+        ("boat-sail", "Boat.sail", "    def sail(self):\n        pass", 15),
+    ]
+
+
+def test_a_notebook_is_read_by_cells_without_outputs():
+    text = cells(
+        ("code", "first()"),
+        ("markdown", ["# Boats\n", "\n", "All of them."]),
+        ("code", "# no heading\nrent()"),
+        ("markdown", "more\n\n## Storm\n\nStay."),
+    )
+    assert found("n.ipynb", text) == [
+        ("boats", "Boats", "first()", 1),
+        ("boats-2", "Boats", "All of them.\n\n# no heading\nrent()\n\nmore", 2),
+        ("storm", "Storm", "Stay.", 4),
+    ]
+
+
+def test_plain_text_is_one_passage_while_it_is_short():
+    assert found("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\n\ntwo\nlines", 1)]
+    assert chunks("sub/n.txt", "one")[0][0].id == "sub/n.txt#n"
+    assert found("n.txt", " \n\n--- \n") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "contents", "kind"),
+    [
+        ("a.py", "def broken(:\n    pass", "SyntaxError"),
+        ("a.py", "(" * 5000, "Error"),
+        ("a.ipynb", "{no json", "JSONDecodeError"),
+        ("a.ipynb", "[1, 2]", "TypeError"),
+        ("a.ipynb", '{"worksheets": []}', "KeyError"),
+        ("a.ipynb", "[" * 100_000, "Error"),
+    ],
+)
+def test_what_does_not_parse_is_plain_text_and_said(file, contents, kind):
+    passages, note = chunks(file, contents)
+    assert "plain text" in note and kind in note
+    assert passages == chunks("a.txt", contents)[0] or passages[0].text == contents[:LONGEST]
+
+
+@pytest.mark.parametrize("gap", ["\n\n", ". ", " ", "", "。"])
+def test_long_sections_are_split_and_no_word_is_lost(gap):
+    text = gap.join(f"Word{n}" for n in range(2000))
+    passages, _ = chunks("a.md", f"# T\n\n## Long\n\n{text}\n\n## Short\n\nHere.")
+    assert len(passages) > 8 and passages[-1].heading == "Short"
+    assert max(len(p.text) for p in passages) <= LONGEST
+    assert min(len(p.text) for p in passages[:-2]) > LONGEST / 2
+    together = "".join("".join(p.text.split()) for p in passages[:-1])
+    assert together == "".join(text.split())
+    assert len({p.id for p in passages}) == len(passages)
+    if gap == "\n\n":  # paragraphs stay whole, and the line is that of the first
+        lines = [5 + 2 * int(p.text.partition("\n")[0][4:]) for p in passages[:-1]]
+        assert [p.line for p in passages[:-1]] == lines
+
+
+def test_the_handbook_gives_its_own_passages():
+    ours = []
+    for file in sorted(handbook.FOLDER.glob("*.md")):
+        ours += documents.read(file.name, file.read_bytes())[0]
+    theirs = handbook.passages()
+    assert [p.id.replace(".md#", "#") for p in ours] == [p.id for p in theirs]
+    assert [" ".join(p.text.split()) for p in ours] == [p.text for p in theirs]
+    assert [(p.title, p.heading) for p in ours] == [(p.title, p.heading) for p in theirs]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    docs = tmp_path / "docs"
+    (docs / "sub").mkdir(parents=True)
+    (docs / "a.md").write_text("# A\n\n## Good\n\nA good film.\n\n## Bad\n\nA bad film.")
+    (docs / "b.txt").write_text("a b c")
+    (docs / "sub" / "c.txt").write_text("d e f")
+    return docs
+
+
+@pytest.fixture
+def build(folder, tiny_models, cache):
+    """Builds the index of the folder with the tiny encoder; says what is said."""
+    said = []
+
+    def make(encoder=str(tiny_models / "encoder")):
+        index = Index.build(folder, encoder, said.append)
+        index.said = said[:]
+        said.clear()
+        return index
+
+    return make
+
+
+def test_what_is_left_out_is_said(folder, build, monkeypatch):
+    monkeypatch.setattr(documents, "MOST_BYTES", 3_000_000)
+    (folder / "empty.md").touch()
+    (folder / "huge.txt").write_bytes(b"a " * 2_000_000)
+    (folder / "binary.txt").write_bytes(b"a\0b")
+    (folder / "latin.txt").write_bytes(b"caf\xe9 good")
+    (folder / "marks.md").write_text("***")
+    (folder / "broken.py").write_text("def (")
+    (folder / "scan.pdf").touch()
+    (folder / "scan2.PDF").touch()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "x.md").write_text("hidden")
+    (folder / "sub" / "loop").symlink_to(folder)
+    (folder / "link.md").symlink_to(folder / "a.md")
+    os.mkfifo(folder / "pipe.txt")
+    index = build()
+    assert dict(index.skipped) == {
+        ".git": "hidden, or a link: not entered",
+        "sub/loop": "hidden, or a link: not entered",
+        "empty.md": "empty",
+        "huge.txt": "4 MB: too large",
+        "link.md": "a link, or no file",
+        "pipe.txt": "a link, or no file",
+        "*.pdf": "not read: 2 files",
+        "binary.txt": "left out: binary, not text in UTF-8",
+        "latin.txt": "bytes that are no UTF-8 are shown as \ufffd",
+        "marks.md": "left out: there is no word in it",
+        "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
+    }
+    names = {p.file for p in index.passages}
+    assert names == {"a.md", "b.txt", "sub/c.txt", "latin.txt", "broken.py"}
+    assert dict(build().skipped) == dict(index.skipped)  # from the kept index as well
+
+
+def test_a_file_that_cannot_be_read_is_said(build, monkeypatch):
+    def refuse(root, name, times, old):
+        if name == "b.txt":
+            raise PermissionError(13, "Permission denied")
+        return real(root, name, times, old)
+
+    real = retrieval._current
+    monkeypatch.setattr(retrieval, "_current", refuse)
+    assert ("b.txt", "can't be read: Permission denied") in build().skipped
+
+
+def test_windows_lines_and_marks_are_read(folder):
+    passages, note = documents.read("w.md", b"\xef\xbb\xbf# T\r\n\r\n## H\r\n\r\none\r\ntwo\r\n")
+    assert not note and [(p.heading, p.text, p.line) for p in passages] == [("H", "one\ntwo", 5)]
+
+
+def test_a_second_start_reads_and_embeds_nothing(build, monkeypatch):
+    first = build()
+    assert first.embedded == 3 and first.said == ["Indexing 3 new or changed files of 3"]
+    monkeypatch.setattr(assets, "load_encoder", None)
+    monkeypatch.setattr(documents, "read", None)
+    again = build()
+    assert again.embedded == 0 and again.said == []
+    assert again.passages == first.passages
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+
+
+def test_one_changed_file_is_embedded_and_no_other(folder, build):
+    first = build()
+    kept = (folder / "b.txt").stat()
+    (folder / "b.txt").write_text("c b a")  # as long as before, and as old
+    os.utime(folder / "b.txt", ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    changed = build()
+    assert changed.embedded == 1 and changed.passages[2].text == "c b a"
+    assert not np.allclose(changed.vectors[2], first.vectors[2])
+    np.testing.assert_array_equal(changed.vectors[[0, 1, 3]], first.vectors[[0, 1, 3]])
+    assert build().embedded == 0
+    np.testing.assert_allclose(changed.vectors, changed.embed(texts(changed)), atol=1e-6)
+
+
+def texts(index):
+    return [retrieval._searched(passage) for passage in index.passages]
+
+
+def test_a_touched_file_is_not_embedded_again(folder, build, monkeypatch):
+    build()
+    os.utime(folder / "b.txt", ns=(1, 1))
+    assert build().embedded == 0
+    monkeypatch.setattr(retrieval.hashlib, "sha256", None)  # its new time is kept
+    with pytest.raises(TypeError):
+        build()  # the key of the index itself is a sha256
+    monkeypatch.undo()
+
+
+def test_deleted_and_new_files_are_followed(folder, build):
+    build()
+    (folder / "a.md").unlink()
+    (folder / "a0.txt").write_text("g h")
+    index = build()
+    assert index.embedded == 1
+    assert [p.file for p in index.passages] == ["a0.txt", "b.txt", "sub/c.txt"]
+    np.testing.assert_allclose(index.vectors, index.embed(texts(index)), atol=1e-6)
+    assert [p.file for p in build().passages] == ["a0.txt", "b.txt", "sub/c.txt"]
+
+
+def test_a_killed_build_keeps_what_it_finished(folder, build, monkeypatch):
+    monkeypatch.setattr(retrieval, "_TOGETHER", 1)
+    real, calls = Index.embed, []
+
+    def embed(self, given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(self, given)
+
+    monkeypatch.setattr(Index, "embed", embed)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert build().embedded == 1
+    (folder / "b.txt").write_text("changed")
+    calls[:] = [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert build().embedded == 1
+
+
+def test_a_damaged_index_is_made_again_and_that_is_said(build, cache):
+    build()
+    (store,) = (cache / "derived").glob("index-*.npz")
+    whole = store.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no archive"):
+        store.write_bytes(damaged)
+        index = build()
+        assert "is damaged" in index.said[0] and index.embedded == 3
+    with store.open("wb") as file:
+        np.savez(file, files=np.array([{}], dtype=object), vectors=np.zeros(1))
+    assert "is damaged" in build().said[0]  # a pickle is never opened
+
+
+def test_another_encoder_has_an_index_of_its_own(build, tiny_models, tmp_path):
+    import shutil
+
+    build()
+    other = shutil.copytree(tiny_models / "encoder", tmp_path / "other")
+    assert build(str(other)).embedded == 3
+    assert build().embedded == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("missing", "is no folder"), ("b.txt", "is no folder"), ("sub", "b.jpg")]
+)
+def test_a_folder_without_text_is_refused(folder, cache, tiny_models, name, message):
+    (folder / "sub" / "c.txt").rename(folder / "sub" / "b.jpg")
+    message = message.replace("b.jpg", r"holds no text in .md.*\*.jpg: not read: 1 files")
+    with pytest.raises(ApplicationError, match=message):
+        Index.build(folder / name, str(tiny_models / "encoder"))
+
+
+def test_bm25_by_hand():
+    bm25 = Bm25(["red boat", "red red sea and sky", "blue"], k1=1.2, b=0.75)
+    mean = 8 / 3
+    idf = {"red": np.log(1 + 1.5 / 2.5), "boat": np.log(1 + 2.5 / 1.5)}
+
+    def part(word, often, length):
+        return idf[word] * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * length / mean))
+
+    expected = [part("red", 1, 2) + part("boat", 1, 2), part("red", 2, 5), 0]
+    np.testing.assert_allclose(bm25.scores(["A red RED boat?"])[0], expected)
+    assert bm25.scores(["?", "zebra"]).sum() == 0
+    nowhere = np.log(1 + 3.5 / 0.5)
+    assert bm25.share("red zebra", "the red one") == pytest.approx(
+        idf["red"] / (idf["red"] + nowhere)
+    )
+    assert bm25.share("?", "the red one") == 0
+
+
+def test_words_are_cut_to_six_letters_and_scripts_without_spaces_to_characters():
+    assert words("Pretraining, LLMNB_CACHE: 1e-4") == ["pretra", "llmnb_", "1e", "4"]
+    assert words("猫在") == ["猫", "在"]
+
+
+def test_ranks_are_fused_by_hand(build, monkeypatch):
+    index = build()
+    near = np.array([[0.9, 0.5, 0.1, -0.2]])  # good, bad, b.txt, c.txt
+    vectors = np.eye(4, dtype=np.float32)
+    index.__dict__["vectors"] = vectors
+    monkeypatch.setattr(index, "embed", lambda given: near.astype(np.float32))
+    hits = index.search("b bad", k=4)
+    assert [h.passage.heading for h in hits] == ["Bad", "Good", "b", "c"]
+    # "bad" stands in one title-heading-text twice; "b" in b.txt: title, heading and text
+    ranks = {h.passage.heading: h.ranks for h in hits}
+    assert ranks["Good"] == (1, 4) and ranks["c"] == (4, 4) and ranks["Bad"][0] == 2
+    for hit in hits:
+        assert hit.fused == pytest.approx(sum(1 / (60 + rank) for rank in hit.ranks))
+    assert [h.score for h in hits] == pytest.approx([0.5, 0.9, 0.1, 0])
+    assert hits[1].words == hits[3].words == 0 < hits[0].words
+    assert len(index.search("b bad", k=99)) == 4 and len(index.search("b bad", k=1)) == 1
+
+
+def test_many_questions_are_answered_as_one_by_one(build):
+    index = build()
+    asked = ["good film", "a b", "\U0001f600", "e"]
+    for question, hits in zip(asked, index.search_all(asked), strict=True):
+        alone = index.search(question)
+        assert [h.passage for h in hits] == [h.passage for h in alone]
+        assert [h.score for h in hits] == pytest.approx([h.score for h in alone], abs=1e-6)
+    assert index.search_all([]) == []
+
+
+@pytest.mark.parametrize("question", ["", "  ", None, 3])
+def test_no_question_is_refused(build, question):
+    with pytest.raises(ApplicationError, match="Text 0 is empty or no text"):
+        build().search(question)
+    with pytest.raises(ApplicationError, match="k is 0"):
+        build().search("good", k=0)
+
+
+def test_the_vectors_are_masked_means_of_length_one(build, encoder=None):
+    import torch
+
+    index = build()
+    tokenizer, model = index._model
+    ours = index.embed(["good film", "a"])
+    for text, row in zip(["good film", "a"], ours, strict=True):
+        with torch.inference_mode():
+            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+        np.testing.assert_allclose(row, mean / mean.norm(), atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_thousand_files_start_within_a_second_without_torch(tmp_path, tiny_models, cache):
+    docs, encoder = tmp_path / "many", str(tiny_models / "encoder")
+    docs.mkdir()
+    for number in range(1000):
+        text = "".join(f"## Part {n}\n\n{f'bad good film {number} ' * 30}\n\n" for n in range(5))
+        (docs / f"{number:04}.md").write_text(text)
+    assert Index.build(docs, encoder).embedded == 1000
+    code = f"""
+import sys, time
+from llmnb.applications.retrieval import Index
+start = time.perf_counter()
+index = Index.build({str(docs)!r}, {encoder!r})
+print(index.embedded, len(index.passages), "torch" in sys.modules, time.perf_counter() - start)
+"""
+    for _ in range(3):  # the machine may be busy
+        embedded, n, torch, seconds = python(code).stdout.split()
+        if float(seconds) <= 1:
+            break
+    assert (embedded, n, torch) == ("0", "5000", "False") and float(seconds) <= 1
+    (docs / "0500.md").write_text("# Other\n\nnow something else")
+    index = Index.build(docs, encoder)
+    assert index.embedded == 1 and len(index.passages) == 4996
+
+
+@pytest.mark.slow
+def test_the_evidence_is_among_the_first_three():
+    index = Index.build(handbook.FOLDER)
+    asked = [q for q in handbook.questions() if q.answerable]
+    found = index.search_all([q.question for q in asked], k=len(index.passages))
+    places = {"fused": [], "meaning": [], "words": []}
+    for question, hits in zip(asked, found, strict=True):
+        ids = [hit.passage.id.replace(".md#", "#") for hit in hits]
+        at = ids.index(question.evidence)
+        for name, rank in zip(places, (at + 1, *hits[at].ranks), strict=True):
+            places[name].append(rank)
+    third = {name: np.mean(np.array(ranks) <= 3) for name, ranks in places.items()}
+    assert third["fused"] >= 0.95 and third["fused"] > max(third["meaning"], third["words"])
