@@ -225,7 +225,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
     revision = HUB_REVISIONS.get(name)
     try:
         folder = snapshot_download(
@@ -253,6 +253,27 @@ def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
 def load_masked(name: str, dtype: str = "auto", device: str | None = None):
     """A transformers masked language model in eval mode. Raises AssetError, as for no such head."""
     return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
+
+
+def load_seq2seq(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers encoder-decoder in eval mode. Raises AssetError."""
+    return _load("AutoModelForSeq2SeqLM", "an encoder-decoder", name, dtype, device)
+
+
+def load_extractor(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers model that marks answers in a text, in eval mode. Raises AssetError."""
+    return _load("AutoModelForQuestionAnswering", "an encoder", name, dtype, device)
+
+
+def load_config(name: str):
+    """The transformers config of a model. Raises AssetError."""
+    import transformers
+
+    folder = locate(name)
+    with _load_errors(name, folder):
+        return transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
 
 
 def load_tokenizer(name: str):
@@ -304,7 +325,7 @@ def _load_errors(name: str, folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AssetError(
             f"{name!r} in {folder} can't be loaded: {str(error).splitlines()[0]} "
             f"Weights must be safetensors, and code that comes with a model is never run."

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,7 +241,7 @@ def test_a_second_start_reads_and_embeds_nothing(build, monkeypatch):
     first = build()
     assert first.embedded == 3 and first.said == ["Indexing 3 new or changed files of 3"]
     monkeypatch.setattr(assets, "load_encoder", None)
-    monkeypatch.setattr(documents, "read", None)
+    monkeypatch.setattr(Path, "read_bytes", None)
     again = build()
     assert again.embedded == 0 and again.said == []
     assert again.passages == first.passages
@@ -267,10 +269,8 @@ def test_a_touched_file_is_not_embedded_again(folder, build, monkeypatch):
     build()
     os.utime(folder / "b.txt", ns=(1, 1))
     assert build().embedded == 0
-    monkeypatch.setattr(retrieval.hashlib, "sha256", None)  # its new time is kept
-    with pytest.raises(TypeError):
-        build()  # the key of the index itself is a sha256
-    monkeypatch.undo()
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert build().embedded == 0  # its new time is kept
 
 
 def test_deleted_and_new_files_are_followed(folder, build):
@@ -319,8 +319,6 @@ def test_a_damaged_index_is_made_again_and_that_is_said(build, cache):
 
 
 def test_another_encoder_has_an_index_of_its_own(build, tiny_models, tmp_path):
-    import shutil
-
     build()
     other = shutil.copytree(tiny_models / "encoder", tmp_path / "other")
     assert build(str(other)).embedded == 3
@@ -367,14 +365,16 @@ def test_ranks_are_fused_by_hand(build, monkeypatch):
     index.__dict__["vectors"] = vectors
     monkeypatch.setattr(index, "embed", lambda given: near.astype(np.float32))
     hits = index.search("b bad", k=4)
-    assert [h.passage.heading for h in hits] == ["Bad", "Good", "b", "c"]
-    # "bad" stands in one title-heading-text twice; "b" in b.txt: title, heading and text
-    ranks = {h.passage.heading: h.ranks for h in hits}
-    assert ranks["Good"] == (1, 4) and ranks["c"] == (4, 4) and ranks["Bad"][0] == 2
+    assert [(h.passage.heading, h.ranks) for h in hits] == [
+        ("b", (3, 1)),  # three times in title, heading and text
+        ("Bad", (2, 2)),
+        ("Good", (1, 4)),  # no word in common: the last place, with the other one
+        ("c", (4, 4)),
+    ]
     for hit in hits:
         assert hit.fused == pytest.approx(sum(1 / (60 + rank) for rank in hit.ranks))
-    assert [h.score for h in hits] == pytest.approx([0.5, 0.9, 0.1, 0])
-    assert hits[1].words == hits[3].words == 0 < hits[0].words
+    assert [h.score for h in hits] == pytest.approx([0.1, 0.5, 0.9, 0])
+    assert hits[0].words > hits[1].words > hits[2].words == hits[3].words == 0
     assert len(index.search("b bad", k=99)) == 4 and len(index.search("b bad", k=1)) == 1
 
 
@@ -396,7 +396,7 @@ def test_no_question_is_refused(build, question):
         build().search("good", k=0)
 
 
-def test_the_vectors_are_masked_means_of_length_one(build, encoder=None):
+def test_the_vectors_are_masked_means_of_length_one(build):
     import torch
 
     index = build()
@@ -405,7 +405,7 @@ def test_the_vectors_are_masked_means_of_length_one(build, encoder=None):
     for text, row in zip(["good film", "a"], ours, strict=True):
         with torch.inference_mode():
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
-        np.testing.assert_allclose(row, mean / mean.norm(), atol=1e-5)
+        np.testing.assert_allclose(row, (mean / mean.norm()).float(), atol=0.02)
 
 
 @pytest.mark.slow

@@ -428,9 +428,11 @@ def test_the_language_is_part_of_the_name(monkeypatch, marian, tokenizer):
     names = []
     monkeypatch.setattr(translation, "_loaded", lambda name: names.append(name) or marian)
     monkeypatch.setattr(assets, "load_tokenizer", lambda name: names.append(name) or tokenizer)
-    Translator.load(profile="gpu", target="es")
-    Translator.load("some/{language}", "cpu", "de")
-    assert names == ["Helsinki-NLP/opus-mt-en-es"] * 2 + ["some/de"] * 2
+    Translator.load("some/opus-{language}", "cpu", "de").to("es")
+    assert names == ["some/opus-de"] * 2 + ["some/opus-es"] * 2
+    one = Translator.load("some/model", "cpu", "fr")
+    assert one.to("zh").model is one.model and one.to("zh").target == "zh"
+    assert names[4:] == ["some/model"] * 2
 
 
 def test_a_model_that_is_none_is_refused(marian, tokenizer, tmp_path):

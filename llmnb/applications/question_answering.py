@@ -153,7 +153,7 @@ class QuestionAnswerer(Application):
     @torch.inference_mode()
     def _copied(self, question: str, sentence: str) -> Result:
         """The likeliest span; what only repeats the question's words is no answer."""
-        ids = self._ids(_asked(question, sentence))
+        ids = self._ids("\n" + _asked(question, sentence))
         logs, cache = self._read_on([ids], self._examples, last_only=True)
         starts = []
         for word in _WORDS.finditer(sentence):
@@ -190,7 +190,8 @@ class QuestionAnswerer(Application):
 
     @functools.cached_property
     def _examples(self) -> KeyValueCache:
-        return self._read_on([self._ids(_shots())], None, last_only=True)[1]
+        shots = _shots().removesuffix("\n")  # tokenizers cut two newlines before a word in half
+        return self._read_on([self._ids(shots)], None, last_only=True)[1]
 
     @property
     def _decoder(self) -> TextGenerator:

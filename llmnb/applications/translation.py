@@ -133,12 +133,8 @@ def _named(target: str) -> str:
 
 
 def _loaded(name: str):
-    folder = assets.locate(name)
-    with assets._load_errors(name, folder):
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if config.is_encoder_decoder:
-        return assets._load("AutoModelForSeq2SeqLM", "an encoder-decoder", name, "auto", None)
-    return assets.load_decoder(name)
+    pairs = assets.load_config(name).is_encoder_decoder
+    return assets.load_seq2seq(name) if pairs else assets.load_decoder(name)
 
 
 class Translator(Application):
@@ -146,7 +142,7 @@ class Translator(Application):
 
     def __init__(self, model, tokenizer, target: str = "fr") -> None:
         """model, tokenizer: of transformers; target: one of LANGUAGES."""
-        self.model, self.tokenizer, self.target = model, tokenizer, target
+        self.model, self.tokenizer, self.target, self.pattern = model, tokenizer, target, ""
         self.stop, self.before, self.after = [tokenizer.eos_token_id], " ", f"\n{_named(target)}:"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         vocabulary, self.cache = tokenizer.get_vocab(), None
@@ -172,8 +168,17 @@ class Translator(Application):
         Raises ApplicationError for an unknown target, and AssetError.
         """
         _named(target)
-        name = (model or profiles.resolve(profile).translator).replace("{language}", target)
-        return cls(_loaded(name), assets.load_tokenizer(name), target)
+        pattern = model or profiles.resolve(profile).translator
+        name = pattern.replace("{language}", target)
+        made = cls(_loaded(name), assets.load_tokenizer(name), target)
+        made.pattern = pattern
+        return made
+
+    def to(self, target: str) -> Self:
+        """The same for another target: with the same model, if that isn't made for one alone."""
+        if "{language}" in self.pattern:
+            return type(self).load(self.pattern, target=target)
+        return type(self)(self.model, self.tokenizer, target)
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A translation of each text; the sentences of all of them are computed together."""
