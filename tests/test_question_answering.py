@@ -293,15 +293,14 @@ def best_span(model, tokenizer, question, text):
 
 def test_the_extractor_finds_the_best_span(extractor, index):
     reader = Extractor(extractor)
-    hits = index.search("good film", k=3)
-    expected = [
-        (*best_span(reader.model, reader.tokenizer, "good film", hit.passage.text), hit)
-        for hit in hits
-    ]
-    margin, text, hit = max(expected, key=lambda each: each[0])
-    result = reader("good film", hits)
-    assert result.text == text and result.evidence == (hit,)
-    assert result.score == pytest.approx(1 / (1 + math.exp(-margin)), abs=1e-3)
+    for question in ("good film", "a b c", "Text : bad", "fine each d", "Label e f g", "h"):
+        hits = index.search(question, k=3)
+        spans = [best_span(reader.model, reader.tokenizer, question, h.passage.text) for h in hits]
+        best = max(range(len(hits)), key=lambda number: spans[number][0])
+        result = reader(question, hits)
+        assert (result.text, result.evidence) == (spans[best][1], (hits[best],))
+        expected = 1 / (1 + math.exp(-spans[best][0]))
+        assert result.score == pytest.approx(expected, abs=1e-3)
 
 
 def test_an_extractor_answers_in_the_decoders_place(extractor, index):

@@ -226,7 +226,7 @@ class Extractor:
     def __init__(self, name: str) -> None:
         """name: a folder or a Hub id with a head for question answering. Raises AssetError."""
         self.tokenizer = assets.load_tokenizer(name)
-        self.model = assets._load("AutoModelForQuestionAnswering", "an encoder", name, "auto", None)
+        self.model = assets.load_extractor(name)
 
     @torch.inference_mode()
     def __call__(self, question: str, hits: Sequence[Hit]) -> Result:
