@@ -176,3 +176,29 @@ def made_up():
         rows["text"].append(" ".join(words))
         rows["label"].append(number % 2)
     return data.split(datasets.Dataset.from_dict(rows), label="label")
+
+
+_BOATS = """# Boats
+
+## Rent
+
+The red boat costs 12 crowns, or 1.5 a day. The `blue` boat is free!
+
+## Storm
+
+In a storm the boats stay in the harbour.
+"""
+
+
+@pytest.fixture(scope="session")
+def boats(tmp_path_factory, tiny_models):
+    """The index of two short documents, by the tiny encoder."""
+    from llmnb.applications.retrieval import Index
+
+    folder = tmp_path_factory.mktemp("boats")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "boats.md").write_text(_BOATS)
+    (folder / "docs" / "trains.md").write_text("# Trains\n\nThey leave at nine.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMNB_CACHE", str(folder / "cache"))
+        return Index.build(folder / "docs", str(tiny_models / "encoder"), lambda line: None)

@@ -41,6 +41,10 @@ MUTATIONS = {
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
         ("evaluation/calibration.py", '["accuracy"]).abs()', '["accuracy"])'),
     ],
+    "06": [
+        ("applications/retrieval.py", "(1 / (60 + ranks))", "(1 / ranks)"),
+        ("applications/text_generation.py", "if token.special:", "if False:"),
+    ],
 }
 
 
@@ -59,6 +63,7 @@ def checked_cells(path):
 
 def test_there_are_notebooks():
     subjects = ["concepts", "attention", "pretraining", "fine_tuning", "evaluation"]
+    subjects.append("applications")
     names = [f"{number:02}_{subject}" for number, subject in enumerate(subjects, 1)]
     assert [path.stem for path in NOTEBOOKS] == names
 
@@ -111,6 +116,18 @@ def test_stored_outputs_are_normalised(path):
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 assert len(output.metadata["image/png"]["alt"]) > 40, cell.id
+
+
+def test_one_set_up_cell_serves_all_notebooks():
+    cells = [cell for path in NOTEBOOKS for cell in read(path).cells if cell.id == "set-up"]
+    assert len(cells) == len(NOTEBOOKS) and len({cell.source for cell in cells}) == 1
+
+
+@pytest.mark.parametrize("number", ["03", "04", "06"])
+def test_colab_opens_with_a_gpu_what_gains_from_it(number):
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    metadata = read(path).metadata
+    assert metadata["accelerator"] == "GPU" and metadata["colab"] == {"gpuType": "T4"}
 
 
 @every_notebook

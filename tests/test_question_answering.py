@@ -6,35 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from llmnb import assets, handbook
 from llmnb.applications import ApplicationError, Result, question_answering
-from llmnb.applications.question_answering import (
-    NOT_FOUND,
-    SHOTS,
-    Extractor,
-    QuestionAnswerer,
-    injected,
-    tune,
-)
-from llmnb.applications.retrieval import Hit, Index, words
+from llmnb.applications.question_answering import NOT_FOUND, SHOTS, QuestionAnswerer, injected, tune
+from llmnb.applications.retrieval import Hit, words
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.evaluation.metrics import token_f1
 from llmnb.transformer import Decoder, TransformerConfig
 
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 HOSTILE = json.loads((handbook.RESOURCES / "hostile.json").read_text(encoding="utf-8"))
-DOCUMENT = """# Boats
-
-## Rent
-
-The red boat costs 12 crowns, or 1.5 a day. The `blue` boat is free!
-
-## Storm
-
-In a storm the boats stay in the harbour.
-"""
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -52,20 +34,9 @@ def generator():
     return TextGenerator(model.eval(), tokenizer, max_new_tokens=4, stop=["\n"])
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory, tiny_models):
-    folder = tmp_path_factory.mktemp("qa")
-    (folder / "docs").mkdir()
-    (folder / "docs" / "boats.md").write_text(DOCUMENT)
-    (folder / "docs" / "trains.md").write_text("# Trains\n\nThey leave at nine.")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMNB_CACHE", str(folder / "cache"))
-        return Index.build(folder / "docs", str(tiny_models / "encoder"), lambda line: None)
-
-
 @pytest.fixture
-def app(index, generator):
-    return QuestionAnswerer(index, generator, threshold=0.0)
+def app(boats, generator):
+    return QuestionAnswerer(boats, generator, threshold=0.0)
 
 
 def likeliest(app, question, sentence):
@@ -145,9 +116,9 @@ def test_below_the_threshold_nothing_is_answered_or_computed(app, monkeypatch):
     assert list(app.stream(asked[1])) == [NOT_FOUND]
 
 
-def test_the_score_by_hand(app, index, monkeypatch):
+def test_the_score_by_hand(app, boats, monkeypatch):
     """Words 2 and 4 of at most `most`; cosines of the sentences 0.5, 0.8 and 0.6."""
-    passages = [p for p in index.passages if p.file == "boats.md"]
+    passages = [p for p in boats.passages if p.file == "boats.md"]
     hits = [Hit(passages[0], 0.1, 2.0, 0.03, (1, 1)), Hit(passages[1], 0.2, 4.0, 0.02, (2, 2))]
     cosine = {"The red": 0.5, "The `bl": 0.8, "In a st": 0.6}
 
@@ -155,17 +126,17 @@ def test_the_score_by_hand(app, index, monkeypatch):
         rows = [next((c for s, c in cosine.items() if f". {s}" in t), 1.0) for t in texts]
         return np.array([[c, 0] for c in rows], np.float32)
 
-    monkeypatch.setattr(index, "embed", embed)
+    monkeypatch.setattr(boats, "embed", embed)
     ((hit, sentence, score),) = app._sentences(["zebra"], [hits])
-    both = 4 / index.bm25.most * 0.8
+    both = 4 / boats.bm25.most * 0.8
     assert score == pytest.approx(both / (1 + both))
     assert hit is hits[0] and sentence == "The `blue` boat is free!"
     ((hit, sentence, _),) = app._sentences(["storm harbour stay"], [hits])
     assert hit is hits[1]  # 0.6 and all of the words, against 0.8 and none
 
 
-def test_answers_come_from_the_best_passages_only(app, index, monkeypatch):
-    hits = index.search("storm", k=3)
+def test_answers_come_from_the_best_passages_only(app, boats, monkeypatch):
+    hits = boats.search("storm", k=3)
     monkeypatch.setattr(question_answering, "_READ", 1)
     ((hit, *_),) = app._sentences(["What leaves at nine?"], [hits])
     assert hit is hits[0]
@@ -261,64 +232,6 @@ def test_hostile_documents_are_answered_from_themselves(app):
     app.copy = True
     for each, answer in zip(HOSTILE[:6], injected(app, HOSTILE[:6])["answer"], strict=True):
         assert answer in " ".join(each["text"].split())
-
-
-@pytest.fixture(scope="module")
-def extractor(tmp_path_factory, tiny_models):
-    """A folder with a random BertForQuestionAnswering."""
-    folder = tmp_path_factory.mktemp("extractor")
-    tokenizer = assets.load_tokenizer(str(tiny_models / "encoder"))
-    config = transformers.BertConfig.from_pretrained(tiny_models / "encoder")
-    torch.manual_seed(3)
-    transformers.BertForQuestionAnswering(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def best_span(model, tokenizer, question, text):
-    """Over all pairs, one by one: margin over the null span, text."""
-    coded = tokenizer(question, text, return_offsets_mapping=True, return_tensors="pt")
-    offsets, parts = coded.pop("offset_mapping")[0].tolist(), coded.sequence_ids(0)
-    with torch.inference_mode():
-        out = model(**coded)
-    start, end = out.start_logits[0].float(), out.end_logits[0].float()
-    spans = [
-        (float(start[a] + end[b] - start[0] - end[0]), text[offsets[a][0] : offsets[b][1]])
-        for a in range(len(parts))
-        for b in range(a, min(a + 30, len(parts)))
-        if parts[a] == parts[b] == 1
-    ]
-    return max(spans)
-
-
-def test_the_extractor_finds_the_best_span(extractor, index):
-    reader = Extractor(extractor)
-    for question in ("good film", "a b c", "Text : bad", "fine each d", "Label e f g", "h"):
-        hits = index.search(question, k=3)
-        spans = [best_span(reader.model, reader.tokenizer, question, h.passage.text) for h in hits]
-        best = max(range(len(hits)), key=lambda number: spans[number][0])
-        result = reader(question, hits)
-        assert (result.text, result.evidence) == (spans[best][1], (hits[best],))
-        expected = 1 / (1 + math.exp(-spans[best][0]))
-        assert result.score == pytest.approx(expected, abs=1e-3)
-
-
-def test_an_extractor_answers_in_the_decoders_place(extractor, index):
-    app = QuestionAnswerer(index, None, Extractor(extractor))
-    assert app.threshold == 0.5
-    (hit,) = (result := app.read(["good film"], [index.search("good film")])[0]).evidence
-    assert result.text in hit.passage.text
-    app.threshold = 1.01
-    assert app("good film").text == NOT_FOUND and app("good film").evidence == ()
-    with pytest.raises(ApplicationError, match="no decoder"):
-        app.closed(["good film"])
-
-
-def test_a_model_without_that_head_is_refused(tiny_models):
-    with pytest.raises(assets.AssetError, match="weights are not in its files"):
-        Extractor(str(tiny_models / "encoder"))
-    with pytest.raises(assets.AssetError):
-        Extractor(str(tiny_models / "decoder"))
 
 
 def test_a_folder_that_is_none_is_refused_before_a_model_is_loaded(monkeypatch, tmp_path):
