@@ -5,9 +5,11 @@ TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# Two processes of one thread each: most tests can't use a second core.
+PAIR := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup report check notebooks stamp bench lab clean
+.PHONY: help setup report check notebooks stamp readme colab bench lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -23,8 +25,8 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 	$(BIN)/ruff format --check .
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(BIN)/llmnb fetch
-	$(BIN)/pytest
-	LLMNB_PROFILE=smoke $(BIN)/pytest -q --nbval-lax --nbval-cell-timeout=300 notebooks/
+	$(PAIR) --dist worksteal
+	LLMNB_PROFILE=smoke $(PAIR) -q --dist loadscope --nbval-lax --nbval-cell-timeout=300 notebooks/
 
 notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalised
 	$(BIN)/python .ci/notebooks.py execute
@@ -32,6 +34,12 @@ notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their
 
 stamp: $(VENV)/.run ## write [tool.llmnb]'s owner/repo/ref into badges and set-up cells
 	$(BIN)/python .ci/notebooks.py stamp
+
+readme: $(VENV)/.run ## write the README's numbers from benchmarks/results and the runs in reports/
+	$(BIN)/python .ci/readme.py reports
+
+colab: $(VENV)/.test ## run every notebook with Colab's versions, from the wheel, in an empty folder
+	$(BIN)/python .ci/colab.py
 
 bench: $(VENV)/.test ## run the benchmarks, write reports/benchmarks/*.json
 	@mkdir -p reports/benchmarks

@@ -78,6 +78,7 @@ def stamped(text: str) -> str:
         rf"\g<1>{repo}/blob/{where['ref']}\g<2>",
         text,
     )
+    text = re.sub(r"(https://github\.com/)[\w.-]+/[\w.-]+(/actions/)", rf"\g<1>{repo}\g<2>", text)
     archive = rf"https://github.com/{repo}/archive/{where['ref']}.zip"
     return re.sub(r"https://github\.com/[\w.-]+/[\w.-]+/archive/[\w./-]+?\.zip", archive, text)
 

@@ -147,6 +147,8 @@ def test_a_second_interrupt_costs_nothing(notebook, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "llmnb.cli", "run", str(notebook), "--out", str(out)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # Behind a shell's & an interrupt is ignored, and children would inherit that.
+    quiet["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen([*command, "-p", "seconds", "60"], start_new_session=True, **quiet)
     deadline = time.monotonic() + 30
     while not list(out.glob("runs/*/notebook.ipynb")) and time.monotonic() < deadline:

@@ -1,0 +1,157 @@
+"""Write the README's measured numbers, from benchmarks/results and from runs.
+
+python .ci/readme.py [REPORTS]      (make readme: REPORTS is reports)
+
+With REPORTS, the times of its newest good runs on the cpu profile are stored first, as
+benchmarks/results/series.json. A test holds the README in step with what is stored.
+"""
+
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+QUESTIONS = {
+    "01_concepts": "What is a language model, and what makes one large?",
+    "02_attention": "How does attention work, and is that really all there is?",
+    "03_pretraining": "What does it take to pretrain a language model?",
+    "04_fine_tuning": "Which way to a classifier, and what does it cost?",
+    "05_evaluation": "Is it any good, and how sure are we?",
+    "06_applications": "Five applications: what are they worth, and how do they fail?",
+}
+# What is claimed, with {the benchmark's speed}, and the tests that fail when it stops being true.
+CLAIMS = [
+    (
+        "Needs no hub, key or GPU: real models and data, offline, on two cores",
+        "test_notebooks.py::test_a_smoke_run_without_a_network_gives_the_expected_metrics",
+    ),
+    (
+        "Every notebook is run and compared by CI, and run in JupyterLab",
+        "test_notebooks.py::test_the_checked_cells_are_checked, "
+        "test_jupyterlab.py::test_run_all_in_jupyterlab",
+    ),
+    (
+        "A check that can't fail is no check: breaking the code turns each notebook red",
+        "test_notebooks.py::test_a_mutation_turns_the_checks_red",
+    ),
+    (
+        "From scratch and equal to transformers: logits, gradients, generated tokens",
+        "test_transformer.py::test_the_real_decoders_logits_and_tokens, "
+        "test_transformer.py::test_a_checkpoint_gives_the_same_output_loss_and_gradients",
+    ),
+    (
+        "Killed at any moment, a training goes on and ends with the same loss, bit for bit",
+        "test_pretraining_command.py::test_a_process_killed_five_times_ends_like_an_unbroken_one",
+    ),
+    (
+        "Fast: text is generated {generation} times as fast as by transformers, a network "
+        "fine-tuned {fine_tuning} times, pretrained {pretraining} times as fast as by the usual "
+        "recipes",
+        "test_readme.py::test_the_benchmarks_still_meet_their_targets",
+    ),
+    (
+        "Honest: intervals that hold the truth as often as they say, and failures shown",
+        "test_uncertainty_promises.py::test_intervals_cover_as_often_as_they_say",
+    ),
+    (
+        "A report of one file, without scripts; hostile text in it stays text",
+        "test_report.py::test_hostile_texts_in_a_real_browser, "
+        "test_hostile_documents.py::test_the_thirty_documents_do_nothing_in_a_browser",
+    ),
+]
+
+
+def stored(name: str) -> dict:
+    """benchmarks/results/NAME.json."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def series() -> str:
+    """The notebooks, with their measured times."""
+    runs = stored("series")["notebooks"]
+    lines = ["| notebook | the question | seconds | memory |", "|---|---|---|---|"]
+    for name, question in QUESTIONS.items():
+        number, _, subject = name.partition("_")
+        link = f"[{number} {subject.replace('_', '-')}](notebooks/{name}.ipynb)"
+        run = runs[name]
+        lines.append(f"| {link} | {question} | {run['seconds']:.0f} | {run['gb']:.1f} GB |")
+    return "\n".join(lines)
+
+
+def claims() -> str:
+    """What is different here, each with its tests."""
+    speeds = {
+        name: f"{1 / stored(name)['ratio']:.{0 if stored(name)['ratio'] < 0.2 else 1}f}"
+        for name in ("generation", "fine_tuning", "pretraining")
+    }
+    lines = ["| here | held by |", "|---|---|"]
+    for claim, tests in CLAIMS:
+        names = [f"[`{t.split('::')[1]}`](tests/{t.split('::')[0]})" for t in tests.split(", ")]
+        lines.append(f"| {claim.format(**speeds)} | {', '.join(names)} |")
+    return "\n".join(lines)
+
+
+def times() -> str:
+    """How long all of it takes."""
+    facts = stored("series")
+    total = sum(run["seconds"] for run in facts["notebooks"].values())
+    return (
+        f"Measured on {facts['cores']} cores ({facts['date']}): the six notebooks take "
+        f"{total / 60:.0f} minutes, and at most {max(r['gb'] for r in facts['notebooks'].values())}"
+        f" GB of memory. The installation before them takes a minute or two, `make check` "
+        f"{facts['check_minutes']} minutes."
+    )
+
+
+BLOCKS = {"series": series, "claims": claims, "times": times}
+
+
+def rendered(text: str) -> str:
+    """The README with every block between its marks written anew."""
+    for name, block in BLOCKS.items():
+        marks = rf"(<!-- {name}: begin -->\n).*?(\n<!-- {name}: end -->)"
+        text, n = re.subn(marks, lambda m, b=block: m[1] + b() + m[2], text, flags=re.S)
+        if n != 1:
+            raise SystemExit(f"README.md has {n} blocks {name!r}; it needs one.")
+    return text
+
+
+def picture() -> bytes:
+    """The league of 01, as the stored run drew it."""
+    notebook = json.loads((ROOT / "notebooks/01_concepts.ipynb").read_text(encoding="utf-8"))
+    (cell,) = [cell for cell in notebook["cells"] if cell["id"] == "league"]
+    (image,) = [o["data"]["image/png"] for o in cell["outputs"] if "image/png" in o.get("data", {})]
+    return base64.b64decode(image)
+
+
+def collect(reports: Path) -> None:
+    """Store the newest good run of each notebook on the cpu profile, with its defaults."""
+    file = RESULTS / "series.json"
+    facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"check_minutes": 0}
+    found = {}
+    for path in reports.glob("runs/*/run.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["status"] == "ok" and run["parameters"]["profile"] in ("auto", "cpu"):
+            found[run["started"]] = run
+    newest = {run["notebook"]: run for _, run in sorted(found.items())}
+    missing = set(QUESTIONS) - set(newest)
+    if missing:
+        raise SystemExit(f"{reports} has no good run of {', '.join(sorted(missing))}.")
+    facts["notebooks"] = {
+        name: {"seconds": newest[name]["seconds"], "gb": newest[name]["peak_memory_mb"] // 100 / 10}
+        for name in QUESTIONS
+    }
+    last = newest["06_applications"]
+    facts |= {"cores": last["hardware"]["cores"], "date": last["started"][:10]}
+    file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        collect(Path(sys.argv[1]))
+    (ROOT / "docs/figure.png").write_bytes(picture())
+    readme = ROOT / "README.md"
+    readme.write_text(rendered(readme.read_text(encoding="utf-8")), encoding="utf-8")
