@@ -112,8 +112,8 @@ BLOCKS = {"series": series, "claims": claims, "times": times}
 def rendered(text: str) -> str:
     """The README with every block between its marks written anew."""
     for name, block in BLOCKS.items():
-        marks = rf"(<!-- {name}: begin -->\n).*?(\n<!-- {name}: end -->)"
-        text, n = re.subn(marks, lambda m, b=block: m[1] + b() + m[2], text, flags=re.S)
+        marks = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
+        text, n = re.subn(marks, lambda m, b=block: f"{m[1]}{b()}\n{m[2]}", text, flags=re.S)
         if n != 1:
             raise SystemExit(f"README.md has {n} blocks {name!r}; it needs one.")
     return text
