@@ -19,7 +19,10 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 # Only that it is Colab, as the set-up cell asks: without the package it would install it.
-STAND_IN = "import sys, types; sys.modules['google.colab'] = types.ModuleType('google.colab')\n"
+STAND_IN = (
+    "import sys, types, importlib.machinery as m; made = types.ModuleType('google.colab'); "
+    "made.__spec__ = m.ModuleSpec('google.colab', None); sys.modules['google.colab'] = made\n"
+)
 
 
 def wanted() -> list[str]:
@@ -42,7 +45,7 @@ def prepare(folder: Path) -> Path:
         pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
         torch = re.search(r"^torch==.*$", pins, re.M)[0]  # for the CPU
         subprocess.run([*pip, torch, "-r", ROOT / ".ci/colab.txt"], check=True)
-        subprocess.run([*pip, "--no-deps", *wanted()], check=True)
+    subprocess.run([*pip, "--no-deps", *wanted()], check=True)
     for old in folder.glob("*.whl"):
         old.unlink()
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
