@@ -87,8 +87,30 @@ def test_the_skeleton(path):
     assert declared["profile"] == "auto" and declared["seed"] == 0
     lines = [len(cell.source.splitlines()) for cell in code_cells(path)]
     assert statistics.median(lines) <= 8 and max(lines) <= 25
-    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert all("#" in line for line in cell.source.splitlines()), "a comment behind each parameter"
+
+
+FORM = re.compile(r'(\w+) = .+?  # @param (?:(\[.+?\])|\{type:"(\w+)"\})(?: # (.+))?')
+TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
+
+
+@every_notebook
+def test_each_parameter_is_a_field_of_a_form_that_fits_and_says_what_it_does(path):
+    """Colab shows the parameters as a form; in JupyterLab the same comments explain them."""
+    (cell,) = [c for c in read(path).cells if "parameters" in c.metadata.get("tags", [])]
+    defaults, said = parameters.declared(read(path)), None
+    for line in cell.source.splitlines():
+        if line.startswith("# @markdown "):
+            said = line
+            continue
+        name, choices, kind, comment = FORM.fullmatch(line).groups()
+        value = defaults.pop(name)
+        if choices:
+            assert value in json.loads(choices), name
+        else:
+            assert TYPES[type(value)] == kind, name
+        assert comment or said, f"{name}: what does it do?"
+        said = None
+    assert not defaults
 
 
 @every_notebook
