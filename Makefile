@@ -28,7 +28,7 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 	$(PAIR) --dist worksteal
 	LLMNB_PROFILE=smoke $(PAIR) -q --dist loadscope --nbval-lax --nbval-cell-timeout=300 notebooks/
 
-notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalised
+notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalized
 	$(BIN)/python .ci/notebooks.py execute
 	$(BIN)/ruff format -q notebooks/
 

@@ -1,4 +1,4 @@
-"""Maintain the notebooks: `execute` stores fresh outputs, normalised; `stamp` sets the links.
+"""Maintain the notebooks: `execute` stores fresh outputs, normalized; `stamp` sets the links.
 
 python .ci/notebooks.py execute | stamp      (make notebooks, make stamp)
 """
@@ -26,10 +26,10 @@ def execute(path: Path) -> None:
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", coalesce_streams=True)
     client.execute(cwd=str(NOTEBOOKS))
-    write(normalised(notebook), path)
+    write(normalized(notebook), path)
 
 
-def normalised(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def normalized(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The same notebook without what differs from run to run or says where it was run."""
     count = 0
     for cell in notebook.cells:

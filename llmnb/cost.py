@@ -211,7 +211,7 @@ def _activation_bytes(config: TransformerConfig, autocast: bool) -> int:
     """
     d, gated, (query, key) = config.d_model, config.activation == "swiglu", _widths(config)
     size = 2 if autocast else 4
-    # A norm keeps its input, always in fp32; RMSNorm also the normalised (not if fused, on CUDA).
+    # A norm keeps its input, always in fp32; RMSNorm also the normalized (not if fused, on CUDA).
     norm = 4 * d * (2 if config.norm == "rms" else 1)
     # Products share their input, but autocast makes a copy for each: of Q, K, V, and of (gate,) up.
     inputs = d * ((5 if gated else 4) if autocast else 2)
@@ -287,21 +287,21 @@ def measure_flops(dtype: str = "auto", seconds: float = 0.5, size: int | None = 
 
 
 def training_seconds(
-    flops: float, hardware: Hardware, n_devices: int = 1, utilisation: float = 0.4
+    flops: float, hardware: Hardware, n_devices: int = 1, utilization: float = 0.4
 ) -> float:
     """Seconds for a number of FLOPs at a share of the peak.
 
-    Raises ValueError for a number that isn't above 0, or a utilisation above 1.
+    Raises ValueError for a number that isn't above 0, or a utilization above 1.
     Source: Chowdhery et al. 2022, appendix B, solved for the time.
     """
     _positive(flops=flops, n_devices=n_devices, peak_flops=hardware.peak_flops)
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation is {utilisation!r}; it must be above 0 and at most 1.")
-    return flops / (n_devices * hardware.peak_flops * utilisation)
+    if not 0 < utilization <= 1:
+        raise ValueError(f"utilization is {utilization!r}; it must be above 0 and at most 1.")
+    return flops / (n_devices * hardware.peak_flops * utilization)
 
 
-def utilisation(flops: float, seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
-    """The share of the peak that a run reached: model FLOPs utilisation (MFU); 1 is all of it.
+def utilization(flops: float, seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
+    """The share of the peak that a run reached: model FLOPs utilization (MFU); 1 is all of it.
 
     flops: those the model needs, whatever was computed. Raises ValueError for a number that isn't
     above 0. Source: Chowdhery et al. 2022, section 4.1 and appendix B.

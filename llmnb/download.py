@@ -147,7 +147,7 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
     """Dequantise once, and save plain safetensors that load in a fraction of the time.
 
     transformers refuses to save what it read from GGUF, since the config still names the
-    quantisation: so the same weights go into a model built from a config without it.
+    quantization: so the same weights go into a model built from a config without it.
     """
     source = _joined(unpacked)
     import torch

@@ -42,7 +42,7 @@ class TransformerConfig:
     n_positions: int  # the longest sequence it is made for
     positions: str = "learned"  # learned | sinusoidal | rotary
     norm: str = "layer"  # layer | rms
-    norm_first: bool = True  # normalise what goes into a layer, not what comes out
+    norm_first: bool = True  # normalize what goes into a layer, not what comes out
     activation: str = "gelu_tanh"  # gelu | gelu_tanh | relu | swiglu
     bias: bool = True
     norm_eps: float = 1e-5
@@ -176,7 +176,7 @@ class _Model(nn.Module):
         if config.positions == "learned":
             self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Small random matrices, biases 0, tied weights tied. Source: Radford et al. 2018, 4.1."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -228,15 +228,15 @@ class Encoder(_Model):
     families = ("bert",)
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Random weights, see `initialise`."""
+        """Random weights, see `initialize`."""
         super().__init__(config)
         if config.n_token_types:
             self.token_type_embedding = nn.Embedding(config.n_token_types, config.d_model)
-        # BERT normalises what goes into the stack; with the norm first, what comes out of it.
+        # BERT normalizes what goes into the stack; with the norm first, what comes out of it.
         self.embedding_norm = _norm(config) if config.family == "bert" else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config) if config.norm_first else nn.Identity()
-        self.initialise()
+        self.initialize()
 
     def forward(
         self,
@@ -270,12 +270,12 @@ class Decoder(_Model):
     families = ("gpt2", "llama", "qwen3")
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Random weights, see `initialise`."""
+        """Random weights, see `initialize`."""
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = _norm(config) if config.norm_first else nn.Identity()
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.initialise()
+        self.initialize()
 
     def forward(
         self,
@@ -314,7 +314,7 @@ class EncoderDecoder(_Model):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Random weights, see `initialise`; n_layers on each side."""
+        """Random weights, see `initialize`; n_layers on each side."""
         super().__init__(config)
         layers = range(config.n_layers)
         self.encoder = nn.ModuleList(Block(config) for _ in layers)
@@ -322,7 +322,7 @@ class EncoderDecoder(_Model):
         after = [_norm(config) if config.norm_first else nn.Identity() for _ in range(2)]
         self.encoder_norm, self.decoder_norm = after
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.initialise()
+        self.initialize()
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """source: (batch, seq) to (batch, seq, d_model); source_mask: 1 token, 0 padding."""

@@ -75,7 +75,7 @@ def test_the_shares_are_those_of_sets():
     assert 0.1 < table["share"].mean() < 0.9 and 0 < table["duplicate"].sum() < 20
 
 
-def memoriser(texts, labels):
+def memorizer(texts, labels):
     """Knows what it read; says 0 to all else."""
     known = dict(zip(texts, labels, strict=True))
     return lambda asked: [known.get(text, 0) for text in asked]
@@ -86,7 +86,7 @@ TEST = {"text": list("abcdefghij"), "label": [0, 1] * 5}
 
 
 def test_a_leak_by_hand():
-    table = leak(memoriser, TRAIN, TEST, [0, 4, 10])
+    table = leak(memorizer, TRAIN, TEST, [0, 4, 10])
     assert table["k"].tolist() == [0, 0, 4, 4, 4, 10, 10]
     assert table["items"].tolist() == ["all", "clean", "all", "leaked", "clean", "all", "leaked"]
     assert table["n"].tolist() == [10, 10, 10, 4, 6, 10, 10]
@@ -156,8 +156,8 @@ def test_false_alarms_are_as_rare_as_promised():
         (lambda: overlap(["a"], []), "train_texts is a list"),
         (lambda: overlap(["a"], ["b", None]), "train_texts holds None"),
         (lambda: overlap(["a"], ["a"], n=0), "n is 0"),
-        (lambda: leak(memoriser, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
-        (lambda: leak(memoriser, TRAIN, TEST, [-1]), "-1 items can't leak"),
+        (lambda: leak(memorizer, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
+        (lambda: leak(memorizer, TRAIN, TEST, [-1]), "-1 items can't leak"),
         (lambda: leak(lambda *_: lambda asked: [0], TRAIN, TEST, [1]), r"\(1,\) of 10 texts"),
         (lambda: verdict([1, 0], [1, 2]), "0 or 1 per item"),
         (lambda: verdict([1, 0], [1]), "the same length"),

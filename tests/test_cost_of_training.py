@@ -31,10 +31,10 @@ def test_llama_65bs_training_run():
     seconds = 1.4e12 / (380 * 2048)
     assert round(seconds / 86400) == 21
     flops = cost.training_flops(n_parameters, 1.4e12)
-    share = cost.utilisation(flops, seconds, a100, 2048)
+    share = cost.utilization(flops, seconds, a100, 2048)
     assert share == pytest.approx(0.47, abs=0.01)
     with_attention = 1.4e12 * cost.flops_per_token(config, 2048)
-    assert cost.utilisation(with_attention, seconds, a100, 2048) == pytest.approx(0.49, abs=0.01)
+    assert cost.utilization(with_attention, seconds, a100, 2048) == pytest.approx(0.49, abs=0.01)
     assert cost.training_seconds(flops, a100, 2048, share) == pytest.approx(seconds)
     # Table 15: 1,022,362 GPU-hours, 449 MWh with a power usage effectiveness of 1.1.
     assert 1.1 * cost.energy_kwh(1_022_362 * 3600, a100) == pytest.approx(449e3, rel=0.005)
@@ -52,7 +52,7 @@ def test_seconds_and_dollars():
     t4 = cost.HARDWARE["T4"]
     assert cost.training_seconds(65e12 * 100, t4) == pytest.approx(250)  # at 40 %
     assert cost.training_seconds(65e12 * 100, t4, 4, 0.5) == pytest.approx(50)
-    assert cost.utilisation(65e12 * 100, 400, t4, 1) == pytest.approx(0.25)
+    assert cost.utilization(65e12 * 100, 400, t4, 1) == pytest.approx(0.25)
     assert cost.dollars(24 * 3600, 2.5, 8) == pytest.approx(480)
     assert cost.dollars(1800, 3.0) == pytest.approx(1.5)
 
@@ -93,16 +93,16 @@ WRONG = {
         cost.gpt(64, 1, 2), 1, 8, dtype="int8"
     ),
     "peak_flops is 0": lambda: cost.training_seconds(1e18, cost.Hardware("none", 0, 10)),
-    "peak_flops is -5": lambda: cost.utilisation(1e18, 10, cost.Hardware("none", -5, 10)),
+    "peak_flops is -5": lambda: cost.utilization(1e18, 10, cost.Hardware("none", -5, 10)),
     "seconds is 0": lambda: cost.measure_flops("fp32", seconds=0),
     "size is 0": lambda: cost.measure_flops("fp32", size=0),
     "flops is 0": lambda: cost.training_seconds(0, A100),
     "n_devices is 0": lambda: cost.training_seconds(1e18, A100, 0),
-    "utilisation is 0;": lambda: cost.training_seconds(1e18, A100, utilisation=0),
-    "utilisation is 1.1": lambda: cost.training_seconds(1e18, A100, utilisation=1.1),
-    "flops is -1": lambda: cost.utilisation(-1, 10, A100),
-    "seconds is -10": lambda: cost.utilisation(1e18, -10, A100),
-    "n_devices is -2": lambda: cost.utilisation(1e18, 10, A100, -2),
+    "utilization is 0;": lambda: cost.training_seconds(1e18, A100, utilization=0),
+    "utilization is 1.1": lambda: cost.training_seconds(1e18, A100, utilization=1.1),
+    "flops is -1": lambda: cost.utilization(-1, 10, A100),
+    "seconds is -10": lambda: cost.utilization(1e18, -10, A100),
+    "n_devices is -2": lambda: cost.utilization(1e18, 10, A100, -2),
     "seconds is inf": lambda: cost.energy_kwh(float("inf"), A100),
     "watts is 0": lambda: cost.energy_kwh(10, cost.Hardware("unknown", 1e12, 10)),
     "n_devices is -1": lambda: cost.energy_kwh(10, A100, -1),

@@ -95,7 +95,7 @@ def test_right_answers_by_another_way():
         evaluation.check_paired_interval(lambda a, b, rows: ends(a[rows].mean(1) - b[rows].mean(1)))
         == exercises.RIGHT
     )
-    # SQuAD's normalisation drops "a": the lists of the check have one-letter words.
+    # SQuAD's normalization drops "a": the lists of the check have one-letter words.
     assert evaluation.check_token_f1(lambda p, a: f1(p, a, common(p, a))) == exercises.RIGHT
     assert token_f1(["old", "house"], ["house"]) == f1(["old", "house"], ["house"], 1)
     assert evaluation.check_token_f1(lambda *case: None) == exercises.NOT_ATTEMPTED

@@ -126,10 +126,10 @@ def test_the_checked_cells_are_checked(path):
 
 
 @every_notebook
-def test_stored_outputs_are_normalised(path):
+def test_stored_outputs_are_normalized(path):
     notebook = read(path)
     assert tools["problems"](notebook, path.stat().st_size) == []
-    assert nbformat.writes(tools["normalised"](read(path))) == nbformat.writes(notebook)
+    assert nbformat.writes(tools["normalized"](read(path))) == nbformat.writes(notebook)
     run = [cell for cell in code_cells(path) if cell.source.strip()]
     assert [cell.execution_count for cell in run] == list(range(1, len(run) + 1))
     ids = [cell.id for cell in notebook.cells]

@@ -14,7 +14,7 @@ from torch import nn
 
 from llmnb import checkpoints
 from llmnb.pretraining import objectives
-from llmnb.pretraining.optimizers import Muon, learning_rate, optimizers_for, orthogonalised
+from llmnb.pretraining.optimizers import Muon, learning_rate, optimizers_for, orthogonalized
 from llmnb.pretraining.recipe import BASELINE, PretrainingError, Recipe
 from llmnb.transformer import Decoder
 
@@ -66,18 +66,18 @@ def test_muon_refuses_a_vector():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_singular_values_are_brought_near_one(shape, dtype):
     matrices = random(*shape)
-    result = orthogonalised(matrices.to(dtype)).float()
+    result = orthogonalized(matrices.to(dtype)).float()
     values = torch.linalg.svdvals(result)
     assert values.min() > 0.6 and values.max() < 1.3
     assert torch.linalg.svdvals(matrices).max() > 4  # which they were not
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     assert F.cosine_similarity((left @ right).flatten(1), result.flatten(1)).min() > 0.97
-    alone = [orthogonalised(each[None].to(dtype))[0].float() for each in matrices]
+    alone = [orthogonalized(each[None].to(dtype))[0].float() for each in matrices]
     assert difference(torch.stack(alone), result) <= (1e-5 if dtype == torch.float32 else 0.02)
 
 
 def test_nothing_to_orthogonalise_stays_nothing():
-    assert orthogonalised(torch.zeros(2, 3, 4)).equal(torch.zeros(2, 3, 4))
+    assert orthogonalized(torch.zeros(2, 3, 4)).equal(torch.zeros(2, 3, 4))
 
 
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
@@ -306,7 +306,7 @@ def test_models_that_can_not_be_are_named(changes, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimiser": "muon"}, "no setting 'optimiser'; did you mean 'optimizer'"),
+        ({"optimizer": "muon"}, "no setting 'optimizer'; did you mean 'optimizer'"),
         ({True: 1}, "no setting True"),
         ({"d_model": "wide"}, "d_model is 'wide'; it is of type int"),
         ({"d_model": 16.5}, "d_model is 16.5; it is of type int"),

@@ -178,7 +178,7 @@ def normalize_answer(text: str) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the answers, both normalised, else 0.0."""
+    """1.0 if the prediction is one of the answers, both normalized, else 0.0."""
     return float(normalize_answer(prediction) in map(normalize_answer, answers))
 
 

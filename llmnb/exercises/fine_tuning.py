@@ -69,7 +69,7 @@ def check_merge(attempt) -> str:
             lambda alpha, r: alpha
         ),
         "Your scale is upside down: it is α / r.": merged(lambda alpha, r: r / alpha),
-        "You scale by α / √r, as rank-stabilised LoRA does; the formula here has α / r.": merged(
+        "You scale by α / √r, as rank-stabilized LoRA does; the formula here has α / r.": merged(
             lambda alpha, r: alpha / r**0.5
         ),
         "That is AᵀBᵀ, transposed: W maps a row x by x Wᵀ, so add B A.": merged(

@@ -51,14 +51,14 @@ class _Linear(Classifier):
 
     weight: NDArray[np.float64]  # (classes, features)
     bias: NDArray[np.float64]  # (classes,)
-    penalty: float  # scikit-learn's C: the inverse of the regularisation's strength
+    penalty: float  # scikit-learn's C: the inverse of the regularization's strength
 
     def features(self, texts: Sequence[str]):
         """(texts, features)"""
         raise NotImplementedError
 
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]):
-        """Maximise the penalised likelihood; two classes get opposite weights."""
+        """Maximize the penalized likelihood; two classes get opposite weights."""
         weights = "balanced" if self.settings.balanced else None
         regression = LogisticRegression(C=self.penalty, max_iter=300, class_weight=weights)
         with warnings.catch_warnings():  # a little short of the optimum is as good here

@@ -124,7 +124,7 @@ class Trainer:
         cut = [self._share(each).chunk(recipe.accumulation) for each in examples]
         for index, part in enumerate(zip(*cut, strict=True)):
             last = index == recipe.accumulation - 1
-            with contextlib.nullcontext() if last else self._unsynchronised():
+            with contextlib.nullcontext() if last else self._unsynchronized():
                 loss = self.loss(*part) / recipe.accumulation
                 self.scaler.scale(loss).backward()
             total += loss.detach()
@@ -145,7 +145,7 @@ class Trainer:
             f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
         )
 
-    def _unsynchronised(self):
+    def _unsynchronized(self):
         """Gradients are exchanged once a step, after its last part."""
         no_sync = getattr(self.wrapped, "no_sync", None)
         return no_sync() if no_sync else contextlib.nullcontext()

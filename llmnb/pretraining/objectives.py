@@ -77,7 +77,7 @@ def hide(
 def masked_loss(model: MaskedModel, blocks: Tensor, corrupted: Tensor, at: Tensor) -> Tensor:
     """Mean of -log P(token | the corrupted text) over the hidden positions, in nats.
 
-    No factorisation: the hidden tokens are guessed independently, from both sides, so this is not
+    No factorization: the hidden tokens are guessed independently, from both sides, so this is not
     the probability of a text. Source: Devlin et al. 2019, section 3.1.
     """
     logits = model(corrupted, at)  # (batch, n, vocab)

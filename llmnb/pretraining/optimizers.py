@@ -10,7 +10,7 @@ from torch import Tensor, nn
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """The nearest matrices with equal singular values, roughly: (n, rows, columns) to the same.
 
     A Newton-Schulz iteration, all matrices at once. Source: Jordan et al. 2024, Muon; the idea
@@ -28,10 +28,10 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised: every direction of a matrix learns at the same pace.
+    """Momentum, orthogonalized: every direction of a matrix learns at the same pace.
 
     The numbers are torch.optim.Muon's with adjust_lr_fn="original"; here, matrices of one shape
-    are orthogonalised together. Source: Jordan et al. 2024.
+    are orthogonalized together. Source: Jordan et al. 2024.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
         stacked = torch.stack([whole(each) for each in ahead]).to(self.dtype)
-        updates = orthogonalised(stacked).to(alike[0].dtype).unbind()
+        updates = orthogonalized(stacked).to(alike[0].dtype).unbind()
         torch._foreach_mul_(alike, 1 - lr * decay)
         updates = [split_as(update, old) for update, old in zip(updates, alike, strict=True)]
         torch._foreach_add_(alike, updates, alpha=-lr * max(1, rows / columns) ** 0.5)
