@@ -14,14 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-QUESTIONS = {
-    "01_concepts": "What is a language model, and what makes one large?",
-    "02_attention": "How does attention work, and is that really all there is?",
-    "03_pretraining": "What does it take to pretrain a language model?",
-    "04_fine_tuning": "Which way to a classifier, and what does it cost?",
-    "05_evaluation": "Is it any good, and how sure are we?",
-    "06_applications": "Five applications: what are they worth, and how do they fail?",
-}
+
+
+def _questions() -> dict[str, str]:
+    """What each notebook asks: its title, behind the number."""
+    found = {}
+    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        found[path.stem] = first.splitlines()[0].partition(" · ")[2]
+    return found
+
+
+QUESTIONS = _questions()
 # What is claimed, with {the benchmark's speed}, and the tests that fail when it stops being true.
 CLAIMS = [
     (

