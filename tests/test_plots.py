@@ -63,3 +63,16 @@ def test_nothing_to_draw_and_wrong_shapes_are_refused():
         plots.bars({}, "x", "t")
     with pytest.raises(ValueError, match=r"is \(1, 2\), its labels say \(2, 2\)"):
         plots.heatmap([[1, 2]], ["a", "b"], ["c", "d"], "t", "z")
+
+
+@pytest.mark.parametrize("chart", ["lines", "points"])
+def test_a_long_label_of_the_upright_axis_stays_in_the_picture(chart):
+    label = "kept for the backward pass, beside the queries, keys and values (MiB)"
+    data = [1, 2], {"a": [1, 2]}
+    if chart == "points":
+        data = ({"a": (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)},)
+    figure = getattr(plots, chart)(*data, "x", label, "A title")
+    figure.draw_without_rendering()
+    box = figure.axes[0].yaxis.label.get_window_extent()
+    title = figure._suptitle.get_window_extent()
+    assert box.y0 > 0 and box.y1 < title.y0

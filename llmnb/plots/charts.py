@@ -31,7 +31,7 @@ def lines(
             axes.text(max(x), level, label_of(name), ha="right", va="bottom", fontsize=9)
         for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
             axes.plot(x, values, color=colour, marker="o", markersize=4, label=label_of(name))
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 40))
         for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
             if log:
                 getattr(axes, f"set_{axis.axis_name}scale")("log")
@@ -190,7 +190,9 @@ def points(
             ends = [function(place[0] for place in places.values()) for function in (min, max)]
             axes.plot(ends, ends, color=COLOURS[6], linestyle="--", lw=1.2, label=diagonal)
             axes.legend()
-        axes.set(xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear")
+        axes.set(
+            xlabel=x_label, ylabel=textwrap.fill(y_label, 40), xscale="log" if log_x else "linear"
+        )
         axes.margins(x=0.15)
         if log_x:
             axes.xaxis.set_major_formatter("{x:g}")
