@@ -233,6 +233,15 @@ def test_outputs():
     assert page.select_one(".output math mfrac") and "<div><div>" in page.main.text
 
 
+def test_a_table_of_prose_is_marked_before_the_cleaning():
+    cells = ["<td>0.728 [0.703, 0.752], 1280</td>", "<td>a sentence that is long enough</td>"]
+    page = soup(code("t", shown(text_html=f"<table><tr>{cells[0]}{cells[1]}</tr></table>")))
+    assert [cell.get("class") for cell in page.select(".output td")] == [None, ["txt"]]
+    hidden = f"<img src='data:image/png;base64,{PIXEL}' alt='<td>{'x' * 30}</td> onerror=x'>"
+    page = soup(code("t", shown(text_html=hidden)))
+    assert not any("onerror" in tag.attrs for tag in page.find_all(True))
+
+
 def test_pictures_in_markdown_come_from_the_notebook_only():
     cell = v4.new_markdown_cell("![a](attachment:p%201.png) ![b](attachment:s.svg) ![c](d.png)")
     cell["attachments"] = {"p 1.png": {"image/png": PIXEL}, "s.svg": {"image/svg+xml": hostile.SVG}}

@@ -229,7 +229,7 @@ def _representation(mime: str, output: Any, markdown: _Markdown) -> dict | None:
     if mime == "text/plain":
         return _text(content, "text")
     if mime.startswith("text/"):
-        page = clean(content) if mime == "text/html" else markdown.convert(content)
+        page = clean(_marked(content)) if mime == "text/html" else markdown.convert(content)
         return {"kind": "html", "html": page} if _plain(page) or "data:image" in page else None
     if mime == "image/svg+xml":  # inside <img> it is a picture: nothing in it runs or loads
         content = base64.b64encode(content.encode("utf-8", "replace")).decode()
@@ -239,6 +239,16 @@ def _representation(mime: str, output: Any, markdown: _Markdown) -> dict | None:
     figure = {"kind": "figure", "mime": mime, "data": content, "alt": alt}
     figure["width"] = finite(facts.get("width"))
     return figure if _BASE64.fullmatch(content) else None
+
+
+def _marked(page: str) -> str:
+    """Cells of prose get a class: their table is set to the left. Done before the cleaning."""
+
+    def mark(cell: re.Match) -> str:
+        prose = 2 * sum(map(str.isalpha, cell[1])) > len(cell[1])
+        return f'<td class="txt">{cell[1]}</td>' if prose else cell[0]
+
+    return re.sub(r"<td>([^<]{24,})</td>", mark, page)
 
 
 def _failed_cell(cells: list, run: dict) -> int | None:
