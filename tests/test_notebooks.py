@@ -145,6 +145,36 @@ def test_one_set_up_cell_serves_all_notebooks():
     assert len(cells) == len(NOTEBOOKS) and len({cell.source for cell in cells}) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "given", "words"),
+    [
+        ("01", {"prompt": ""}, "The prompt is empty"),
+        ("01", {"text": "no such file.txt"}, "no such file.txt"),
+        ("02", {"sentence": "Hi"}, "has 1 tokens: give one of 4 to 100"),
+        ("02", {"max_length": 100}, "max_length is 100: 0, or from 512"),
+        ("03", {"vocab_size": 10}, "vocab_size"),
+        ("04", {"methods": "tfidf magic"}, "magic"),
+        ("04", {"lora_rank": 0}, "lora_rank is 0"),
+        ("05", {"model_b": "tfidf"}, "Name two different models"),
+        ("05", {"probes": "judge tea"}, "tea"),
+        ("06", {"task": "questions", "input": "."}, "takes both"),
+        ("06", {"price_per_hour": -1.0}, "price_per_hour is -1.0"),
+        ("06", {"target_language": "xx"}, "choose fr, es, de or zh"),
+    ],
+)
+def test_a_parameter_that_can_not_be_is_said_by_the_first_cells(number, given, words, monkeypatch):
+    """Before anything is trained or generated."""
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
+    monkeypatch.setenv("LLMNB_PROFILE", "smoke")
+    _, declared, *first = code_cells(path)[:7]
+    names = {}
+    exec(declared.source, names)
+    names |= given
+    with pytest.raises((ValueError, OSError), match=re.escape(words)):
+        exec("\n".join(cell.source for cell in first), names)
+
+
 @pytest.mark.parametrize("number", ["03", "04", "06"])
 def test_colab_opens_with_a_gpu_what_gains_from_it(number):
     (path,) = [path for path in NOTEBOOKS if path.stem.startswith(number)]
