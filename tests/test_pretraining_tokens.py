@@ -247,4 +247,5 @@ def test_memory_stays_flat_whatever_the_size(tmp_path):
         before, peak = map(int, result.stdout.split())
         rises.append(peak - before)
     assert os.path.getsize(f"{folder}/tokens.bin") > 40e6
-    assert rises[1] < 40e6 and rises[1] - rises[0] < 5e6, rises
+    # The allocator varies by some megabytes; what grows with the file would grow by 36 or more.
+    assert rises[1] < 40e6 and rises[1] - rises[0] < 10e6, rises
