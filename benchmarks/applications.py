@@ -15,7 +15,7 @@ from sacrebleu.metrics import CHRF
 from llmnb import handbook, profiles
 from llmnb.applications import Result, question_answering, sentiment, summarization, translation
 from llmnb.applications.text_generation import TextGenerator
-from llmnb.evaluation import metrics, uncertainty
+from llmnb.evaluation import scores, uncertainty
 from llmnb.record import benchmark
 
 Row = tuple[str, uncertainty.Interval]
@@ -77,14 +77,14 @@ def answered(profile: str, few: int) -> Iterator[Row]:
     hits = [each.evidence in own for each, own in zip(known, ids, strict=True)]
     yield "evidence in the first three", uncertainty.bootstrap(hits)
     ways = {"open book": app.read(asked, found), "closed book": app.closed(asked)}
-    scores = {}
+    f1 = {}
     for name, results in ways.items():
         both = [(said.text, each.answers) for said, each in zip(results, known, strict=True)]
-        scores[name] = [metrics.token_f1(*pair) for pair in both]
-        yield f"token F1, {name}", uncertainty.bootstrap(scores[name])
-        exact = [metrics.exact_match(*pair) for pair in both]
+        f1[name] = [scores.token_f1(*pair) for pair in both]
+        yield f"token F1, {name}", uncertainty.bootstrap(f1[name])
+        exact = [scores.exact_match(*pair) for pair in both]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
-    yield "gain in token F1", uncertainty.paired_bootstrap(*scores.values())[0]
+    yield "gain in token F1", uncertainty.paired_bootstrap(*f1.values())[0]
     texts = [each.question for each in book]
     never = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores
     sure, holds = (
@@ -135,14 +135,14 @@ def summarized(profile: str, few: int) -> Iterator[Row]:
         "centroid": summarization.centroid,
     }.items():
         versions[name] = [baseline(row["text"]) for row in rows]
-    scores = {}
+    f1 = {}
     for name, texts in versions.items():
         each = zip(texts, (row["summary"] for row in rows), strict=True)
-        rouge = [metrics.Rouge().compute(predictions=[a], references=[b]) for a, b in each]
-        scores[name] = [row["rouge1"] for row in rouge]
-        yield f"ROUGE-1, {name}", uncertainty.bootstrap(scores[name])
+        rouge = [scores.Rouge().compute(predictions=[a], references=[b]) for a, b in each]
+        f1[name] = [row["rouge1"] for row in rouge]
+        yield f"ROUGE-1, {name}", uncertainty.bootstrap(f1[name])
     for name in ("lead-1", "centroid"):
-        less = uncertainty.paired_bootstrap(scores["decoder"], scores[name])[0]
+        less = uncertainty.paired_bootstrap(scores["decoder"], f1[name])[0]
         yield f"ROUGE-1, decoder less {name}", less
     yield _speed(results)
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import transformers
 from _common import finish, options, summary
 
-from llmnb import assets, data, fine_tuning
+from llmnb import data, fine_tuning, models
 from llmnb.evaluation import uncertainty
 from llmnb.fine_tuning import Settings, encoders
 
@@ -33,7 +33,7 @@ def plain_loop(splits, settings: Settings) -> tuple[float, float]:
     """Seconds of training and accuracy on the test split."""
     start = time.perf_counter()
     torch.manual_seed(settings.seed)
-    tokenizer = assets.load_tokenizer(settings.encoder)
+    tokenizer = models.load_tokenizer(settings.encoder)
     model = encoders.load_with_head(settings.encoder, LABELS).train()
     texts, labels = splits["train"]["text"][:], torch.tensor(splits["train"]["label"][:])
     steps = 2 * -(-len(texts) // settings.batch_size)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from _common import finish, options, pairs, seconds, summary
 
-from llmnb import assets, concepts, data, fast_linear, generation, transformer
+from llmnb import concepts, data, fast_linear, generation, models, transformer
 
 NAME = "SmolLM2-135M-Instruct-q4_1"
 PROMPT = "The best films are the ones that"
@@ -43,7 +43,7 @@ def best_reference(ids: torch.Tensor, n: int):
     found = []
     for attention in ("sdpa", "eager"):
         for cache in ("dynamic", "static"):
-            model = assets.load_decoder(NAME, dtype="bf16")
+            model = models.load_decoder(NAME, dtype="bf16")
             model.set_attn_implementation(attention)
             chosen = {"do_sample": False, "min_new_tokens": n, "max_new_tokens": n}
             chosen |= {"attention_mask": torch.ones_like(ids), "cache_implementation": cache}
@@ -95,29 +95,29 @@ def main() -> None:
     """Perplexities, then races of interleaved pairs, then prefill."""
     chosen = options(__doc__)
     n, n_pairs = (32, 3) if chosen.quick else (128, 7)
-    tokenizer = assets.load_tokenizer(NAME)
+    tokenizer = models.load_tokenizer(NAME)
     ids = torch.tensor([tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])
     blocks = data.first_blocks(data.load_reviews("imdb")["test"], 4 if chosen.quick else 48)
-    models = {"fp32": transformer.Decoder.from_pretrained(NAME, dtype="fp32")}
-    models["plain bf16"] = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
+    decoders = {"fp32": transformer.Decoder.from_pretrained(NAME, dtype="fp32")}
+    decoders["plain bf16"] = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
     for kind in fast_linear.KINDS:
         fresh = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
-        models[kind] = fast_linear.pack(fresh, kind)
+        decoders[kind] = fast_linear.pack(fresh, kind)
     few, fast_linear._FEW = fast_linear._FEW, 1_000_000
-    losses = {name: perplexity(model, tokenizer, blocks) for name, model in models.items()}
+    losses = {name: perplexity(model, tokenizer, blocks) for name, model in decoders.items()}
     fast_linear._FEW = few
     name, reference, generate = best_reference(ids, n)
     rows = [{"name": f"reference: transformers bf16, {name}", "memory_GB_per_s": bandwidth() / 1e9}]
     races = {}
     for kind in ("plain bf16", "bf16", "int8", "int4"):
-        model = models[kind]
+        model = decoders[kind]
         races[kind] = pairs(
             lambda model=model: generation.generate(model, ids, max_new_tokens=n), generate, n_pairs
         )
         rows.append(row(kind, races[kind], n, losses))
     long = torch.randint(0, 49_152, (1, 512), generator=torch.Generator().manual_seed(0))
     for kind in ("plain bf16", "bf16", "int4"):
-        timed = prefill(models[kind], reference, long, n_pairs)
+        timed = prefill(decoders[kind], reference, long, n_pairs)
         rows.append(row(f"prefill of 512 tokens, {kind}", timed, 512, losses))
     finish(summary("generation", races["bf16"], 0.5, rows), chosen.json)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from llmnb import assets, files, profiles
+from llmnb import assets, files, hardware, models
 
 # Our setting: its name in config.json.
 _SIZES = {
@@ -136,9 +136,9 @@ def load(
 
     Raises AssetError for another architecture, or files that can't be used; nothing is guessed.
     """
-    folder = assets.locate(name)
-    device = device or profiles.device()
-    wanted = profiles.dtype(dtype, device)
+    folder = models.locate(name)
+    device = device or hardware.device()
+    wanted = hardware.dtype(dtype, device)
     try:
         family, settings, state = _read(folder, families)
         with torch.device("meta"), _NoInitialValues():  # no memory for what is replaced

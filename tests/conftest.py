@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llmnb import assets
+from llmnb import models
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -36,13 +36,13 @@ def cache(tmp_path, monkeypatch) -> Path:
 def decoder():
     """The real offline decoder and its tokenizer."""
     name = "SmolLM2-135M-Instruct-q4_1"
-    return assets.load_decoder(name), assets.load_tokenizer(name)
+    return models.load_decoder(name), models.load_tokenizer(name)
 
 
 @pytest.fixture(scope="session")
 def encoder():
     """The real offline encoder and its tokenizer."""
-    return assets.load_encoder("all-MiniLM-L6-v2"), assets.load_tokenizer("all-MiniLM-L6-v2")
+    return models.load_encoder("all-MiniLM-L6-v2"), models.load_tokenizer("all-MiniLM-L6-v2")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from llmnb import assets
+from llmnb import assets, models
 from llmnb.evaluation import bias
 from llmnb.evaluation.bias import counterfactuals, pair_preferences, preference_shares, shifts
 
@@ -321,7 +321,7 @@ def masked(tiny_models, tmp_path):
 
 
 def test_a_masked_model_is_asked_for_each_hidden_token(masked):
-    model, tokenizer = assets.load_masked(masked, "fp32"), assets.load_tokenizer(masked)
+    model, tokenizer = models.load_masked(masked, "fp32"), models.load_tokenizer(masked)
     sentence, expected = "a good b", 0.0
     ids = tokenizer(sentence)["input_ids"]  # [CLS] a good b [SEP]
     for place in (1, 2, 3):
@@ -338,4 +338,4 @@ def test_a_masked_model_is_asked_for_each_hidden_token(masked):
 
 def test_an_encoder_without_such_a_head_is_refused(tiny_models):
     with pytest.raises(assets.AssetError, match="weights are not in its files"):
-        assets.load_masked(str(tiny_models / "encoder"))
+        models.load_masked(str(tiny_models / "encoder"))

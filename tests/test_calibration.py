@@ -8,7 +8,7 @@ import sklearn.metrics
 from scipy import optimize, special, stats
 from sklearn.calibration import calibration_curve
 
-from llmnb.evaluation import calibration, metrics
+from llmnb.evaluation import calibration, scores
 from llmnb.evaluation.calibration import apply_temperature, fit_temperature, reliability
 
 CHANCES = {"predictions": [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]], "references": [0, 2]}
@@ -86,11 +86,11 @@ def test_temperature_helps_on_other_items_and_leaves_accuracy():
     test = slice(3000, None)
     errors = [calibration.calibration_error(p[test], labels[test]) for p in (before, after)]
     assert errors[0] > 0.15 and errors[1] < 0.04
-    scores = [
-        metrics.Brier().compute(predictions=p[test], references=labels[test])["brier"]
+    brier = [
+        scores.Brier().compute(predictions=p[test], references=labels[test])["brier"]
         for p in (before, after)
     ]
-    assert scores[1] < scores[0]
+    assert brier[1] < brier[0]
 
 
 def test_the_temperature_by_hand_and_by_a_search():
@@ -113,18 +113,18 @@ def test_the_temperature_by_hand_and_by_a_search():
 
 def test_brier_by_hand_and_by_scikit_learn():
     # (.3² + .2² + .1² + .1² + .5² + .6²)/2
-    assert metrics.Brier().compute(**CHANCES)["brier"] == pytest.approx(0.38)
+    assert scores.Brier().compute(**CHANCES)["brier"] == pytest.approx(0.38)
     generator = np.random.default_rng(0)
     p, labels = generator.random(40), generator.integers(0, 2, 40)
-    found = metrics.Brier().compute(predictions=p, references=labels)["brier"]
+    found = scores.Brier().compute(predictions=p, references=labels)["brier"]
     assert found == pytest.approx(sklearn.metrics.brier_score_loss(labels, p))
-    two = metrics.Brier().compute(predictions=np.stack([1 - p, p], 1), references=labels)
+    two = scores.Brier().compute(predictions=np.stack([1 - p, p], 1), references=labels)
     assert two["brier"] == pytest.approx(found)
 
 
 def test_ece_by_hand_and_item_by_item():
     # bins (.6, .7]: sure .7, right 1/1; (.4, .5]: sure .5, right 0/1
-    found = metrics.ExpectedCalibrationError().compute(**CHANCES)["ece"]
+    found = scores.ExpectedCalibrationError().compute(**CHANCES)["ece"]
     assert found == pytest.approx((0.3 + 0.5) / 2)
     generator = np.random.default_rng(0)
     p, labels = generator.dirichlet([1, 1, 1], 200), generator.integers(0, 3, 200)
@@ -133,15 +133,15 @@ def test_ece_by_hand_and_item_by_item():
         gap = (row.argmax() == label) - row.max()
         bins.setdefault(math.ceil(row.max() * 5), []).append(gap)
     expected = sum(abs(sum(gaps)) for gaps in bins.values()) / 200
-    found = metrics.ExpectedCalibrationError(bins=5).compute(predictions=p, references=labels)
+    found = scores.ExpectedCalibrationError(bins=5).compute(predictions=p, references=labels)
     assert found["ece"] == pytest.approx(expected)
-    equal = metrics.ExpectedCalibrationError(5, equal_mass=True)
+    equal = scores.ExpectedCalibrationError(5, equal_mass=True)
     gaps = (p.argmax(1) == labels)[np.argsort(p.max(1))] - np.sort(p.max(1))
     expected = abs(gaps.reshape(5, 40).sum(1)).sum() / 200
     assert equal.compute(predictions=p, references=labels)["ece"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("kind", [metrics.Brier, metrics.ExpectedCalibrationError])
+@pytest.mark.parametrize("kind", [scores.Brier, scores.ExpectedCalibrationError])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [

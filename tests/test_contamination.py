@@ -7,27 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from llmnb.evaluation.contamination import leak, overlap, units, verdict
+from llmnb.evaluation.contamination import leak, overlap, verdict
 
 
 def shares(test, train, n=3):
     return overlap(test, train, n)["share"].tolist()
-
-
-def test_units_are_words_and_characters_where_there_are_no_spaces():
-    assert units("Don’t STOP — “it's” Ｆull_time!") == [
-        "don",
-        "t",
-        "stop",
-        "it",
-        "s",
-        "full",
-        "time",
-    ]
-    assert units("GPT-4说你好。") == ["gpt", "4", "说", "你", "好"]
-    assert units("ราคา ペン ភាសា") == list("ราคาペンភាសា")
-    assert units("हिन्दी भाषा। 한국어 문장") == ["हिन्दी", "भाषा", "한국어", "문장"]
-    assert units(" …!") == []
 
 
 def test_shares_by_hand():

@@ -8,7 +8,7 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmnb import cost, profiles
+from llmnb import cost, hardware
 from llmnb.transformer import Decoder, Encoder, TransformerConfig
 
 SIZES = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 9}
@@ -194,7 +194,7 @@ def test_activations_are_what_the_forward_pass_keeps(kind, dtype):
     matrices = (*model.blocks.parameters(), model.head.weight)
     copies = 2 * sum(p.numel() for p in matrices if p.dim() == 2) if dtype == "bf16" else 0
     assert estimate["weights"] == 4 * cost.total_parameters(model.config) + copies
-    kept = kept_for_backward(model, ids, profiles.dtype(dtype)) - copies
+    kept = kept_for_backward(model, ids, hardware.dtype(dtype)) - copies
     assert estimate["activations"] == pytest.approx(kept, rel=0.05)
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from llmnb import cost
+from llmnb import cost, hardware
 from llmnb.transformer import TransformerConfig
 
 
@@ -58,7 +58,7 @@ def test_seconds_and_dollars():
 
 
 def test_this_machine(monkeypatch, one_thread):
-    monkeypatch.setattr(cost.profiles, "device", lambda: "cpu")
+    monkeypatch.setattr(hardware, "device", lambda: "cpu")
     fast = cost.measure_flops("fp32", seconds=0.02, size=256)
     left, product, times = torch.randn(256, 256), torch.empty(256, 256), []
     for _ in range(50):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmnb import exercises
-from llmnb.evaluation import calibration, metrics
+from llmnb.evaluation import calibration, scores
 from llmnb.exercises import evaluation
 
 
@@ -81,7 +81,7 @@ def test_a_wrong_answer_is_refused_by_name(name, attempt, message):
 
 def test_right_answers_by_another_way():
     def token_f1(predicted, accepted):
-        return metrics.token_f1(" ".join(predicted), [" ".join(accepted)])
+        return scores.token_f1(" ".join(predicted), [" ".join(accepted)])
 
     def ece(confidence, right, n_bins):  # two classes, of which the first is predicted
         p = np.c_[confidence, 1 - confidence]

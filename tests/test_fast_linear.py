@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llmnb import assets, concepts, data, fast_linear
+from llmnb import concepts, data, fast_linear, models
 from llmnb.fast_linear import KINDS, PackedDecoder, PackedLinear, pack, unavailable
 from llmnb.generation import KeyValueCache, generate
 from llmnb.transformer import Decoder, TransformerConfig
@@ -272,7 +272,7 @@ def test_a_decoder_of_no_known_family_is_packed(change):
 @pytest.fixture(scope="module")
 def real():
     """The offline decoder in bf16, and the blocks of eight reviews as ids."""
-    tokenizer = assets.load_tokenizer(ASSET)
+    tokenizer = models.load_tokenizer(ASSET)
     blocks = data.first_blocks(data.load_reviews("imdb")["test"], 8)
     start = concepts.start_token(tokenizer)
     ids = [torch.tensor([[start, *tokenizer(block)["input_ids"]]]) for block in blocks]

@@ -12,9 +12,10 @@ import transformers
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from llmnb import fine_tuning
+from llmnb import embedding, fine_tuning
 from llmnb.assets import AssetError
-from llmnb.fine_tuning import FineTuningError, Settings, baselines, encoders, encoding, prompting
+from llmnb.card import CardError
+from llmnb.fine_tuning import FineTuningError, Settings, baselines, encoders, prompting
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
@@ -114,17 +115,19 @@ def test_long_texts_keep_their_head_or_both_ends(tiny_models, small):
     text = " ".join("abcdefghij" * 2)
     whole = tokenizer(text)["input_ids"]
     settings = dataclasses.replace(small, max_length=8)
-    (head,), cut = encoding.encode(tokenizer, [text], settings)
+    (head,), cut = embedding.encode(tokenizer, [text], settings.max_length, settings.keep)
     assert head == whole[:7] + whole[-1:] and cut == 1
     settings = dataclasses.replace(settings, keep="head+tail")
-    (both, short), cut = encoding.encode(tokenizer, [text, "a b"], settings)
+    (both, short), cut = embedding.encode(
+        tokenizer, [text, "a b"], settings.max_length, settings.keep
+    )
     assert both == whole[:4] + whole[-4:] and len(short) == 4 and cut == 0.5
 
 
 def test_batches_hold_texts_of_like_length(tiny_models):
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models / "encoder")
     ids = [[5] * n for n in (3, 9, 1, 7)]
-    found = list(encoding.batches(tokenizer, ids, size=2))
+    found = list(embedding.batches(tokenizer, ids, size=2))
     assert [rows for rows, _ in found] == [[1, 3], [0, 2]]
     assert found[1][1]["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
@@ -141,8 +144,8 @@ def test_lora_trains_little_and_merges_exactly(made_up, small, tiny_models, tmp_
     base = encoders.load_with_head(small.encoder, LABELS)
     unmerged = peft.PeftModel.from_pretrained(base, adapter).eval()
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "made")
-    ids, _ = encoding.encode(made.tokenizer, made_up["test"]["text"][:8], small)
-    for _, inputs in encoding.batches(made.tokenizer, ids):
+    ids, _ = embedding.encode(made.tokenizer, made_up["test"]["text"][:8], small.max_length)
+    for _, inputs in embedding.batches(made.tokenizer, ids):
         with torch.inference_mode():
             logits = [m(**inputs).logits for m in (made.model.eval(), unmerged, plain.eval())]
         torch.testing.assert_close(logits[0], logits[1], atol=1e-5, rtol=0)
@@ -250,9 +253,9 @@ def test_folders(made_up, small, tmp_path):
     made = fine_tuning.run("majority", made_up, LABELS, small).classifier
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(FineTuningError, match="holds other files"):
+    with pytest.raises(CardError, match="holds other files"):
         fine_tuning.save(made, tmp_path / "full")
-    with pytest.raises(FineTuningError, match="is a file"):
+    with pytest.raises(CardError, match="is a file"):
         fine_tuning.save(made, tmp_path / "full" / "thesis.txt")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
     folder = fine_tuning.save(made, tmp_path / "new" / "deep", {"accuracy": 0.5})

@@ -8,7 +8,7 @@ import torch
 import transformers
 from scipy import stats
 
-from llmnb import assets, generation
+from llmnb import generation, models
 from llmnb.generation import KeyValueCache, Sampling, beam_search, complete, generate, steps
 from llmnb.transformer import Decoder, EncoderDecoder, TransformerConfig
 
@@ -44,7 +44,7 @@ def random_ids(*shape, seed=1):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return assets.load_tokenizer(ASSET)
+    return models.load_tokenizer(ASSET)
 
 
 def ids_of(tokenizer, text):
@@ -256,7 +256,7 @@ def test_each_row_stops_by_itself_and_shows_what_was_held_back(tokenizer):
 
 
 def test_a_tokenizer_whose_pieces_need_their_neighbours():
-    wordpiece, text = assets.load_tokenizer("all-MiniLM-L6-v2"), "untranslatable words, naively!"
+    wordpiece, text = models.load_tokenizer("all-MiniLM-L6-v2"), "untranslatable words, naively!"
     pieces = written(wordpiece, ids_of(wordpiece, text))
     assert "".join(pieces) == wordpiece.decode(ids_of(wordpiece, text)) and " words" in pieces
 
@@ -340,7 +340,7 @@ def test_finished_texts_do_not_end_a_search_that_can_get_better(length_penalty):
 
 @pytest.mark.slow
 def test_the_real_decoder_says_what_transformers_lets_it_say(tokenizer):
-    ours, theirs = Decoder.from_pretrained(ASSET, "fp32"), assets.load_decoder(ASSET, "fp32")
+    ours, theirs = Decoder.from_pretrained(ASSET, "fp32"), models.load_decoder(ASSET, "fp32")
     for prompt in ("The capital of France is", "Once upon a time", "def add(a, b):"):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0].tolist()

@@ -5,7 +5,7 @@ import torch
 from conftest import small
 from torch import Tensor
 
-from llmnb import assets, fine_tuning, generation, profiles
+from llmnb import fine_tuning, generation, hardware, models, profiles
 from llmnb.pretraining import loop
 from llmnb.transformer import Decoder, TransformerConfig
 
@@ -19,7 +19,7 @@ PROMPT = "The capital of France is"
 
 
 def ids_of(text: str) -> Tensor:
-    tokenizer = assets.load_tokenizer(NAME)
+    tokenizer = models.load_tokenizer(NAME)
     return tokenizer(text, return_tensors="pt")["input_ids"].to(DEVICE)
 
 
@@ -33,9 +33,9 @@ def random_decoder(**sizes) -> Decoder:
 def test_the_device_decides_profile_and_precision(monkeypatch):
     monkeypatch.delenv("LLMNB_PROFILE", raising=False)
     monkeypatch.delenv("LLMNB_DTYPE", raising=False)
-    assert profiles.resolve("auto").name == "gpu" and profiles.device() == DEVICE
+    assert profiles.resolve("auto").name == "gpu" and hardware.device() == DEVICE
     new = torch.cuda.get_device_capability()[0] >= 8
-    assert profiles.dtype() == (torch.bfloat16 if new else torch.float16)
+    assert hardware.dtype() == (torch.bfloat16 if new else torch.float16)
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_our_decoder_gives_the_librarys_logits(dtype, close):
     ids = ids_of(PROMPT + " Paris. " + "It lies on the Seine. " * 10)
     with torch.inference_mode():
         ours = Decoder.from_pretrained(NAME, dtype, DEVICE)(ids).float()
-        theirs = assets.load_decoder(NAME, dtype, DEVICE)(ids).logits.float()
+        theirs = models.load_decoder(NAME, dtype, DEVICE)(ids).logits.float()
     centred = [logits - logits.mean(-1, keepdim=True) for logits in (ours, theirs)]
     assert torch.cosine_similarity(*centred, dim=-1).min() > close
     assert torch.equal(ours[0, 4].argmax(), theirs[0, 4].argmax())
@@ -54,7 +54,7 @@ def test_our_decoder_gives_the_librarys_logits(dtype, close):
 def test_greedy_ids_are_the_librarys_and_the_cpus():
     ids = ids_of(PROMPT)
     ours = generation.generate(Decoder.from_pretrained(NAME, "fp32", DEVICE), ids, None, 16)
-    theirs = assets.load_decoder(NAME, "fp32", DEVICE).generate(
+    theirs = models.load_decoder(NAME, "fp32", DEVICE).generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
     )
     there = generation.generate(Decoder.from_pretrained(NAME, "fp32", "cpu"), ids.cpu(), None, 16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from llmnb import assets, generation, handbook
+from llmnb import generation, handbook, models
 from llmnb.evaluation import hallucination
 from llmnb.evaluation.hallucination import abstains, agreement, answer, nearest, prompts, summary
 from llmnb.evaluation.uncertainty import proportion
@@ -34,7 +34,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return assets.load_tokenizer(ASSET)
+    return models.load_tokenizer(ASSET)
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_what_cannot_be_is_refused(questions, passages, samples, message, tokeni
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):
-    plain = assets.load_tokenizer(str(tiny_models / "decoder"))
+    plain = models.load_tokenizer(str(tiny_models / "decoder"))
     with pytest.raises(ValueError, match="no chat template"):
         prompts(plain, QUESTIONS)
 

@@ -63,7 +63,7 @@ def test_the_first_answer_stands_in_its_passage(question):
     assert stands_in(question.answers[0], BY_ID[question.evidence].text)
     assert 1 <= len(question.answers) <= 4 and len(set(question.answers)) == len(question.answers)
     assert all(1 <= len(answer.split()) <= 6 for answer in question.answers)
-    bare = str.maketrans("", "", string.punctuation)  # as metrics.normalize_answer sees it
+    bare = str.maketrans("", "", string.punctuation)  # as scores.normalize_answer sees it
     assert all(each.translate(bare) for each in question.answers), "silence would be right"
     first = question.answers[0]
     assert not stands_in(first, question.question), "a question must not give its answer away"

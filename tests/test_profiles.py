@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import python
 
-from llmnb import LlmnbError, profiles
+from llmnb import LlmnbError, hardware, profiles
 
 
 def test_explicit_wins_over_the_environment_wins_over_auto(monkeypatch):
@@ -34,30 +34,30 @@ def test_a_profile_is_frozen_and_only_gpu_names_the_hub():
 
 
 def test_cuda_is_asked_of_torch():
-    assert profiles.has_cuda() == torch.cuda.is_available()
+    assert hardware.has_cuda() == torch.cuda.is_available()
 
 
 def test_dtype_policy(monkeypatch, cache):
     monkeypatch.delenv("LLMNB_DTYPE", raising=False)
-    assert profiles.dtype("fp16") is torch.float16
-    assert profiles.dtype("auto", on="mps") is torch.float32
-    monkeypatch.setattr(profiles, "bf16_speedup", lambda: 1.9)
-    assert profiles.dtype("auto", on="cpu") is torch.bfloat16
-    monkeypatch.setattr(profiles, "bf16_speedup", lambda: 0.4)
-    assert profiles.dtype("auto", on="cpu") is torch.float32
+    assert hardware.dtype("fp16") is torch.float16
+    assert hardware.dtype("auto", on="mps") is torch.float32
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 1.9)
+    assert hardware.dtype("auto", on="cpu") is torch.bfloat16
+    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 0.4)
+    assert hardware.dtype("auto", on="cpu") is torch.float32
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert profiles.dtype("auto", on="cuda") is torch.float16  # a T4
+    assert hardware.dtype("auto", on="cuda") is torch.float16  # a T4
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert profiles.dtype("auto", on="cuda") is torch.bfloat16
+    assert hardware.dtype("auto", on="cuda") is torch.bfloat16
     monkeypatch.setenv("LLMNB_DTYPE", "fp32")
-    assert profiles.dtype("auto", on="cuda") is torch.float32
+    assert hardware.dtype("auto", on="cuda") is torch.float32
     with pytest.raises(LlmnbError, match="bf16, fp16, fp32"):
-        profiles.dtype("int3")
+        hardware.dtype("int3")
 
 
 def test_the_probe_is_kept(cache):
-    first = profiles.bf16_speedup()
-    assert first > 0 and profiles.bf16_speedup() == first
+    first = hardware.bf16_speedup()
+    assert first > 0 and hardware.bf16_speedup() == first
     (probe,) = cache.rglob("probe.json")
     assert str(first) in probe.read_text()
 

@@ -11,6 +11,7 @@ from test_checkpoints import scramble
 from test_pretraining_tokens import FORGED, HARD
 
 from llmnb import checkpoints
+from llmnb.card import CardError
 from llmnb.generation import generate
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.publish import publish
@@ -133,9 +134,9 @@ def test_the_card_is_true_and_its_code_runs(objective, corpus, tmp_path, monkeyp
 def test_a_folder_with_other_files_is_left_alone_and_ones_own_is_renewed(corpus, tmp_path):
     trainer = trained(corpus)
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(PretrainingError, match="holds other files; name an empty folder"):
+    with pytest.raises(CardError, match="holds other files; name an empty folder"):
         publish(trainer, tmp_path)
-    with pytest.raises(PretrainingError, match="is a file; name a folder"):
+    with pytest.raises(CardError, match="is a file; name a folder"):
         publish(trainer, tmp_path / "thesis.txt")
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
     publish(trainer, tmp_path / "model")

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from llmnb import assets, handbook
+from llmnb import handbook, models
 from llmnb.applications import ApplicationError, Result, question_answering
 from llmnb.applications.question_answering import NOT_FOUND, SHOTS, QuestionAnswerer, injected, tune
-from llmnb.applications.retrieval import Hit, words
+from llmnb.applications.retrieval import Hit, stems
 from llmnb.applications.text_generation import TextGenerator
-from llmnb.evaluation.metrics import token_f1
+from llmnb.evaluation.scores import token_f1
 from llmnb.transformer import Decoder, TransformerConfig
 
 ASSET = "SmolLM2-135M-Instruct-q4_1"
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def generator():
     """A random decoder with clear choices."""
-    tokenizer = assets.load_tokenizer(ASSET)
+    tokenizer = models.load_tokenizer(ASSET)
     torch.manual_seed(0)
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 1024}
     model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
@@ -51,7 +51,7 @@ def likeliest(app, question, sentence):
             ids = tokenizer(" " + text)["input_ids"] + tokenizer("\n")["input_ids"]
             if last.start() < first.start() or len(ids) > 9:
                 continue
-            if set(words(text)) <= set(words(question)):
+            if set(stems(text)) <= set(stems(question)):
                 continue
             with torch.inference_mode():
                 logs = model(torch.tensor([prompt + ids]))[0].log_softmax(-1)[len(prompt) - 1 :]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from llmnb import assets
+from llmnb import assets, models
 from llmnb.applications import ApplicationError
 from llmnb.applications.question_answering import NOT_FOUND, Extractor, QuestionAnswerer
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def extractor(tmp_path_factory, tiny_models):
     """A folder with a random BertForQuestionAnswering."""
     folder = tmp_path_factory.mktemp("extractor")
-    tokenizer = assets.load_tokenizer(str(tiny_models / "encoder"))
+    tokenizer = models.load_tokenizer(str(tiny_models / "encoder"))
     config = transformers.BertConfig.from_pretrained(tiny_models / "encoder")
     torch.manual_seed(3)
     transformers.BertForQuestionAnswering(config).save_pretrained(folder)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import python
 
-from llmnb import assets, handbook
+from llmnb import handbook, models
 from llmnb.applications import ApplicationError, documents, retrieval
-from llmnb.applications.retrieval import Bm25, Index, words
+from llmnb.applications.retrieval import Bm25, Index, stems
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_read_is_said(build, monkeypatch):
 def test_a_second_start_reads_and_embeds_nothing(build, monkeypatch):
     first = build()
     assert first.embedded == 3 and first.said == ["Indexing 3 new or changed files of 3"]
-    monkeypatch.setattr(assets, "load_encoder", None)
+    monkeypatch.setattr(models, "load_encoder", None)
     monkeypatch.setattr(Path, "read_bytes", None)
     again = build()
     assert again.embedded == 0 and again.said == []
@@ -199,8 +199,8 @@ def test_bm25_by_hand():
 
 
 def test_words_are_cut_to_six_letters_and_scripts_without_spaces_to_characters():
-    assert words("Pretraining, LLMNB_CACHE: 1e-4") == ["pretra", "llmnb_", "1e", "4"]
-    assert words("猫在") == ["猫", "在"]
+    assert stems("Pretraining, LLMNB_CACHE: 1e-4") == ["pretra", "llmnb_", "1e", "4"]
+    assert stems("猫在") == ["猫", "在"]
 
 
 def test_ranks_are_fused_by_hand(build, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from llmnb import assets, generation, handbook
+from llmnb import assets, generation, handbook, models
 from llmnb.applications.base import ApplicationError
 from llmnb.applications.summarization import Summarizer
 from llmnb.applications.text_generation import TextGenerator
@@ -17,7 +17,7 @@ TEXTS = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return assets.load_tokenizer(ASSET)
+    return models.load_tokenizer(ASSET)
 
 
 @pytest.fixture(scope="module")

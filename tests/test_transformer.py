@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from test_checkpoints import MODELS, ours, saved, scramble, theirs
 from torch import nn
 
-from llmnb import assets, attention, checkpoints, cost, transformer
+from llmnb import attention, checkpoints, cost, models, transformer
 from llmnb.generation import KeyValueCache, generate
 from llmnb.transformer import Decoder, Encoder, EncoderDecoder, TransformerConfig
 
@@ -319,7 +319,7 @@ def test_the_real_encoders_hidden_states(encoder):
     sentences = ["A cat.", "The film was a great success at the box office.", "Ünïcode ☃!"]
     tokens = encoder[1](sentences, padding=True, return_tensors="pt")
     model = Encoder.from_pretrained("all-MiniLM-L6-v2", dtype="fp32", device="cpu")
-    reference = assets.load_encoder("all-MiniLM-L6-v2", dtype="fp32", device="cpu")
+    reference = models.load_encoder("all-MiniLM-L6-v2", dtype="fp32", device="cpu")
     with torch.no_grad():
         expected = reference(**tokens).last_hidden_state
         found = model(tokens["input_ids"], tokens["attention_mask"], tokens["token_type_ids"])
@@ -334,7 +334,7 @@ def test_the_real_decoders_logits_and_tokens(decoder):
     text = "The capital of France is Paris. The capital of Italy is"
     ids = decoder[1](text, return_tensors="pt")["input_ids"]
     model = Decoder.from_pretrained("SmolLM2-135M-Instruct-q4_1", dtype="fp32", device="cpu")
-    reference = assets.load_decoder("SmolLM2-135M-Instruct-q4_1", dtype="fp32", device="cpu")
+    reference = models.load_decoder("SmolLM2-135M-Instruct-q4_1", dtype="fp32", device="cpu")
     with torch.no_grad():
         assert difference(model(ids), reference(ids).logits) <= 1e-3
         expected = reference.generate(ids, max_new_tokens=16, min_new_tokens=16, do_sample=False)

@@ -4,15 +4,16 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import tokenizers
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from llmnb import assets
+from llmnb import assets, models
 from llmnb.applications import Application, ApplicationError, Result, translation
 from llmnb.applications.translation import Translator, problems
-from llmnb.evaluation.metrics import Chrf
+from llmnb.evaluation.scores import Chrf
 from llmnb.handbook import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,7 +28,7 @@ def tokenizer():
     """Bytes as tokens; adds <eos> where special tokens are added."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {letter: number for number, letter in enumerate(SPECIAL + letters)}
-    raw = Tokenizer(models.BPE(vocabulary, []))
+    raw = Tokenizer(tokenizers.models.BPE(vocabulary, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(SPECIAL)
@@ -109,7 +110,7 @@ def says(app, monkeypatch, text):
 
 
 def test_an_unknown_target_is_refused_before_anything_is_loaded(monkeypatch):
-    monkeypatch.setattr(assets, "locate", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr(models, "locate", lambda name: pytest.fail("loaded"))
     for target in ("it", "french", "", None):
         with pytest.raises(ApplicationError, match=r"fr \(French\).*zh \(Chinese\)"):
             Translator.load(target=target)
@@ -278,7 +279,7 @@ def test_chinese_is_named_where_the_vocabulary_asks_for_it(marian, tokenizer, mo
 def test_the_language_is_part_of_the_name(monkeypatch, marian, tokenizer):
     names = []
     monkeypatch.setattr(translation, "_loaded", lambda name: names.append(name) or marian)
-    monkeypatch.setattr(assets, "load_tokenizer", lambda name: names.append(name) or tokenizer)
+    monkeypatch.setattr(models, "load_tokenizer", lambda name: names.append(name) or tokenizer)
     Translator.load("some/opus-{language}", "cpu", "de").to("es")
     assert names == ["some/opus-de"] * 2 + ["some/opus-es"] * 2
     one = Translator.load("some/model", "cpu", "fr")

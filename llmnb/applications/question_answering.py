@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
-from llmnb import assets, handbook
+from llmnb import handbook, models
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.applications.documents import SENTENCE, chunks
-from llmnb.applications.retrieval import Hit, Index, words
+from llmnb.applications.retrieval import Hit, Index, stems
 from llmnb.applications.text_generation import TextGenerator
-from llmnb.evaluation.metrics import normalize_answer
 from llmnb.generation import KeyValueCache
+from llmnb.text import normalize_answer
 
 NOT_FOUND = "Not found in the documents."
 # tune() on the even positions of the handbook's questions; on the odd ones it gives 0.5745. The
@@ -167,13 +167,13 @@ class QuestionAnswerer(Application):
             starts.append((float(logs[0, -1, row[0]]), row, word.start(), ends))
         starts = sorted(starts, reverse=True)[:_STARTS]
         logs, _ = self._read_on([row for _, row, _, _ in starts], cache)
-        asked, whole = set(words(question)), {word.end() for word in _WORDS.finditer(sentence)}
+        asked, whole = set(stems(question)), {word.end() for word in _WORDS.finditer(sentence)}
         best, stop = (-math.inf, 0, ""), self._ids("\n")[0]
         for number, (total, row, start, ends) in enumerate(starts):
             for n, end in enumerate(ends):
                 total += float(logs[number, n - 1, row[n]]) if n else 0.0
                 mean = (total + float(logs[number, n, stop])) / (n + 2)
-                if end in whole and not set(words(sentence[start:end])) <= asked:
+                if end in whole and not set(stems(sentence[start:end])) <= asked:
                     best = max(best, (mean, n + 1, sentence[start:end]))
         return Result(best[2] or sentence, tokens=best[1])
 
@@ -225,8 +225,8 @@ class Extractor:
 
     def __init__(self, name: str) -> None:
         """name: a folder or a Hub id with a head for question answering. Raises AssetError."""
-        self.tokenizer = assets.load_tokenizer(name)
-        self.model = assets.load_extractor(name)
+        self.tokenizer = models.load_tokenizer(name)
+        self.model = models.load_extractor(name)
 
     @torch.inference_mode()
     def __call__(self, question: str, hits: Sequence[Hit]) -> Result:

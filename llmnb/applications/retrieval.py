@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +14,15 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import assets
+from llmnb import models
 from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
 from llmnb.applications.documents import Passage
+from llmnb.text import words
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-# Words; where a script has no spaces between them, characters.
-_WORD = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 _FORMAT = 1  # of the index: counts up when passages are cut or read in another way
+MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 _TOGETHER = 64  # files embedded between two savings
 
 
@@ -38,9 +37,9 @@ class Hit:
     ranks: tuple[int, int]  # by meaning, by words
 
 
-def words(text: str) -> list[str]:
+def stems(text: str) -> list[str]:
     """In lower case and cut to six letters: the crudest stemmer, "pretraining" is "pretrained"."""
-    return [word[:6] for word in re.findall(_WORD, text.lower())]
+    return [word[:6] for word in words(text)]
 
 
 class Bm25:
@@ -50,7 +49,7 @@ class Bm25:
         """k1: how soon a word's repetition stops counting; b: how much long texts are held back."""
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.counter = CountVectorizer(analyzer=words)
+        self.counter = CountVectorizer(analyzer=stems)
         counts = self.counter.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
         (n, n_words), lengths = counts.shape, np.asarray(counts.sum(axis=1))[:, 0]
         spread = np.bincount(counts.indices, minlength=n_words)  # texts that hold the word
@@ -67,9 +66,9 @@ class Bm25:
 
     def share(self, question: str, text: str) -> float:
         """Which share of the question's words, weighed by their rarity, the text holds: 0 to 1."""
-        known, asked = self.counter.vocabulary_, set(words(question))
+        known, asked = self.counter.vocabulary_, set(stems(question))
         rarity = {w: self.idf[known[w]] if w in known else self.most for w in asked}
-        return sum(rarity[w] for w in asked & set(words(text))) / (sum(rarity.values()) or 1)
+        return sum(rarity[w] for w in asked & set(stems(text))) / (sum(rarity.values()) or 1)
 
 
 @dataclass(eq=False)  # two are the same if they are one
@@ -105,10 +104,10 @@ class Index:
         if not root.is_dir():
             raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
         files, index.skipped = documents.listed(root)
-        model = assets.locate(index.encoder)
+        model = models.locate(index.encoder)
         weights = [(each.name, each.stat().st_mtime_ns) for each in model.glob("*.safetensors")]
         key = repr((_FORMAT, root, model, sorted(weights))).encode()
-        store = assets.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
+        store = files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
         store.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{store}.lock"):
             index._update(store, root, files, say)
@@ -156,7 +155,7 @@ class Index:
 
     @functools.cached_property
     def _model(self):
-        return assets.load_tokenizer(self.encoder), assets.load_encoder(self.encoder)
+        return models.load_tokenizer(self.encoder), models.load_encoder(self.encoder)
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Means of the encoder's last vectors, of length 1: (texts, d_model).
@@ -165,19 +164,11 @@ class Index:
         """
         if not texts:
             return np.zeros((0, 0), np.float32)
-        import torch
-
-        from llmnb.fine_tuning.classifier import Settings
-        from llmnb.fine_tuning.encoding import batches, encode
+        from llmnb import embedding
 
         tokenizer, model = self._model
-        means = np.zeros((len(texts), model.config.hidden_size), np.float32)
-        ids, _ = encode(tokenizer, texts, Settings(max_length=256))
-        with torch.inference_mode():
-            for rows, inputs in batches(tokenizer, ids, 32, model.device):
-                mask = inputs["attention_mask"][:, :, None]  # (batch, seq, 1)
-                hidden = model(**inputs).last_hidden_state.float()  # (batch, seq, d_model)
-                means[rows] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+        encoded, _ = embedding.encode(tokenizer, texts, max_length=MAX_PASSAGE_TOKENS)
+        means = embedding.mean_pooled(model, tokenizer, encoded).astype(np.float32)
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def search(self, question: str, k: int = 3) -> list[Hit]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from llmnb import assets, fine_tuning, profiles, tables
+from llmnb import data, fine_tuning, models, profiles, tables
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.evaluation import calibration, uncertainty
 
@@ -21,9 +21,7 @@ _TOGETHER = 2048  # texts that are judged at once, however many there are
 def reviews(profile: profiles.Profile) -> tuple[dict, tuple[str, ...]]:
     """The film reviews of 04 and 05: the splits at the profile's sizes, and the label names."""
     table = tables.load_table("rotten_tomatoes")
-    most, parts = {"train": profile.train_texts}, table.splits().items()  # else test_texts
-    sizes = {name: min(most.get(name, profile.test_texts), len(part)) for name, part in parts}
-    return {name: part.select(range(sizes[name])) for name, part in parts}, table.label_names
+    return data.at_profile_size(table.splits(), profile), table.label_names
 
 
 class SentimentAnalyzer(Application):
@@ -42,7 +40,7 @@ class SentimentAnalyzer(Application):
         self.classifier, self.threshold, self.window = classifier, threshold, window
         self.temperature, self.warnings = 1.0, ("The score is not calibrated: see calibrate.",)
         base = getattr(classifier, "base", "")  # what counts words has none
-        self.tokenizer = getattr(classifier, "tokenizer", base and assets.load_tokenizer(base))
+        self.tokenizer = getattr(classifier, "tokenizer", base and models.load_tokenizer(base))
 
     @classmethod
     def load(cls, model: str = "full", profile: str = "auto", **options) -> Self:

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from llmnb import assets, fast_linear, generation, profiles
+from llmnb import fast_linear, generation, models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.generation import GREEDY, Sampling
 from llmnb.transformer import Decoder
@@ -48,7 +48,7 @@ class TextGenerator(Application):
         half = decoder.embedding.weight.dtype == torch.bfloat16
         if half and not fast_linear.unavailable("bf16", decoder):
             decoder = fast_linear.pack(decoder)  # the same numbers, sooner
-        tokenizer = assets.load_tokenizer(model or settings.decoder)
+        tokenizer = models.load_tokenizer(model or settings.decoder)
         return cls(decoder, tokenizer, **{"max_new_tokens": settings.new_tokens} | options)
 
     def prompt(self, text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 import transformers
 
-from llmnb import assets, profiles
+from llmnb import models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.handbook import RESOURCES
 
@@ -133,8 +133,8 @@ def _named(target: str) -> str:
 
 
 def _loaded(name: str):
-    pairs = assets.load_config(name).is_encoder_decoder
-    return assets.load_seq2seq(name) if pairs else assets.load_decoder(name)
+    pairs = models.load_config(name).is_encoder_decoder
+    return models.load_seq2seq(name) if pairs else models.load_decoder(name)
 
 
 class Translator(Application):
@@ -170,7 +170,7 @@ class Translator(Application):
         _named(target)
         pattern = model or profiles.resolve(profile).translator
         name = pattern.replace("{language}", target)
-        made = cls(_loaded(name), assets.load_tokenizer(name), target)
+        made = cls(_loaded(name), models.load_tokenizer(name), target)
         made.pattern = pattern
         return made
 

@@ -1,1 +1,23 @@
-"""Measuring language models, and how far to trust the measurement (notebook 05)."""
+"""Evaluation: what a number means, whether a difference is more than chance, where models break."""
+
+from llmnb import LlmnbError
+
+PROBES = ("judge", "bias", "robustness", "hallucination", "contamination")
+CAVEATS = """**Meant for** texts like those it was tested on, with their labels. **Not shown**:
+other kinds of text, other languages, other groups than the templates name, anything after today.
+The intervals cover other texts of the same kind, not mistakes in the labels."""
+
+
+class EvaluationError(LlmnbError, ValueError):
+    """A parameter of an evaluation can't be used; the message says what to do."""
+
+
+def probes(names: str) -> list[str]:
+    """The probes in a text like "bias, robustness"; an empty text means none.
+
+    Raises EvaluationError for one that doesn't exist.
+    """
+    chosen = names.replace(",", " ").split()
+    if unknown := [name for name in chosen if name not in PROBES]:
+        raise EvaluationError(f"There is no probe {unknown[0]!r}; there are {', '.join(PROBES)}.")
+    return chosen

@@ -5,8 +5,6 @@ the clean ones says that it was. Where the training texts are secret, neither ca
 """
 
 import math
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,28 +15,15 @@ from scipy.stats import fisher_exact
 
 from llmnb.data import fingerprint
 from llmnb.evaluation.uncertainty import Interval, proportion
+from llmnb.text import ngrams, words
 
 SHARE = 0.7  # of a text's n-grams, from which on it overlaps: Chowdhery et al. 2022, section 8
-
-# Thai, Lao, Burmese, Khmer, Japanese, Chinese: no spaces, so each character is a unit.
-_ALONE = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff"
-    "\U00020000-\U0003ffff"
-)
-# \w would cut Hindi at its vowel signs: a word is what stands between spaces and punctuation.
-_BREAKS = r"\s!-/:-@\[-`{-~\u00a1-\u00bf\u0964\u0965\u2000-\u206f\u3000-\u303f"
-_UNIT = re.compile(f"[{_ALONE}]|[^{_BREAKS}{_ALONE}]+")
-
-
-def units(text: str) -> list[str]:
-    """Words without case and punctuation; single characters where the script has no spaces."""
-    return _UNIT.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -> pd.DataFrame:
     """How much of each test text stands in the training texts: one row a test text.
 
-    share: of its different n-grams of words (see `units`), NaN where it has fewer than n words;
+    share: of its different n-grams of words, NaN where it has fewer than n words;
     grams: how many these are, 0 for such a short text; duplicate: the same text, by fingerprint,
     whatever its length; overlapping: a duplicate, or a share of at least SHARE.
     Only the test texts' n-grams are kept, as 64-bit hashes: memory does not grow with the training
@@ -48,14 +33,13 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
     if n < 1:
         raise ValueError(f"n is {n}; an n-gram has at least 1 word.")
 
-    def grams(text: str) -> set[int]:
-        words = units(text)
-        return set(map(hash, zip(*(words[i:] for i in range(n)), strict=False)))
+    def hashed_ngrams(text: str) -> set[int]:
+        return set(map(hash, ngrams(words(text), n)))
 
-    own = [grams(text) for text in test]
+    own = [hashed_ngrams(text) for text in test]
     wanted, seen = set().union(*own), set()
     for text in train:
-        seen |= grams(text) & wanted
+        seen |= hashed_ngrams(text) & wanted
     prints = set(map(fingerprint, train))
     rows = {
         "share": [len(each & seen) / len(each) if each else math.nan for each in own],

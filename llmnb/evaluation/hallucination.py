@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from llmnb import generation
-from llmnb.evaluation.metrics import exact_match, normalize_answer, token_f1
+from llmnb.evaluation.scores import exact_match, token_f1
 from llmnb.evaluation.uncertainty import bootstrap
 from llmnb.handbook import Passage, Question
+from llmnb.text import normalize_answer
 
 # Of the wordings tried on the first half of the handbook, the best ones for SmolLM2-135M.
 CLOSED = 'Question: {question}\n\nGive a short answer. If you do not know it, say "I don\'t know".'

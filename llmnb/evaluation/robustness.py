@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from llmnb.assets import nearest
+from llmnb import files
 from llmnb.evaluation.calibration import checked
 from llmnb.evaluation.uncertainty import compare, holm, proportion
 
@@ -244,7 +244,7 @@ def _chosen(tests) -> Mapping[str, Change]:
         return tests
     names = list(TESTS) if tests is None else list(tests)
     if unknown := [name for name in names if name not in TESTS]:
-        raise ValueError(f"There is no test {unknown[0]!r}{nearest(unknown[0], TESTS)}")
+        raise ValueError(f"There is no test {unknown[0]!r}.{files.did_you_mean(unknown[0], TESTS)}")
     return {name: TESTS[name] for name in names}
 
 

@@ -13,14 +13,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from llmnb import assets
-from llmnb.fine_tuning.classifier import Classifier
-from llmnb.fine_tuning.encoding import batches, encode
+from llmnb import embedding, models
+from llmnb.fine_tuning.base import Classifier
+from llmnb.text import WORD
 
 _HEAD = "head.safetensors"
 _LONG = 400  # characters; in longer texts pieces of words cost minutes and bring nothing
-# Words; where a script has no spaces between them, characters: their pairs are counted too.
-_TOKEN = r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]|[^\W\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]+"
 
 
 class Majority(Classifier):
@@ -137,7 +135,7 @@ class Tfidf(_Linear):
 
 
 def _words(**options) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_TOKEN, **options)
+    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD, **options)
 
 
 def _pieces(**options) -> TfidfVectorizer:
@@ -160,16 +158,11 @@ class Frozen(_Linear):
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, d_model), each of length √d_model, so that one penalty fits every width"""
-        import torch
-
         if self._model is None:
-            self._tokenizer = assets.load_tokenizer(self.base)
-            self._model = assets.load_encoder(self.base, self.settings.dtype)
-        ids, _ = encode(self._tokenizer, texts, self.settings)
-        means = np.zeros((len(texts), self._model.config.hidden_size))
-        with torch.inference_mode():
-            for rows, inputs in batches(self._tokenizer, ids, device=self._model.device):
-                mask = inputs["attention_mask"][:, :, None]  # (batch, seq, 1)
-                hidden = self._model(**inputs).last_hidden_state.float()  # (batch, seq, d_model)
-                means[rows] = ((hidden * mask).sum(1) / mask.sum(1)).cpu().numpy()
+            self._tokenizer = models.load_tokenizer(self.base)
+            self._model = models.load_encoder(self.base, self.settings.dtype)
+        encoded, _ = embedding.encode(
+            self._tokenizer, texts, self.settings.max_length, self.settings.keep
+        )
+        means = embedding.mean_pooled(self._model, self._tokenizer, encoded)
         return means / np.linalg.norm(means, axis=1, keepdims=True) * means.shape[1] ** 0.5

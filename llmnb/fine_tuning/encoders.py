@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from llmnb import assets, profiles
-from llmnb.fine_tuning.classifier import Classifier, FineTuningError, Settings
-from llmnb.fine_tuning.encoding import batches, encode
+from llmnb import assets, hardware, models
+from llmnb.embedding import batches, encode
+from llmnb.fine_tuning.base import Classifier, FineTuningError, Settings
 
 # peft asks a transformers model the old way.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
@@ -43,7 +43,7 @@ class Encoded(Classifier):
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes)"""
-        ids, _ = encode(self.tokenizer, texts, self.settings)
+        ids, _ = encode(self.tokenizer, texts, self.settings.max_length, self.settings.keep)
         found = np.zeros((len(ids), len(self.label_names)))
         device = next(self.model.parameters()).device
         self.model.eval()
@@ -62,9 +62,9 @@ class Encoded(Classifier):
 
     def read(self, folder: Path) -> None:
         """Model and tokenizer."""
-        self.tokenizer = assets.load_tokenizer(str(folder))
+        self.tokenizer = models.load_tokenizer(str(folder))
         self.model = load_with_head(str(folder), self.label_names, new_head=False)
-        self.model.to(profiles.device())
+        self.model.to(hardware.device())
         self.adapter = folder / "adapter" if (folder / "adapter").is_dir() else None
 
     def bytes_on_disk(self) -> int:
@@ -82,8 +82,8 @@ def pretrained(name: str) -> Encoded:
     model = load_with_head(name, None, new_head=False)
     labels = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
     found = Encoded(labels, Settings(max_length=512))
-    found.method, found.base, found.model = "pretrained", name, model.to(profiles.device())
-    found.tokenizer = assets.load_tokenizer(name)
+    found.method, found.base, found.model = "pretrained", name, model.to(hardware.device())
+    found.tokenizer = models.load_tokenizer(name)
     return found
 
 
@@ -94,7 +94,7 @@ def load_with_head(
 
     Raises AssetError where it can't be loaded, or where more than the head would be random.
     """
-    folder = assets.locate(name)
+    folder = models.locate(name)
     labels = {}
     if label_names is not None:
         own = dict(enumerate(label_names))
@@ -126,7 +126,7 @@ def load_with_head(
 
 
 def _autocast(dtype: str, device: str):
-    wanted = profiles.dtype(dtype, device)
+    wanted = hardware.dtype(dtype, device)
     return torch.autocast(device, wanted, enabled=wanted != torch.float32)
 
 
@@ -148,7 +148,7 @@ def train(
     transformers.set_seed(settings.seed)
     classifier = Encoded(label_names, settings)
     classifier.method, classifier.base = method, base
-    classifier.tokenizer = tokenizer = assets.load_tokenizer(base)
+    classifier.tokenizer = tokenizer = models.load_tokenizer(base)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
     model = load_with_head(base, label_names)
@@ -157,7 +157,7 @@ def train(
     for name, (texts, labels) in parts.items():
         if name == "validation":
             texts, labels = texts[:_AT_MOST], labels[:_AT_MOST]
-        ids, cut = encode(tokenizer, texts, settings)
+        ids, cut = encode(tokenizer, texts, settings.max_length, settings.keep)
         rows[name] = [{"input_ids": i, "labels": int(n)} for i, n in zip(ids, labels, strict=True)]
         if cut and name == "train":
             say(f"{cut:.0%} of the texts are longer than {settings.max_length} tokens and are cut")
@@ -203,7 +203,7 @@ def _folder(checkpoints: Path | None, method: str, base: str, rows: dict, settin
 
 
 def _trained(model, tokenizer, rows, method, settings, folder, say, resumable) -> nn.Module:
-    device, dtype = profiles.device(), profiles.dtype(settings.dtype)
+    device, dtype = hardware.device(), hardware.dtype(settings.dtype)
     steps = -(-len(rows["train"]) // settings.batch_size)  # of an epoch
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),

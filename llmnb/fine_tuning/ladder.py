@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import assets
+from llmnb import files
 from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, proportion
-from llmnb.fine_tuning import classifier as classifiers
+from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
 from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
-from llmnb.fine_tuning.classifier import Classifier, FineTuningError, Settings
 
 if TYPE_CHECKING:
     import datasets
@@ -112,8 +112,10 @@ def run(
 def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
     """Raises FineTuningError where `run` would, before any work."""
     if method not in METHODS:
-        near = assets.nearest(method, METHODS)
-        raise FineTuningError(f"No method is called {method!r}{near} Known: {', '.join(METHODS)}.")
+        suggestion = files.did_you_mean(method, METHODS)
+        raise FineTuningError(
+            f"No method is called {method!r}.{suggestion} Known: {', '.join(METHODS)}."
+        )
     if missing := {"train", "validation", "test"} - set(splits):
         raise FineTuningError(f"The splits lack {', '.join(sorted(missing))}.")
     if len(label_names) < 2:
@@ -155,7 +157,7 @@ def trained(
     FineTuningError for one with other labels than label_names.
     """
     if method not in METHODS and (Path(method).expanduser().is_dir() or "/" in method):
-        found = classifiers.load(method)
+        found = load(method)
         if found.label_names != tuple(label_names):
             raise FineTuningError(
                 f"{method!r} tells apart {', '.join(found.label_names[:8])}; the table has the "
@@ -171,7 +173,56 @@ def trained(
     def make(folder: Path) -> None:
         result = run(method, splits, label_names, settings, say=say)
         metrics = {"accuracy": str(result.accuracy), "macro-F1": str(result.macro_f1)}
-        classifiers.save(result.classifier, folder / "classifier", metrics)
+        save(result.classifier, folder / "classifier", metrics)
 
-    folder = assets.build(assets.cache_dir() / "derived" / f"classifier-{method}-{digest}", make)
-    return classifiers.load(folder / "classifier")
+    folder = files.build(files.cache_dir() / "derived" / f"classifier-{method}-{digest}", make)
+    return load(folder / "classifier")
+
+
+def load(name: str | Path) -> Classifier:
+    """The classifier that `save` wrote, or one of plain transformers: its folder or Hub id.
+
+    Raises FineTuningError where there is none, AssetError where its weights can't be loaded.
+    """
+    folder = Path(name).expanduser()
+    if ((folder / "config.json").is_file() and not (folder / FACTS).is_file()) or _on_the_hub(name):
+        from llmnb.fine_tuning import encoders
+
+        return encoders.pretrained(str(name))
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        classifier = _class_of(facts["kind"])(facts["label_names"], Settings(**facts["settings"]))
+        classifier.method = facts["method"]
+        classifier.trainable_parameters = facts["trainable_parameters"]
+        classifier.read(folder)
+    except FileNotFoundError as error:
+        missing = Path(error.filename or FACTS).name
+        raise FineTuningError(
+            f"{str(folder)!r} holds no classifier that llmnb saved ({missing} is missing)."
+        ) from error
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise FineTuningError(
+            f"{folder / FACTS} is damaged ({type(error).__name__}: {error})."
+        ) from error
+    return classifier
+
+
+def _class_of(kind: str) -> type[Classifier]:
+    """The class that `save` noted; only the module that it needs is imported."""
+    known = {"Majority": Majority, "Tfidf": Tfidf, "Frozen": Frozen}
+    if kind in known:
+        return known[kind]
+    if kind == "Encoded":
+        from llmnb.fine_tuning.encoders import Encoded
+
+        return Encoded
+    if kind == "Prompted":
+        from llmnb.fine_tuning.prompting import Prompted
+
+        return Prompted
+    raise KeyError(f"kind {kind!r}")
+
+
+def _on_the_hub(name: str | Path) -> bool:
+    """owner/name, as the Hub has them, and nothing here is called so."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))) and not Path(name).exists()

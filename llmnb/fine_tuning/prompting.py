@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmnb import assets, files
-from llmnb.fine_tuning.classifier import Classifier, FineTuningError
+from llmnb import files, models
+from llmnb.fine_tuning.base import Classifier, FineTuningError
 from llmnb.generation import KeyValueCache
 from llmnb.transformer import Decoder
 
@@ -65,7 +65,7 @@ class Prompted(Classifier):
     def _ready(self) -> None:
         if self.model is not None:
             return
-        self.tokenizer = assets.load_tokenizer(self.base)
+        self.tokenizer = models.load_tokenizer(self.base)
         key = self.base, self.settings.dtype
         self.model = _LOADED.get(key) or Decoder.from_pretrained(*key)
         _LOADED[key] = self.model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmnb import generation, profiles
+from llmnb import generation, hardware
 from llmnb.concepts import start_token
 from llmnb.files import write_json, write_text
 from llmnb.pretraining import objectives, snapshots
@@ -49,7 +49,7 @@ class Trainer:
         """
         self.corpus, self.recipe = corpus, recipe
         self.processes = Processes.join(shard)
-        self.device, self.say = profiles.device(), say or (lambda line: None)
+        self.device, self.say = hardware.device(), say or (lambda line: None)
         self.prompt, self.checkpoint_seconds = prompt, checkpoint_seconds
         if recipe.batch_size % (self.processes.count * recipe.accumulation):
             raise PretrainingError(
@@ -58,7 +58,7 @@ class Trainer:
             )
         self.blocks = validation_blocks(corpus.validation, recipe.block_size)
         batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # is there a block at all?
-        self.dtype = profiles.dtype(recipe.dtype, self.device)
+        self.dtype = hardware.dtype(recipe.dtype, self.device)
         self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
         self.sharded = self.processes.sharded

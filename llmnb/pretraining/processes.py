@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llmnb import profiles
+from llmnb import hardware
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Processes:
         count = int(os.environ.get("WORLD_SIZE", 1))
         if count == 1:
             return cls(engine="one process" + (", so nothing is sharded" if shard else ""))
-        backend = "nccl" if profiles.has_cuda() else "gloo"
+        backend = "nccl" if hardware.has_cuda() else "gloo"
         if backend == "nccl":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not torch.distributed.is_initialized():
@@ -38,7 +38,7 @@ class Processes:
         """What the first process says, so that all decide alike."""
         if self.count == 1:
             return value
-        said = torch.tensor(float(value), device="cuda" if profiles.has_cuda() else "cpu")
+        said = torch.tensor(float(value), device="cuda" if hardware.has_cuda() else "cpu")
         torch.distributed.broadcast(said, 0)
         return said.item()
 

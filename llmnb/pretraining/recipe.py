@@ -8,8 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from llmnb import LlmnbError
-from llmnb.assets import nearest
+from llmnb import LlmnbError, files
 from llmnb.pretraining.objectives import MaskedModel
 from llmnb.transformer import Decoder, TransformerConfig
 
@@ -148,7 +147,9 @@ def checked(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[st
     result = {}
     for name, value in settings.items():
         if name not in defaults:
-            raise PretrainingError(f"There is no setting {name!r}{nearest(str(name), defaults)}")
+            raise PretrainingError(
+                f"There is no setting {name!r}.{files.did_you_mean(str(name), defaults)}"
+            )
         kind = int if defaults[name] is None else type(defaults[name])
         if kind is float and not isinstance(value, bool):
             with contextlib.suppress(TypeError, ValueError):

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+import tokenizers
+from tokenizers import decoders, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from llmnb import assets, data
+from llmnb import data, files, models
 from llmnb.concepts import start_token
 from llmnb.data import DataError
 
@@ -60,11 +61,11 @@ def train_tokenizer(
         counts = collections.Counter(itertools.chain.from_iterable(texts))
         frequent = [character for character, _ in counts.most_common(vocab_size - 3)]
         vocabulary = {token: index for index, token in enumerate(special + frequent)}
-        backend = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+        backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=unknown))
         backend.pre_tokenizer = pre_tokenizers.FixedLength(1)
         backend.decoder = decoders.Fuse()
     else:
-        backend = Tokenizer(models.BPE())
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(
@@ -121,11 +122,11 @@ def token_dtype(tokenizer) -> np.dtype:
     return np.dtype("<u2" if max(tokenizer.get_vocab().values()) < 1 << 16 else "<u4")
 
 
-def _encoder(tokenizer) -> Tokenizer:
+def _encoder(tokenizer) -> tokenizers.Tokenizer:
     """A copy of its backend that cuts and pads nothing, and takes no text for a special token."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"tokenizer is a {type(tokenizer).__name__}; a fast one is wanted.")
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    encoder = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     encoder.no_truncation()
     encoder.no_padding()
     encoder.encode_special_tokens = True
@@ -196,17 +197,17 @@ def prepare(
         }
         (folder / "n_bytes.json").write_text(json.dumps(n_bytes))
 
-    files = [file["filename"] for name in limits for file in splits[name].cache_files]
-    name = f"tokens-{Path(source).stem}-{_digest(files, limits, identity)}"
-    folder = assets.build(assets.cache_dir() / "derived" / name, make)
+    arrow_files = [file["filename"] for name in limits for file in splits[name].cache_files]
+    name = f"tokens-{Path(source).stem}-{_digest(arrow_files, limits, identity)}"
+    folder = files.build(files.cache_dir() / "derived" / name, make)
     own, n_bytes = _load(folder), json.loads((folder / "n_bytes.json").read_text())
     maps = [np.memmap(folder / f"{name}.bin", token_dtype(own), mode="r") for name in limits]
     return TokenCorpus(own, *maps, n_bytes, folder)
 
 
-def _digest(files: list[str], *settings) -> str:
+def _digest(paths: list[str], *settings) -> str:
     """What decides the tokens: the documents' files, the settings, this module's code."""
-    facts = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in files]
+    facts = [[file, os.stat(file).st_size, os.stat(file).st_mtime_ns] for file in paths]
     key = json.dumps([facts, *settings]).encode()
     return hashlib.sha256(Path(__file__).read_bytes() + key).hexdigest()[:8]
 
@@ -215,7 +216,7 @@ def _load(name: str | Path):
     """A tokenizer from a folder of its own, or by the name of a model."""
     folder = Path(name).expanduser()
     if not (folder / "tokenizer.json").is_file():
-        return assets.load_tokenizer(str(name))
+        return models.load_tokenizer(str(name))
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 

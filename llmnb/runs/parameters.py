@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from llmnb import LlmnbError, assets, profiles
+from llmnb import LlmnbError, assets, files, profiles
 
 REDACTED = "•••"
 _INVALID = (nbformat.ValidationError, nbformat.reader.NotJSONError)
@@ -210,7 +210,7 @@ def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> st
         "parameters": redacted(parameters),
         "files": {k: _file_sums(v) for k, v in parameters.items() if isinstance(v, str) and v},
         "code": [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-        "package": [[p.relative_to(package).as_posix(), assets.sha256_of(p)] for p in sources],
+        "package": [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources],
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
@@ -222,10 +222,10 @@ def _file_sums(value: str) -> list:
     try:
         path = Path(value).expanduser()
         if path.is_file():
-            return [assets.sha256_of(path)]
+            return [files.sha256_of(path)]
         if path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file())
-            return [[p.relative_to(path).as_posix(), assets.sha256_of(p)] for p in files]
+            paths = sorted(p for p in path.rglob("*") if p.is_file())
+            return [[p.relative_to(path).as_posix(), files.sha256_of(p)] for p in paths]
     except (OSError, ValueError, RuntimeError):  # a long prompt is no path
         pass
     return []

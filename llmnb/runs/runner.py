@@ -29,7 +29,7 @@ from unittest import mock
 import nbformat
 import psutil
 
-from llmnb import assets, files
+from llmnb import files
 from llmnb.record import METRIC_MIME, RUN_MIME
 from llmnb.runs import facts, report
 from llmnb.runs import parameters as params
@@ -112,7 +112,7 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
         "peak_memory_mb": None,
         "hardware": facts.hardware(),
         "versions": facts.versions(),
-        "source": {"git": facts.git_commit(path), "notebook_sha256": assets.sha256_of(path)},
+        "source": {"git": facts.git_commit(path), "notebook_sha256": files.sha256_of(path)},
         "error": None,
     }
 

@@ -1,9 +1,6 @@
 """What every rung of the ladder is in the end: texts in, probabilities out, a folder on disk."""
 
 import dataclasses
-import importlib
-import json
-import re
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -15,32 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import LlmnbError, files
+from llmnb import LlmnbError, card, files
 
 FACTS = "llmnb.json"  # beside the weights: method, label names, metrics, where the data came from
-_MODULES = {"Majority": "baselines", "Tfidf": "baselines", "Frozen": "baselines"}
-_MODULES |= {"Encoded": "encoders", "Prompted": "prompting"}  # imported only where one is loaded
 
-_CARD = """---
-pipeline_tag: text-classification
----
-# A classifier: {labels}
-
-Made by the method `{method}`{base}, from {data}.
-
-| | |
-|---|---|
-{table}
-
-```python
-from llmnb import fine_tuning
-classifier = fine_tuning.load("{folder}")
-classifier.predict(["a text", "another"])
-```
-
-It has learned the labels of that data, mistakes and prejudice included; on texts of another kind
-it can be much worse than the figures say. They were measured on texts it never saw.
-"""
+_CAVEATS = """It has learned the labels of that data, mistakes and prejudice included; on texts of
+another kind it can be much worse than the figures say. They were measured on texts it never saw."""
 
 
 class FineTuningError(LlmnbError, ValueError):
@@ -118,11 +95,11 @@ def save(
 ) -> Path:
     """Write the classifier, its model card and its facts; returns the folder.
 
-    data: where the labels came from. Raises FineTuningError for a folder with other files in it;
+    data: where the labels came from. Raises CardError for a folder with other files in it;
     one with an older classifier is replaced as a whole.
     """
     folder = Path(folder).expanduser()
-    check_folder(folder)
+    card.check_folder(folder, replaces=FACTS)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
@@ -132,7 +109,7 @@ def save(
         facts |= {"data": data, "trainable_parameters": classifier.trainable_parameters}
         facts |= {"settings": dataclasses.asdict(classifier.settings)}
         files.write_json(partial / FACTS, facts)
-        files.write_text(partial / "README.md", _card(classifier, facts, folder.name))
+        files.write_text(partial / "README.md", _model_card(classifier, facts, folder.name))
         partial.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -142,62 +119,19 @@ def save(
     return folder
 
 
-def check_folder(folder: str | Path) -> None:
-    """Raises FineTuningError where `save` would, so that nobody trains for an hour before."""
-    folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise FineTuningError(f"{folder} is a file; name a folder.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / FACTS).is_file():
-        raise FineTuningError(f"{folder} holds other files; name an empty folder.")
-
-
-def _card(classifier: Classifier, facts: Mapping[str, Any], folder: str) -> str:
-    def plain(text: Any) -> str:  # a label can hold any character; a table can't
-        return " ".join(str(text).replace("|", "/").replace("`", "'").split())
-
+def _model_card(classifier: Classifier, facts: Mapping[str, Any], folder: str) -> str:
+    base = getattr(classifier, "base", "")
+    on_base = f" on `{card.plain(base)}`" if base else ""
     rows = {"classes": len(classifier.label_names), **facts["metrics"]}
     rows["trained parameters"] = f"{classifier.trainable_parameters:,}"
-    base = getattr(classifier, "base", "")
-    return _CARD.format(
-        labels=plain(", ".join(classifier.label_names[:8])),
-        method=classifier.method,
-        base=f" on `{plain(base)}`" if base else "",
-        data=plain(facts["data"]),
-        table="\n".join(f"| {plain(name)} | {plain(value)} |" for name, value in rows.items()),
-        folder=folder,
+    return card.model_card(
+        f"A classifier: {', '.join(classifier.label_names[:8])}",
+        rows,
+        intro=f"Made by the method `{classifier.method}`{on_base}, "
+        f"from {card.plain(facts['data'])}.",
+        usage=f"from llmnb import fine_tuning\n"
+        f"classifier = fine_tuning.load({folder!r})\n"
+        f'classifier.predict(["a text", "another"])',
+        caveats=_CAVEATS,
+        tags={"pipeline_tag": "text-classification"},
     )
-
-
-def load(name: str | Path) -> Classifier:
-    """The classifier that `save` wrote, or one of plain transformers: its folder or Hub id.
-
-    Raises FineTuningError where there is none, AssetError where its weights can't be loaded.
-    """
-    folder = Path(name).expanduser()
-    if ((folder / "config.json").is_file() and not (folder / FACTS).is_file()) or _on_the_hub(name):
-        from llmnb.fine_tuning import encoders
-
-        return encoders.pretrained(str(name))
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        module = importlib.import_module(f"llmnb.fine_tuning.{_MODULES[facts['kind']]}")
-        kind = getattr(module, facts["kind"])
-        classifier = kind(facts["label_names"], Settings(**facts["settings"]))
-        classifier.method = facts["method"]
-        classifier.trainable_parameters = facts["trainable_parameters"]
-        classifier.read(folder)
-    except FileNotFoundError as error:
-        missing = Path(error.filename or FACTS).name
-        raise FineTuningError(
-            f"{str(folder)!r} holds no classifier that llmnb saved ({missing} is missing)."
-        ) from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise FineTuningError(
-            f"{folder / FACTS} is damaged ({type(error).__name__}: {error})."
-        ) from error
-    return classifier
-
-
-def _on_the_hub(name: str | Path) -> bool:
-    """owner/name, as the Hub has them, and nothing here is called so."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", str(name))) and not Path(name).exists()

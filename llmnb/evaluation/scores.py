@@ -6,7 +6,6 @@ would let pass (no items, NaN, a probability as a class, a text without a word) 
 
 import math
 import re
-import string
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,8 +17,9 @@ from datasets import Features, Value
 from datasets import Sequence as ListOf
 from sklearn import metrics as sklearn_metrics
 
-from llmnb import assets, concepts
+from llmnb import concepts, files
 from llmnb.evaluation import calibration
+from llmnb.text import normalize_answer
 
 _TOKENIZERS = ("13a", "char", "intl", "none", "zh")  # sacrebleu's others download a model
 
@@ -81,7 +81,7 @@ class _Metric(evaluate.Metric):
     def __init__(self, **options) -> None:
         """options: evaluate.Metric's. Several processes share num_process and experiment_id."""
         # Two runs that share an id share a file. One process needs no file at all.
-        defaults = {"experiment_id": uuid.uuid4().hex, "cache_dir": assets.cache_dir() / "metrics"}
+        defaults = {"experiment_id": uuid.uuid4().hex, "cache_dir": files.cache_dir() / "metrics"}
         defaults["keep_in_memory"] = options.get("num_process", 1) == 1
         super().__init__(**defaults | options)
 
@@ -169,12 +169,6 @@ class Matthews(_Classification):
         if len({*predictions, *references}) == 1:  # scikit-learn would warn
             return {"matthews": 0.0}
         return {"matthews": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
-
-
-def normalize_answer(text: str) -> str:
-    """Lower case without punctuation, articles and extra spaces. Source: SQuAD, Rajpurkar 2016."""
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

@@ -1,0 +1,137 @@
+"""Models by name: where their files are, and how transformers loads them.
+
+A name is that of a known asset, a local folder, or a model on the Hub.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from llmnb import files, hardware
+from llmnb.assets import ASSETS, HUB_REVISIONS, AssetError, fetch
+
+
+def locate(name: str) -> Path:
+    """The folder of a model: a known asset's name, a local folder, or a Hub id, in this order.
+
+    Raises AssetError that says where it was looked for.
+    """
+    if name in ASSETS:
+        return fetch(name)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise AssetError(f"The folder {name!r} holds no config.json, so no model is in it.")
+        return folder
+    return _from_hub(name)
+
+
+@functools.cache
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
+    revision = HUB_REVISIONS.get(name)
+    try:
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AssetError(
+            f"{name!r} is no known asset and no folder here, and the Hub has no such model or "
+            f"can't be reached ({type(error).__name__}).{files.did_you_mean(name, ASSETS)} "
+            f"Known assets: {', '.join(ASSETS)}. Without a network, profile 'cpu' runs on those."
+        ) from error
+    return Path(folder)
+
+
+def load_encoder(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers encoder (AutoModel) in eval mode. Raises AssetError."""
+    return _load("AutoModel", "an encoder", name, dtype, device)
+
+
+def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers causal language model in eval mode. Raises AssetError."""
+    return _load("AutoModelForCausalLM", "a decoder", name, dtype, device)
+
+
+def load_masked(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers masked language model in eval mode. Raises AssetError, as for no such head."""
+    return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
+
+
+def load_seq2seq(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers encoder-decoder in eval mode. Raises AssetError."""
+    return _load("AutoModelForSeq2SeqLM", "an encoder-decoder", name, dtype, device)
+
+
+def load_extractor(name: str, dtype: str = "auto", device: str | None = None):
+    """A transformers model that marks answers in a text, in eval mode. Raises AssetError."""
+    return _load("AutoModelForQuestionAnswering", "an encoder", name, dtype, device)
+
+
+def load_config(name: str):
+    """The transformers config of a model. Raises AssetError."""
+    import transformers
+
+    folder = locate(name)
+    with _load_errors(name, folder):
+        return transformers.AutoConfig.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+
+
+def load_tokenizer(name: str):
+    """The transformers tokenizer of a model. Raises AssetError."""
+    import transformers
+
+    folder = locate(name)
+    with _load_errors(name, folder):
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+
+
+def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | None):
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = locate(name)
+    device = device or hardware.device()
+    transformers.utils.logging.disable_progress_bar()
+    with _load_errors(name, folder):
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        causal = any(each in decoders for each in config.architectures or [])
+        if causal != (wanted == "a decoder"):
+            found = ", ".join(config.architectures or ["nothing that its config names"])
+            raise ValueError(f"it is {found}, and {wanted} is wanted.")
+        model, loaded = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            dtype=hardware.dtype(dtype, device),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
+        if missing:  # they would be random numbers
+            raise ValueError(
+                f"{len(missing)} weights are not in its files, {missing[0]} among them."
+            )
+    return model.to(device).eval()
+
+
+@contextlib.contextmanager
+def _load_errors(name: str, folder: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise AssetError(
+            f"{name!r} in {folder} can't be loaded: {str(error).splitlines()[0]} "
+            f"Weights must be safetensors, and code that comes with a model is never run."
+        ) from error
