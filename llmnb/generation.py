@@ -105,6 +105,15 @@ class KeyValueCache:
         self.length = 0  # tokens in it
         self.layers = [_LayerCache(self, layer) for layer in like.new_empty(shape)]
 
+    def copy_prefix(self, other: "KeyValueCache") -> None:
+        """Start with the tokens of another cache, which has one row or as many as this one.
+
+        A beginning that many texts share is computed once, and copied for each of them.
+        """
+        for layer, source in zip(self.layers, other.layers, strict=True):
+            layer.tensor[:, :, :, : other.length] = source.tensor[:, :, :, : other.length]
+        self.length = other.length
+
 
 @torch.inference_mode()
 def steps(

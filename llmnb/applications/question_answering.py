@@ -181,9 +181,8 @@ class QuestionAnswerer(Application):
         """log p of each next token, (rows, seq, vocab), and the cache, after the same beginning."""
         model, n, width = self._decoder.model, before.length if before else 0, max(map(len, rows))
         cache = KeyValueCache(model.config, len(rows), n + width, model.embedding.weight)
-        for layer, shared in zip(cache.layers, before.layers if before else (), strict=False):
-            layer.tensor[:, :, :, :n] = shared.tensor[:, :, :, :n]
-        cache.length = n
+        if before:
+            cache.copy_prefix(before)
         padded = [row + row[-1:] * (width - len(row)) for row in rows]
         ids = torch.tensor(padded, device=model.embedding.weight.device)
         return model(ids, None, cache, last_only).float().log_softmax(-1).cpu(), cache

@@ -118,9 +118,7 @@ class Prompted(Classifier):
         cache = KeyValueCache(
             self.model.config, len(rows), before + width + longest, self.model.embedding.weight
         )
-        for layer, shared in zip(cache.layers, self.prefix.layers, strict=True):
-            layer.tensor[:, :, :, :before] = shared.tensor
-        cache.length = before
+        cache.copy_prefix(self.prefix)
         first = self.model(ids, mask, cache, True)[:, -1].float().log_softmax(-1)  # (rows, vocab)
         scores = []
         for option in self.options:
