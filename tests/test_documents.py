@@ -142,7 +142,7 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
     passages, _ = chunks("a.md", f"# T\n\n## Long\n\n{text}\n\n## Short\n\nHere.")
     assert len(passages) > 8 and passages[-1].heading == "Short"
     sizes = [len(p.text) for p in passages[:-2]]
-    assert MAX_PASSAGE_CHARACTERS / 2 < min(sizes) and max(sizes) <= MAX_PASSAGE_CHARACTERS
+    assert min(sizes) > MAX_PASSAGE_CHARACTERS / 2 and max(sizes) <= MAX_PASSAGE_CHARACTERS
     joined = "".join("".join(p.text.split()) for p in passages[:-1])
     assert joined == "".join(text.split())
     assert len({p.id for p in passages}) == len(passages)

@@ -182,13 +182,13 @@ LONG_WORD = "Donaudampfschifffahrtsgesellschaft"
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        ("The boat left. Nobody was there at all. It rained.", "The boat left. Nobody was there at all."),
-        ("the red boat left at nine, and nobody was on board", "the red boat left at nine, and nobody…"),
+        ("The boat left. Nobody was there. It rained a bit.", "The boat left. Nobody was there."),
+        ("the red boat left at nine, and no one saw", "the red boat left at nine, and no…"),
         ("## Boats\n\nThe boat left. Nobody " + "w " * 24, "The boat left."),  # out of tokens: 24
         ("Nobody" + " wo" * 24, "Nobody" + " wo" * 7 + "…"),
         (f"{LONG_WORD} " * 3 + "kapit", " ".join([LONG_WORD] * 3) + "…"),  # out inside a word
     ],
-)  # fmt: skip
+)
 def test_a_summary_that_is_too_long_is_cut_with_a_warning(app, script, answer, text):
     script(answer)
     assert app(TEXT).text == text

@@ -85,7 +85,10 @@ def test_huge_and_odd_texts_come_to_an_end():
 
 TEXTS = {
     "One. Two! Three? Four": [("", "One."), (" ", "Two!"), (" ", "Three?"), (" ", "Four")],
-    'Dr. Hall met J. Vance. He said "Go."': [("", "Dr. Hall met J. Vance."), (" ", 'He said "Go."')],
+    'Dr. Hall met J. Vance. She said "Go."': [
+        ("", "Dr. Hall met J. Vance."),
+        (" ", 'She said "Go."'),
+    ],
     "A title\n\nA line that\nwas wrapped.\nAnother.": [
         ("", "A title"),
         ("\n\n", "A line that was wrapped."),
