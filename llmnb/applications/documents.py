@@ -9,7 +9,7 @@ import stat
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,10 @@ def chunks(file: str, contents: str) -> tuple[list[Passage], str]:
     .md and .html by headings, .py by functions and classes, .ipynb by headings and without its
     outputs, anything else by paragraphs. What doesn't parse is read as plain text.
     """
-    stem = Path(file).stem
-    kind = Path(file).suffix.lower()
+    stem, kind = os.path.splitext(os.path.basename(file))
     note = ""
     try:
-        title, sections = READERS.get(kind, _plain)(contents)
+        title, sections = READERS.get(kind.lower(), _plain)(contents)
     except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         note = f"read as plain text: it doesn't parse as {kind} ({type(error).__name__})"
         title, sections = _plain(contents)
@@ -60,23 +59,20 @@ def chunks(file: str, contents: str) -> tuple[list[Passage], str]:
     return passages, note
 
 
-def _packed(paragraphs: list[_Paragraph]) -> Iterator[_Paragraph]:
-    """The texts of passages: as many paragraphs as fit; long ones are cut. Needs a word in it."""
-    start = 1
-    passage = ""
+def _packed(paragraphs: list[_Paragraph]) -> list[_Paragraph]:
+    """Each passage's first line and text: as many paragraphs as fit. One without a word is none."""
+    packed = [(1, "")]
     for line, paragraph in paragraphs:
         gap = "\n\n"
         for part in _parts(paragraph):
-            if passage and len(passage) + len(gap) + len(part) <= MAX_PASSAGE_CHARACTERS:
-                passage += gap + part
+            start, passage = packed[-1]
+            longer = f"{passage}{gap}{part}" if passage else part
+            if passage and len(longer) > MAX_PASSAGE_CHARACTERS:
+                packed.append((line, part))
             else:
-                if re.search(r"\w", passage):
-                    yield start, passage
-                start = line
-                passage = part
+                packed[-1] = (start if passage else line, longer)
             gap = " "
-    if re.search(r"\w", passage):
-        yield start, passage
+    return [(line, passage) for line, passage in packed if re.search(r"\w", passage)]
 
 
 def _parts(paragraph: str) -> list[str]:
@@ -85,10 +81,8 @@ def _parts(paragraph: str) -> list[str]:
         return [paragraph]
     parts = []
     for sentence in split_sentences(paragraph):
-        if len(sentence) <= MAX_PASSAGE_CHARACTERS:
-            parts.append(sentence)
-        else:
-            parts += textwrap.wrap(sentence, MAX_PASSAGE_CHARACTERS)
+        fits = len(sentence) <= MAX_PASSAGE_CHARACTERS
+        parts += [sentence] if fits else textwrap.wrap(sentence, MAX_PASSAGE_CHARACTERS)
     return parts
 
 
@@ -99,10 +93,9 @@ def _sections(lines: Sequence[str], headings: dict[int, str]) -> list[_Section]:
     for number, line in enumerate(lines, 1):
         if number in headings:
             sections.append((headings[number], []))
-        starts_paragraph |= number in headings
+        paragraphs = sections[-1][1]
         if line.strip():
-            paragraphs = sections[-1][1]
-            if starts_paragraph:
+            if starts_paragraph or not paragraphs:
                 paragraphs.append((number, []))
             paragraphs[-1][1].append(line.rstrip())
         starts_paragraph = not line.strip()
@@ -118,8 +111,7 @@ def _plain(contents: str) -> tuple[str, list[_Section]]:
 
 def _markdown(contents: str) -> tuple[str, list[_Section]]:
     lines = contents.split("\n")
-    headings = {}
-    title = ""
+    title, headings = "", {}
     is_code = False
     for number, line in enumerate(lines, 1):
         match = re.match(r"(#{1,6})\s+(.*?)[\s#]*$", line)
@@ -134,8 +126,7 @@ def _markdown(contents: str) -> tuple[str, list[_Section]]:
 
 
 def _notebook(contents: str) -> tuple[str, list[_Section]]:
-    title = ""
-    sections: list[_Section] = [("", [])]
+    title, sections = "", [("", [])]
     for number, cell in enumerate(json.loads(contents)["cells"], 1):
         read_cell = _markdown if cell["cell_type"] == "markdown" else _plain
         cell_title, cell_sections = read_cell("".join(cell["source"]))
@@ -186,17 +177,13 @@ class _Page(html.parser.HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.block not in ("script", "style"):
             if not self.text.strip():
-                indent = data[: len(data) - len(data.lstrip())]
-                self.line = self.getpos()[0] + indent.count("\n")
+                self.line = self.getpos()[0] + data.count("\n") - data.lstrip().count("\n")
             self.text += data
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
-        self._next_block(tag, tag)
+        self.handle_endtag(tag, next_block=tag)
 
-    def handle_endtag(self, tag: str) -> None:
-        self._next_block(tag, "")
-
-    def _next_block(self, tag: str, block: str) -> None:
+    def handle_endtag(self, tag: str, next_block: str = "") -> None:
         if self.inline.fullmatch(tag):
             return
         text = " ".join(self.text.split())
@@ -207,7 +194,7 @@ class _Page(html.parser.HTMLParser):
         elif text and self.block != "title":
             self.sections[-1][1].append((self.line, text))
         self.text = ""
-        self.block = block
+        self.block = next_block
 
 
 def _html(contents: str) -> tuple[str, list[_Section]]:
@@ -222,9 +209,7 @@ READERS = {".md": _markdown, ".txt": _plain, ".ipynb": _notebook, ".py": _python
 
 def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
     """The files that can be read, with size and times; what is left out, and why."""
-    files = {}
-    skipped = []
-    other_kinds = Counter()
+    files, skipped, other_kinds = {}, [], Counter()
     for folder, subfolders, names in os.walk(root):
         parent = Path(folder).relative_to(root)
         for name in list(subfolders):

@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -118,8 +118,8 @@ class Index:
             index._update(path, root, stats, say)
         index.skipped += [(name, file.note) for name, file in index.files.items() if file.note]
         if not index.passages:
-            kinds = ", ".join(documents.READERS)
             reasons = "; ".join(map(": ".join, index.skipped[:9])) or "It is empty."
+            kinds = ", ".join(documents.READERS)
             raise ApplicationError(f"{root} holds no text in {kinds}. {reasons}")
         return index
 
@@ -193,21 +193,14 @@ class Index:
             return []
         cosines = (self.embed(questions) @ self.vectors.T).clip(0, 1)  # (questions, passages)
         bm25 = self.bm25.scores(questions)
-        ranks = np.stack([_ranks(cosines), _ranks(bm25)])  # (2, questions, passages)
-        fused = (1 / (60 + ranks)).sum(axis=0)
+        ranks = np.stack([_ranks(cosines), _ranks(bm25)], axis=-1)  # (questions, passages, 2)
+        fused = (1 / (60 + ranks)).sum(axis=-1)
+        scores = np.stack([cosines, bm25, fused], axis=-1)  # as a Hit has them
         results = []
         for row, order in enumerate(np.lexsort((-cosines, -fused))[:, :k]):
-            hits = [
-                Hit(
-                    self.passages[column],
-                    score=float(cosines[row, column]),
-                    words=float(bm25[row, column]),
-                    fused=float(fused[row, column]),
-                    ranks=tuple(ranks[:, row, column].tolist()),
-                )
-                for column in order
-            ]
-            results.append(hits)
+            numbers = zip(scores[row, order].tolist(), ranks[row, order].tolist(), strict=True)
+            pairs = zip(order, numbers, strict=True)
+            results.append([Hit(self.passages[n], *three, tuple(two)) for n, (three, two) in pairs])
         return results
 
 
@@ -245,10 +238,7 @@ def _read_if_changed(root: Path, name: str, file_stat: list[int], saved: _File |
 def _save(path: Path, indexed: dict[str, _File]) -> None:
     """What is embedded, atomically: a killed build leaves the old index or this one."""
     embedded = {name: file for name, file in indexed.items() if file.vectors is not None}
-    rows = []
-    for name, file in embedded.items():
-        passages = [list(vars(passage).values()) for passage in file.passages]
-        rows.append([name, file.stat, file.sha256, file.note, passages])
+    rows = {name: asdict(replace(file, vectors=None)) for name, file in embedded.items()}
     vectors = [file.vectors for file in embedded.values() if file.passages]
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
@@ -267,15 +257,14 @@ def _load(path: Path, say) -> dict[str, _File]:
         with np.load(path, allow_pickle=False) as archive:
             rows = json.loads(archive["files"].tobytes())
             vectors = archive["vectors"]
-        indexed = {}
-        for name, *facts, passages in rows:
-            indexed[name] = _File(*facts, [Passage(*fields) for fields in passages])
-        ends = np.cumsum([len(file.passages) for file in indexed.values()])
-        if sum(len(file.passages) for file in indexed.values()) != len(vectors):
-            raise ValueError("vectors are missing")
+        start = 0
+        for row in rows.values():
+            row["passages"] = [Passage(**fields) for fields in row["passages"]]
+            row["vectors"] = vectors[start : start + len(row["passages"])]
+            start += len(row["passages"])
+        if start != len(vectors):
+            raise ValueError(f"it has {len(vectors)} vectors of {start} passages")
+        return {name: _File(**row) for name, row in rows.items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         say(f"{path.name} in the cache is damaged ({error}): indexing everything again")
         return {}
-    for file, end in zip(indexed.values(), ends, strict=True):
-        file.vectors = vectors[end - len(file.passages) : end]
-    return indexed

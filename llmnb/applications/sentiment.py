@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -25,14 +25,6 @@ def reviews(profile: profiles.Profile) -> tuple[dict, tuple[str, ...]]:
     return data.at_profile_size(table.splits(), profile), table.label_names
 
 
-class _Scored(NamedTuple):
-    """What the classifier gives for a text."""
-
-    windows: list[tuple[int, int]]  # start and end of each in the text
-    probabilities: NDArray[np.float64]  # of the text, then its windows: (1 + windows, classes)
-    seconds: float
-
-
 class SentimentAnalyzer(Application):
     """Names a text's label; UNSURE where its calibrated probability is under the threshold.
 
@@ -47,8 +39,7 @@ class SentimentAnalyzer(Application):
         if not (0 <= threshold <= 1 and window >= 1):
             raise ApplicationError(f"threshold {threshold}, window {window}: 0 to 1, 1 or more.")
         self.classifier = classifier
-        self.threshold = threshold
-        self.window = window
+        self.threshold, self.window = threshold, window
         self.temperature = 1.0
         self.warnings = ("The score is not calibrated: see calibrate.",)
         self.tokenizer = getattr(classifier, "tokenizer", None)  # none where words are counted
@@ -93,7 +84,7 @@ class SentimentAnalyzer(Application):
 
     def probabilities(self, texts: Iterable[str]) -> NDArray[np.float64]:
         """The labels' calibrated probabilities: (texts, classes)."""
-        return np.array([scored.probabilities[0] for scored in self._score(texts)])
+        return np.array([probabilities[0] for _, probabilities, _ in self._score(texts)])
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A label for each text, or UNSURE; the score is the likeliest label's probability."""
@@ -105,13 +96,13 @@ class SentimentAnalyzer(Application):
             label = probabilities[0].argmax()
             score, *window_scores = probabilities[:, label].tolist()
             name = self.classifier.label_names[label] if score >= self.threshold else UNSURE
-            evidence = ()
-            if len(windows) > 1:
-                pairs = zip(windows, window_scores, strict=True)
-                evidence = tuple((*window, window_score) for window, window_score in pairs)
+            pairs = zip(windows, window_scores, strict=True)
+            evidence = tuple((*window, window_score) for window, window_score in pairs)
+            evidence = evidence if len(windows) > 1 else ()
             yield Result(name, score, evidence, self.warnings, seconds=seconds)
 
-    def _score(self, texts: Iterable[str]) -> Iterator[_Scored]:
+    def _score(self, texts: Iterable[str]) -> Iterator[tuple[list, NDArray, float]]:
+        """A text's windows; probabilities of text and windows, (1 + windows, classes); seconds."""
         texts = iter(checked(texts) if isinstance(texts, str) else texts)  # one string is refused
         n_read = 0
         while batch := checked(islice(texts, TEXTS_PER_BATCH), first=n_read):
@@ -126,8 +117,7 @@ class SentimentAnalyzer(Application):
             ends = np.cumsum([len(spans) for spans in windows])
             for spans, rows in zip(windows, np.split(log_p, ends[:-1]), strict=True):
                 mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
-                calibrated = calibration.apply_temperature([mean, *rows], self.temperature)
-                yield _Scored(spans, calibrated, seconds)
+                yield spans, calibration.apply_temperature([mean, *rows], self.temperature), seconds
 
     def windows(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each; of the whole text where the classifier reads it at once."""
@@ -168,10 +158,8 @@ def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike)
     rows = []
     for threshold in thresholds:
         answered = is_right[confidence >= threshold]
-        accuracy = uncertainty.Interval(np.nan, np.nan, np.nan)
-        if len(answered):
-            accuracy = uncertainty.proportion(int(answered.sum()), len(answered))
-        row = {"threshold": threshold, "answered": len(answered) / len(is_right)}
-        row |= {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        n = len(answered)
+        interval = vars(uncertainty.proportion(int(answered.sum()), n)) if n else {}
+        rows.append({"threshold": threshold, "answered": n / len(is_right)} | interval)
+    columns = ["threshold", "answered", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"value": "accuracy"})
