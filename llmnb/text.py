@@ -32,10 +32,10 @@ _ABBREVIATION = re.compile(
     r"|(?<!\d )(?!I)[A-ZÀ-Þ])\..?|(?:[Nn]os?|[Ff]igs?|[Ee]qs?|[Ss]ec|[Cc]h|[Vv]ol|pp?)\.\d)$"
 )
 
-_NUMBER_WORDS = (
+_TWO_TO_FIFTEEN = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 )
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS.split(), 2)}
+_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_TWO_TO_FIFTEEN.split(), 2)}
 _EXPONENTS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _NUMBER = re.compile(
     r"(?<![A-Za-z\d_])"
@@ -70,22 +70,17 @@ def blocks(text: str) -> list[str]:
 
     A greeting ("Dear Ada,") goes with the paragraph after it.
     """
-    finished: list[str] = []
-    block: list[str] = []
+    result: list[list[str]] = [[]]  # the lines of each block
     for line in text.splitlines():
         line = " ".join(line.split())
-        if not block:
-            is_complete = False
-        elif line:
-            is_complete = block[0].startswith("#") or _LIST_ITEM.match(line)
-        else:
-            is_complete = block[0].startswith("#") or not block[-1].endswith(",")
-        if is_complete:
-            finished.append(" ".join(block))
-            block = []
+        block = result[-1]
+        if block:
+            is_new = _LIST_ITEM.match(line) if line else not block[-1].endswith(",")
+            if is_new or block[0].startswith("#"):
+                result.append([])
         if line:
-            block.append(line)
-    return [*finished, " ".join(block)] if block else finished
+            result[-1].append(line)
+    return [" ".join(block) for block in result if block]
 
 
 def split_sentences(paragraph: str) -> list[str]:

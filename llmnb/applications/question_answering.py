@@ -39,14 +39,6 @@ MAX_ANSWER_STARTS = 8  # words of a sentence at which an answer may begin
 _WORD = re.compile(r"\w(?:\S*\w)?%?")  # without the punctuation around it
 
 
-class _Evidence(NamedTuple):
-    """The sentence that answers a question best."""
-
-    hit: Hit
-    sentence: str
-    score: float
-
-
 class _Start(NamedTuple):
     """A word of a sentence at which the answer may begin."""
 
@@ -109,12 +101,13 @@ class QuestionAnswerer(Application):
     ) -> list[Result]:
         """Answers from the hits given for each question, best first; below threshold NOT_FOUND."""
         evidence = self._best_sentences(questions, hits)
-        results = [Result(NOT_FOUND, each.score) for each in evidence]
-        rows = [row for row, each in enumerate(evidence) if each.score >= threshold]
-        prompts = [_prompt(questions[row], evidence[row].sentence) for row in rows]
-        self.generator.prompt_sizes(prompts)
+        results = [Result(NOT_FOUND, score) for _, _, score in evidence]
+        rows = [row for row, result in enumerate(results) if result.score >= threshold]
+        pairs = [(questions[row], evidence[row][1]) for row in rows]  # question, sentence
+        prompts = [_prompt(*pair) for pair in pairs]
+        self.generator.prompt_sizes(prompts)  # refuses one that is too long before any work
         if self.copy:
-            answers = [self._copied(questions[row], evidence[row].sentence) for row in rows]
+            answers = [self._copied(*pair) for pair in pairs]
         else:
             answers = self.generator.complete(prompts)
         for row, answer in zip(rows, answers, strict=True):
@@ -122,8 +115,10 @@ class QuestionAnswerer(Application):
             results[row] = Result(answer.text, score, (hit,), tokens=answer.tokens)
         return results
 
-    def _best_sentences(self, questions, hits) -> list[_Evidence]:
+    def _best_sentences(self, questions, hits) -> list[tuple[Hit, str, float]]:
         """For each question the best sentence, by cosine plus share of the question's rare words.
+
+        Returns the hit that has it, the sentence, and the score.
 
         The score is x / (1 + x), where x is the product of two: the words in common, as BM25 counts
         them in the best passage, in units of a word that no passage has; and the nearness in
@@ -145,7 +140,7 @@ class QuestionAnswerer(Application):
             _, minus_rank, sentence = max(candidates)
             words = max(hit.words for hit in ranking) / self.index.bm25.max_idf
             product = words * max(cosines)
-            evidence.append(_Evidence(ranking[-minus_rank], sentence, product / (1 + product)))
+            evidence.append((ranking[-minus_rank], sentence, product / (1 + product)))
         return evidence
 
     def _embed_sentences(self, passages: Sequence[Passage]) -> None:
