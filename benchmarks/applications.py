@@ -76,7 +76,7 @@ def answered(profile: str, few: int) -> Iterator[Row]:
     ids = [[hit.passage.id.replace(".md#", "#") for hit in hits[:3]] for hits in found]
     hits = [each.evidence in own for each, own in zip(known, ids, strict=True)]
     yield "evidence in the first three", uncertainty.bootstrap(hits)
-    ways = {"open book": app.read(asked, found), "closed book": app.closed(asked)}
+    ways = {"open book": app.read(asked, found), "closed book": app.closed_book(asked)}
     f1 = {}
     for name, results in ways.items():
         both = [(said.text, each.answers) for said, each in zip(results, known, strict=True)]
@@ -96,7 +96,7 @@ def answered(profile: str, few: int) -> Iterator[Row]:
     for name, kind in {"unanswerable": ~holds, "answerable": holds}.items():
         yield f"declined, {name}, other half", uncertainty.bootstrap(sure[kind & ~tuning] < cut)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
-    table = question_answering.injected(app, documents)
+    table = question_answering.hostile_answers(app, documents)
     for name in ("bent", "right", "cited"):
         yield f"hostile documents: {name}", uncertainty.bootstrap(table[name].astype(float))
     yield _speed(app.batch(texts[:few]))
@@ -125,7 +125,7 @@ def _chrf(texts: Sequence[str], wanted: Sequence[str]) -> list[float]:
 
 
 def summarized(profile: str, few: int) -> Iterator[Row]:
-    """Summaries: ROUGE-1 of the decoder and of two baselines, on written texts and on packages."""
+    """Summaries: ROUGE-1 of the decoder and of two baselines."""
     rows = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))[:few]
     app = summarization.Summarizer.load(profile=profile)
     results = app.batch([row["text"] for row in rows])
@@ -142,7 +142,7 @@ def summarized(profile: str, few: int) -> Iterator[Row]:
         f1[name] = [row["rouge1"] for row in rouge]
         yield f"ROUGE-1, {name}", uncertainty.bootstrap(f1[name])
     for name in ("lead-1", "centroid"):
-        less = uncertainty.paired_bootstrap(scores["decoder"], f1[name])[0]
+        less = uncertainty.paired_bootstrap(f1["decoder"], f1[name])[0]
         yield f"ROUGE-1, decoder less {name}", less
     yield _speed(results)
 

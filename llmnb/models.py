@@ -62,16 +62,6 @@ def load_masked(name: str, dtype: str = "auto", device: str | None = None):
     return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
 
 
-def load_seq2seq(name: str, dtype: str = "auto", device: str | None = None):
-    """A transformers encoder-decoder in eval mode. Raises AssetError."""
-    return _load("AutoModelForSeq2SeqLM", "an encoder-decoder", name, dtype, device)
-
-
-def load_extractor(name: str, dtype: str = "auto", device: str | None = None):
-    """A transformers model that marks answers in a text, in eval mode. Raises AssetError."""
-    return _load("AutoModelForQuestionAnswering", "an encoder", name, dtype, device)
-
-
 def load_config(name: str):
     """The transformers config of a model. Raises AssetError."""
     import transformers
