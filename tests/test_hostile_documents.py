@@ -9,7 +9,7 @@ import pytest
 from nbformat import v4
 
 from llmnb import handbook
-from llmnb.runs import report
+from llmnb.runs import markup
 from llmnb.runs.report import render
 
 DOCUMENTS = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))
@@ -41,7 +41,7 @@ def test_the_thirty_documents_do_nothing_in_a_browser(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     clean = page()
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     careless = page()
     with hostile.chromium() as browser:
         for text in (clean, policy.sub("", clean)):  # the cleaner alone must do, too
