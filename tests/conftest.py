@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from llmnb import models
+from llmnb import hardware, models
+from llmnb.runs import parameters
 
+hardware.share_the_cpu()
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = parameters.notebooks_in(ROOT / "notebooks")
 
 
 def pytest_collection_modifyitems(items):

@@ -162,6 +162,7 @@ def page_templates() -> jinja2.Environment:
     return environment
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write a page atomically, with "?" for lone surrogates. Raises OSError where it can't."""
+def write_page(path: Path, page: str) -> Path:
+    """Write a page atomically, with "?" for lone surrogates; returns the path. Raises OSError."""
     files.write_text(path, page.encode("utf-8", "replace").decode())
+    return path

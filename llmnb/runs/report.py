@@ -184,5 +184,5 @@ def write_report(folder: Path) -> Path:
         notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
     except (OSError, ValueError, AttributeError, RecursionError, nbformat.ValidationError):
         notebook = nbformat.v4.new_notebook()
-    records.write_page(folder / "report.html", render(notebook, records.read_record(folder)))
-    return folder / "report.html"
+    page = render(notebook, records.read_record(folder))
+    return records.write_page(folder / "report.html", page)
