@@ -13,7 +13,8 @@ import hostile
 import pytest
 from bs4 import BeautifulSoup
 
-from llmnb.runs.index import duration, memory, number, read_runs, when, write_index
+from llmnb.runs.index import write_index
+from llmnb.runs.records import duration_text, memory_text, number_text, read_runs, time_text
 
 NOW = datetime.now(UTC)
 
@@ -211,14 +212,14 @@ def test_sixty_runs_are_quick_and_leave_nothing_behind(tmp_path):
 
 
 def test_numbers_as_a_person_writes_them():
-    assert [number(x) for x in (0.84125, 12345.6, 7, -0.0001, 1e300, True, None, "<")] == [
+    assert [number_text(x) for x in (0.84125, 12345.6, 7, -0.0001, 1e300, True, None, "<")] == [
         *("0.8413", "12,346", "7", "-0.0001", "1e+300", "True", "None", "<")
     ]
-    assert [duration(x) for x in (0.04, 59.96, 125, 11400, None, -3, "x")] == [
+    assert [duration_text(x) for x in (0.04, 59.96, 125, 11400, None, -3, "x")] == [
         *("0.0 s", "60.0 s", "2 min 5 s", "3 h 10 min", "None", "-3.0 s", "x")
     ]
-    assert [memory(x) for x in (812.4, 1912, [1])] == ["812 MB", "1.9 GB", "[1]"]
-    assert [when(x) for x in ("2026-11-23T19:52:11+00:00", "2026-11-23 19:52", "soon", 3)] == [
+    assert [memory_text(x) for x in (812.4, 1912, [1])] == ["812 MB", "1.9 GB", "[1]"]
+    assert [time_text(x) for x in ("2026-11-23T19:52:11+00:00", "2026-11-23 19:52", "soon", 3)] == [
         *("2026-11-23 19:52 UTC", "2026-11-23 19:52", "soon", "3")
     ]
 

@@ -17,7 +17,7 @@ from hostile import shown
 from nbformat import v4
 
 from llmnb.record import METRIC_MIME
-from llmnb.runs import report
+from llmnb.runs import markup
 from llmnb.runs.report import render, write_report
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
@@ -264,7 +264,7 @@ def test_all_hostile_texts_together():
 
 
 def test_these_checks_go_red_without_the_cleaner(monkeypatch):
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     pages = [render(book(text), {}) for text in hostile.PAYLOADS.values()]
     assert sum(map(hostile.is_caught, pages)) >= 35
 
@@ -311,7 +311,7 @@ def test_hostile_texts_in_a_real_browser(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     page = render(hostile.notebook(), hostile.run()).encode("utf-8", "replace").decode()
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     careless = render(book(hostile.PAYLOADS["image error"]), {})
     with hostile.chromium() as browser:
         for text in (page, policy.sub("", page)):  # the cleaner alone must do, too
