@@ -126,14 +126,14 @@ def numbers(text: str, english: bool = False) -> list[Number]:
     english: whether "three" is one as well, and "3.8 million" is 3,800,000. What has no value, as
     version 5.2.1, means only itself.
     """
-    found = []
+    result = []
     for match in _NUMBER.finditer(unicodedata.normalize("NFKC", text)):
         digits, word, scale = match.groups(default="")
         exponent = _EXPONENTS[scale.lower()] if scale and english else 0
         if english or digits:
             values = _values(digits or _NUMBER_WORDS[word.lower()], exponent)
-            found.append(Number(match.start(), match[0], values))
-    return found
+            result.append(Number(match.start(), match[0], values))
+    return result
 
 
 def _values(digits: str, exponent: int) -> set[float | str]:

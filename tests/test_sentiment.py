@@ -246,12 +246,10 @@ def test_what_cannot_be_loaded_is_refused_before_any_work(
         SentimentAnalyzer.load(model.format(folder=tmp_path), **{"profile": "smoke"} | options)
 
 
-def test_odd_texts_get_a_label_and_there_is_no_stream(folders):
+def test_odd_texts_get_a_label(folders):
     app = SentimentAnalyzer(fine_tuning.load(folders / "full"))
     odd = ["\x00\x01", "é漢字🙂" * 50, "\u202e\u200b", "x" * 5000, "film" * 999]
     assert {result.text for result in app.batch(odd)} <= {*LABELS, UNSURE}
-    with pytest.raises(ApplicationError, match="makes no text piece by piece"):
-        app.stream("a")
 
 
 @pytest.fixture(scope="module")

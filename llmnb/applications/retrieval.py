@@ -21,7 +21,7 @@ from llmnb.applications.documents import Passage
 from llmnb.text import words
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-INDEX_VERSION = 2  # counts up when passages are cut or read in another way
+INDEX_VERSION = 3  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 FILES_PER_SAVE = 64  # embedded between two savings of the index
 

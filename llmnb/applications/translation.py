@@ -70,23 +70,23 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
         return ("nothing was translated",)
     source_words = [word for word in words(source) if word.isalpha()]
     target_words = [word for word in words(translation) if word.isalpha()]
-    found = []
+    warnings = []
     if len(source_words) > 2:  # a name, or a word that both languages have, may stay as it is
         n_copied = (Counter(source_words) & Counter(target_words)).total()
         if n_copied > 0.7 * len(target_words):
-            found.append("most of it is copied from the source")
+            warnings.append("most of it is copied from the source")
         detected = language(translation)
         if detected != target and (detected or target == "zh"):
-            found.append(f"it doesn't look like {target_name}")
+            warnings.append(f"it doesn't look like {target_name}")
     if _distinct_share(target_words) < min(0.9, _distinct_share(source_words)):
-        found.append("it repeats itself")
+        warnings.append("it repeats itself")
     shortest, longest = (0.12, 0.8) if target == "zh" else (0.5, 2)  # times the source's length
     if not shortest * len(source) - 8 < len(translation) < longest * len(source) + 12:
-        found.append(f"it has {len(translation):,} characters, the source {len(source):,}")
+        warnings.append(f"it has {len(translation):,} characters, the source {len(source):,}")
     missing = _missing_numbers(source, translation)
     if missing:
-        found.append(f"numbers are missing: {', '.join(missing)}")
-    return tuple(found)
+        warnings.append(f"numbers are missing: {', '.join(missing)}")
+    return tuple(warnings)
 
 
 def _distinct_share(tokens: list[str]) -> float:
@@ -98,7 +98,8 @@ def _missing_numbers(source: str, translation: str) -> list[str]:
     """The source's numbers that aren't in the translation; 7:45 is two, for it may be 7 h 45."""
     values = set().union(*(number.values for number in numbers(translation.replace(":", "; "))))
     needed = numbers(source.replace(":", "; "))
-    return list(dict.fromkeys(each.written for each in needed if not each.values & values))
+    missing = [number.written for number in needed if not number.values & values]
+    return list(dict.fromkeys(missing))
 
 
 def pieces(text: str) -> list[tuple[str, str]]:
@@ -190,7 +191,7 @@ class Translator(Application):
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
         """The better of two attempts at each sentence, with the tokens of both."""
-        results = {each: Result(each) for each in sentences if not any(map(str.isalpha, each))}
+        results = {text: Result(text) for text in sentences if not any(map(str.isalpha, text))}
         todo = sorted(sentences - results.keys(), key=lambda sentence: (len(sentence), sentence))
         for penalty in REPETITION_PENALTIES:
             for start in range(0, len(todo), SENTENCES_PER_BATCH):
