@@ -11,7 +11,7 @@ from nbformat import v4
 from llmnb import handbook
 from llmnb.applications import documents
 from llmnb.applications.documents import MAX_PASSAGE_CHARACTERS, chunks
-from llmnb.runs import report
+from llmnb.runs import markup
 from llmnb.runs.report import render
 
 HOSTILE = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))
@@ -185,7 +185,7 @@ def test_hostile_documents_do_nothing_in_a_browser(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     clean = hostile_page()
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     careless = hostile_page()
     with hostile.chromium() as browser:
         for text in (clean, policy.sub("", clean)):  # the cleaner alone must do, too
