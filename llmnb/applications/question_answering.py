@@ -185,7 +185,7 @@ class QuestionAnswerer(Application):
             cache.copy_prefix(before)
         padded = [row + row[-1:] * (width - len(row)) for row in rows]
         ids = torch.tensor(padded, device=model.embedding.weight.device)
-        return model(ids, None, cache, last_only).float().log_softmax(-1).cpu(), cache
+        return model(ids, cache=cache, last_only=last_only).float().log_softmax(-1).cpu(), cache
 
     @functools.cached_property
     def _examples(self) -> KeyValueCache:
