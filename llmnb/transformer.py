@@ -6,11 +6,9 @@ weights are in checkpoints.py, and decoding is in generation.py.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmnb import checkpoints
@@ -22,81 +20,9 @@ from llmnb.attention import (
     rotary_positions,
     sinusoidal_positions,
 )
+from llmnb.transformer_config import ACTIVATIONS, FAMILIES, TransformerConfig
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # as GPT-2 was trained
-    "relu": F.relu,
-    "swiglu": F.silu,  # applied to the gate, see FeedForward
-}
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Everything but the weights that decides what a Transformer computes."""
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    d_ff: int
-    n_positions: int  # the longest sequence, in tokens
-    positions: str = "learned"  # learned | sinusoidal | rotary
-    norm: str = "layer"  # layer | rms
-    norm_first: bool = True  # normalize the input of each layer instead of its output
-    activation: str = "gelu_tanh"  # gelu | gelu_tanh | relu | swiglu
-    bias: bool = True
-    norm_eps: float = 1e-5
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    head_dim: int | None = None  # None: d_model / n_heads
-    qk_norm: bool = False
-    rope_theta: float = 10_000.0
-    n_token_types: int = 0
-    tied: bool = True  # the output matrix is the embedding matrix
-    family: str | None = None  # bert | gpt2 | llama | qwen3: whose checkpoints it can load
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a choice that doesn't exist, or sizes that can't be."""
-        choices = {"positions": ("learned", "sinusoidal", "rotary"), "norm": ("layer", "rms")}
-        choices["activation"] = tuple(ACTIVATIONS)
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1.")
-        width = {"rotary": self.heads[2], "sinusoidal": self.d_model}.get(self.positions, 0)
-        if width % 2:
-            raise ValueError(f"{self.positions} positions need pairs of dimensions, not {width}.")
-
-    @property
-    def heads(self) -> tuple[int, int, int]:
-        """Query heads, key/value heads, and the dimensions of each."""
-        head_dim = self.head_dim or self.d_model // self.n_heads
-        return self.n_heads, self.n_kv_heads or self.n_heads, head_dim
-
-    @classmethod
-    def of(cls, family: str, **sizes: Any) -> Self:
-        """A configuration in the manner of a family: bert, gpt2, llama, qwen3, original."""
-        if family not in FAMILIES:
-            raise ValueError(f"family is {family!r}; choose one of {', '.join(FAMILIES)}.")
-        if family != "original":
-            sizes["family"] = family
-        return cls(**(FAMILIES[family] | sizes))
-
-
-_MODERN = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
-FAMILIES: dict[str, dict[str, Any]] = {
-    # Vaswani et al. 2017
-    "original": {"positions": "sinusoidal", "norm_first": False, "activation": "relu"},
-    # Devlin et al. 2019
-    "bert": {"norm_first": False, "activation": "gelu", "norm_eps": 1e-12, "n_token_types": 2},
-    "gpt2": {},  # Radford et al. 2019
-    "llama": _MODERN | {"tied": False},  # Touvron et al. 2023
-    "qwen3": _MODERN | {"qk_norm": True, "norm_eps": 1e-6},  # Yang et al. 2025
-}
+__all__ = ["FAMILIES", "Block", "Decoder", "Encoder", "EncoderDecoder", "TransformerConfig"]
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -127,10 +53,8 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, seq, d_model) to the same."""
         if self.gate is None:
-            hidden = self.activation(self.up(x))  # (batch, seq, d_ff)
-        else:
-            hidden = self.activation(self.gate(x)) * self.up(x)  # (batch, seq, d_ff)
-        return self.down(hidden)
+            return self.down(self.activation(self.up(x)))
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
@@ -167,8 +91,9 @@ class Block(nn.Module):
         options = {"mask": mask, "causal": causal, "rotation": rotation, "cache": cache}
         x = self._add(x, self.attention_norm, self.attention, **options)
         if self.cross_attention is not None:
-            options = {"context": context, "mask": context_mask}
-            x = self._add(x, self.cross_norm, self.cross_attention, **options)
+            x = self._add(
+                x, self.cross_norm, self.cross_attention, context=context, mask=context_mask
+            )
         return self._add(x, self.feed_forward_norm, self.feed_forward)
 
     def _add(self, x: Tensor, norm: nn.Module, layer: nn.Module, **options) -> Tensor:
@@ -219,6 +144,12 @@ class _Model(nn.Module):
             return x + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         return x
 
+    def start(self, input_ids: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Embeddings and rotation of whole texts: (batch, seq) to (batch, seq, d_model)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.embed(input_ids, positions)
+        return x, self.rotation(positions, x.dtype)
+
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Cosines and sines for rotary positions, (…, 1, seq, head_dim); None for other ones."""
         if self.config.positions != "rotary":
@@ -265,14 +196,12 @@ class Encoder(_Model):
 
         attention_mask: (batch, seq), 1 for tokens and 0 for padding; token_type_ids: (batch, seq).
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.embed(input_ids, positions)
+        x, rotation = self.start(input_ids)
         if self.config.n_token_types:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embedding(types)
         x = self.embedding_norm(x)
         mask = padding_mask(attention_mask)
-        rotation = self.rotation(positions, x.dtype)
         for block in self.blocks:
             x = block(x, mask=mask, rotation=rotation)
         return self.norm(x)
@@ -345,10 +274,8 @@ class EncoderDecoder(_Model):
 
     def encode(self, source: Tensor, *, source_mask: Tensor | None = None) -> Tensor:
         """source: (batch, seq) to (batch, seq, d_model); source_mask: 1 token, 0 padding."""
-        positions = torch.arange(source.shape[1], device=source.device)
-        x = self.embed(source, positions)
+        x, rotation = self.start(source)
         mask = padding_mask(source_mask)
-        rotation = self.rotation(positions, x.dtype)
         for block in self.encoder:
             x = block(x, mask=mask, rotation=rotation)
         return self.encoder_norm(x)
@@ -357,10 +284,8 @@ class EncoderDecoder(_Model):
         self, target: Tensor, encoded: Tensor, *, source_mask: Tensor | None = None
     ) -> Tensor:
         """target: (batch, seq) to the next tokens' logits: (batch, seq, vocab)."""
-        positions = torch.arange(target.shape[1], device=target.device)
-        x = self.embed(target, positions)
+        x, rotation = self.start(target)
         mask = padding_mask(source_mask)
-        rotation = self.rotation(positions, x.dtype)
         for block in self.decoder:
             x = block(x, causal=True, rotation=rotation, context=encoded, context_mask=mask)
         return self.head(self.decoder_norm(x))

@@ -1,6 +1,7 @@
 """Attention against PyTorch's own, transformers' rotary positions, and loops over the formulas."""
 
 import cmath
+import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -104,7 +105,7 @@ def test_every_way_equals_pytorchs_attention_in_values_and_gradients(case, dtype
     mask, parts = make(queries, keys), inputs(queries, keys, dtype, kv_heads)
     theirs = output_and_gradients(lambda *qkv: fused(*qkv, mask), parts)
     for function in (by_formula, *FUSED) if kv_heads == 4 else FUSED:
-        ours = output_and_gradients(lambda *qkv: function(*qkv, mask), parts)
+        ours = output_and_gradients(functools.partial(function, mask=mask), parts)
         assert all(tensor.dtype == dtype for tensor in ours)
         assert difference(ours, theirs) <= TOLERANCE[dtype] * 4 / kv_heads  # more terms are summed
 
@@ -115,7 +116,7 @@ def test_causal_is_the_causal_mask(queries, keys, kv_heads):
     parts = inputs(queries, keys, kv_heads=kv_heads)
     theirs = output_and_gradients(lambda *qkv: fused(*qkv, causal_mask(queries, keys)), parts)
     for function in FUSED:
-        ours = output_and_gradients(lambda *qkv: function(*qkv, None, True), parts)
+        ours = output_and_gradients(functools.partial(function, causal=True), parts)
         assert difference(ours, theirs) <= 1e-6
 
 
