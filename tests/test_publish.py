@@ -92,7 +92,7 @@ def test_what_it_writes_goes_on_in_transformers(corpus, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     inputs = tokenizer("The cat ", return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    ours = generate(trainer.model, inputs.input_ids, None, 12)
+    ours = generate(trainer.model, inputs.input_ids, max_new_tokens=12)
     assert written.tolist() == ours.tolist()
     assert model.generation_config.eos_token_id == corpus.tokenizer.eos_token_id == 0
     assert len(tokenizer.decode(written[0])) == 20

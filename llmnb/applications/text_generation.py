@@ -45,6 +45,7 @@ class TextGenerator(Application):
         """options: as for the class; max_new_tokens is the profile's. Raises AssetError."""
         settings = profiles.resolve(profile)
         decoder = Decoder.from_pretrained(model or settings.decoder)
+        decoder = fast_linear.optimize_for_cpu(decoder)
         is_bf16 = decoder.embedding.weight.dtype == torch.bfloat16
         if is_bf16 and not fast_linear.unavailable("bf16", decoder):
             decoder = fast_linear.pack(decoder)  # the same numbers, sooner

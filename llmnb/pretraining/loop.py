@@ -224,7 +224,7 @@ class Trainer:
         new = max(1, min(n or 200, self.recipe.block_size - len(ids)))
         ids = torch.tensor([ids[-self.recipe.block_size + 1 :]], device=self.device)
         chosen = generation.Sampling(temperature=0.8, seed=seed)
-        written = generation.generate(self.model, ids, None, new, chosen)
+        written = generation.generate(self.model, ids, max_new_tokens=new, sampling=chosen)
         return tokenizer.decode(written[0, 1:])
 
     def save(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from llmnb import LlmnbError, files
+from llmnb import LlmnbError, fast_linear, files
 from llmnb.pretraining.objectives import MaskedModel
 from llmnb.transformer import Decoder, TransformerConfig
 
@@ -126,7 +126,7 @@ class Recipe:
             for name, parameter in model.named_parameters():
                 if name.endswith(("attention.output.weight", "feed_forward.down.weight")):
                     nn.init.zeros_(parameter)
-        return model
+        return fast_linear.optimize_for_cpu(model)
 
     def as_dict(self) -> dict[str, Any]:
         """All settings as plain JSON."""
