@@ -53,9 +53,6 @@ def source(tmp_path):
     return str(path)
 
 
-# Tokenizers
-
-
 def test_decoding_gives_the_text_back(tokenizer):
     for text in [*HARD, FORGED, "".join(HARD)]:
         ids = tokenizer.encode(text)
@@ -116,9 +113,6 @@ def test_the_most_frequent_characters_are_known():
 def test_wrong_values_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         train_tokenizer(*arguments)
-
-
-# Token files
 
 
 def test_every_document_stands_behind_a_separator(tokenizer, tmp_path):
@@ -213,9 +207,6 @@ def test_a_corpus_larger_than_memory_is_written_as_it_is_read(tmp_path, monkeypa
     monkeypatch.setattr(tokens, "_documents", documents)
     write_tokens(None, tokenizer, tmp_path / "x.bin")
     assert len(backlogs) == 100 and max(backlogs) <= 20_000 * (tokens._PIECES_PER_BATCH + 1)
-
-
-# A prepared corpus
 
 
 def test_a_corpus_is_prepared(cache, source):
