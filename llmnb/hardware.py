@@ -16,6 +16,7 @@ from llmnb import LlmnbError, files
 if TYPE_CHECKING:
     import torch
 
+GOMP_SPINCOUNT = "5000"
 MIN_BF16_SPEEDUP = 1.2  # on a CPU, bf16 is chosen only if it is this many times as fast as fp32
 GOMP_SPINCOUNT = "5000"
 

@@ -29,7 +29,7 @@ MUTATIONS = {
     ],
     "03": [
         ("pretraining/objectives.py", "blocks[:, 1:].flatten()", "blocks[:, :-1].flatten()"),
-        ("pretraining/snapshots.py", "optimizer.state.get(parameter, {}).items()", "()"),
+        ("pretraining/checkpoint.py", "optimizer.state.get(parameter, {}).items()", "()"),
     ],
     "04": [
         ("fine_tuning/baselines.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
