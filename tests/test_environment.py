@@ -172,9 +172,11 @@ def code_lines(source: str) -> set[int]:
         if token.type not in NOT_CODE | {tokenize.ENDMARKER}:
             lines |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+        can_have_docstring = isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        )
+        if can_have_docstring and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     return lines
 
 
