@@ -288,7 +288,7 @@ def test_write_report(tmp_path):
     ]
 
 
-def test_a_long_notebook_is_highlighted_and_cleaned_once_a_cell(monkeypatch):
+def test_each_code_cell_of_a_long_notebook_is_highlighted_once(monkeypatch):
     calls = []
     highlighted = markup.highlighted
     monkeypatch.setattr(report, "highlighted", lambda *args: calls.append(1) or highlighted(*args))
