@@ -157,7 +157,7 @@ def test_a_wheel_can_not_write_outside_its_folder(tmp_path, path):
 
 
 def test_an_unknown_name_gets_the_nearest_known_one():
-    with pytest.raises(AssetError, match="did you mean 'all-MiniLM-L6-v2'"):
+    with pytest.raises(AssetError, match="Did you mean 'all-MiniLM-L6-v2'"):
         assets.fetch("all-minilm-l6-v2")
 
 
@@ -207,9 +207,9 @@ def test_the_real_assets_load(decoder, encoder):
 
 @pytest.mark.slow
 def test_a_model_of_the_wrong_kind_is_refused():
-    with pytest.raises(AssetError, match="it is BertModel, and a decoder is wanted"):
+    with pytest.raises(AssetError, match="it is BertModel, but a decoder is wanted"):
         models.load_decoder("all-MiniLM-L6-v2")
-    with pytest.raises(AssetError, match="it is LlamaForCausalLM, and an encoder is wanted"):
+    with pytest.raises(AssetError, match="it is LlamaForCausalLM, but an encoder is wanted"):
         models.load_encoder("SmolLM2-135M-Instruct-q4_1")
 
 
@@ -273,6 +273,6 @@ def test_a_model_in_the_hubs_cache_loads_offline(tmp_path):
     refs = tmp_path / "hub/models--me--tiny/refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(snapshot.name)
-    code = "from llmnb import assets; print(type(models.load_decoder('me/tiny', 'fp32')).__name__)"
+    code = "from llmnb import models; print(type(models.load_decoder('me/tiny', 'fp32')).__name__)"
     result = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert result.stdout == "GPT2LMHeadModel\n", result.stderr
