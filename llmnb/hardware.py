@@ -93,9 +93,9 @@ def bf16_speedup() -> float:
     """
     import torch
 
-    facts = [platform.node(), platform.processor(), platform.machine(), torch.__version__]
-    facts += [os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    machine = [platform.node(), platform.processor(), platform.machine(), torch.__version__]
+    machine += [os.cpu_count(), torch.backends.cpu.get_cpu_capability()]
+    digest = hashlib.sha256(json.dumps(machine).encode()).hexdigest()[:12]
 
     def measure(folder: Path) -> None:
         probe = json.dumps({"bf16_speedup": round(_measure_bf16_speedup(), 2)})
