@@ -123,6 +123,7 @@ def steps(
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
     use_cache: bool = True,
+    constraint=None,
 ) -> Iterator[Tensor]:
     """The next token of each row, then the one after it, …: (batch,) each.
 
@@ -147,7 +148,12 @@ def steps(
         seen = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     for _ in range(max_new_tokens):
         logits = model(new, attention_mask, cache, last_only=True)
-        chosen = choose(logits[:, -1], seen)
+        next_logits = logits[:, -1]
+        if constraint is not None:
+            next_logits = constraint.restrict(next_logits)
+        chosen = choose(next_logits, seen)
+        if constraint is not None:
+            constraint.accept(chosen)
         yield chosen
         new = chosen[:, None]
         if sampling.repetition_penalty != 1:
