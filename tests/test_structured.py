@@ -60,7 +60,7 @@ def test_every_sampled_record_matches_its_schema(decoder, tokenizer):
     assert all(map(is_film, records))
     assert len({record["title"] for record in records}) == 3
     for text in generation.complete(decoder, tokenizer, prompts, 96, hot):
-        with pytest.raises(ValueError, match="Expecting|Extra"):
+        with pytest.raises(ValueError, match=r"Expecting|Extra"):
             json.loads(text)
 
 
