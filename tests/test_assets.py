@@ -157,7 +157,7 @@ def test_a_wheel_can_not_write_outside_its_folder(tmp_path, path):
 
 
 def test_an_unknown_name_gets_the_nearest_known_one():
-    with pytest.raises(AssetError, match="did you mean 'all-MiniLM-L6-v2'"):
+    with pytest.raises(AssetError, match="Did you mean 'all-MiniLM-L6-v2'"):
         assets.fetch("all-minilm-l6-v2")
 
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_with_missing_or_broken_weights_is_refused(tmp_path):
 def test_a_cache_that_is_a_file_is_said(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LLMNB_CACHE", str(tmp_path / "file"))
-    with pytest.raises(AssetError, match="LLMNB_CACHE"):
+    with pytest.raises(files.CacheError, match="LLMNB_CACHE"):
         assets.fetch("tiny")
 
 
@@ -273,6 +273,6 @@ def test_a_model_in_the_hubs_cache_loads_offline(tmp_path):
     refs = tmp_path / "hub/models--me--tiny/refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(snapshot.name)
-    code = "from llmnb import assets; print(type(models.load_decoder('me/tiny', 'fp32')).__name__)"
+    code = "from llmnb import models; print(type(models.load_decoder('me/tiny', 'fp32')).__name__)"
     result = python(code, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert result.stdout == "GPT2LMHeadModel\n", result.stderr

@@ -13,7 +13,7 @@ from safetensors.torch import load, save_file
 
 from llmnb import checkpoints
 from llmnb.assets import AssetError
-from llmnb.profiles import ProfileError
+from llmnb.hardware import HardwareError
 from llmnb.transformer import Decoder, Encoder
 
 # No setting has its usual value, so each must be read; no id ends a text, so generation goes on.
@@ -131,7 +131,7 @@ def test_the_dtype_comes_from_the_environment_or_is_refused(tmp_path, monkeypatc
     saved(theirs("llama"), tmp_path)
     monkeypatch.setenv("LLMNB_DTYPE", "fp16")
     assert Decoder.from_pretrained(str(tmp_path), device="cpu").norm.weight.dtype == torch.float16
-    with pytest.raises(ProfileError, match="'fp8' is unknown"):
+    with pytest.raises(HardwareError, match="'fp8' is unknown"):
         Decoder.from_pretrained(str(tmp_path), "fp8")
 
 

@@ -86,7 +86,7 @@ def test_the_real_reviews():
 
 
 def test_unknown_reviews_are_refused():
-    with pytest.raises(DataError, match="did you mean 'imdb'"):
+    with pytest.raises(DataError, match="Did you mean 'imdb'"):
         data.load_reviews("imbd")
 
 

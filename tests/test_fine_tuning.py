@@ -238,7 +238,7 @@ def test_settings_that_cant_be_meant(wrong, message):
 
 
 def test_what_cant_be_run_is_refused_before_any_work(made_up, small):
-    with pytest.raises(FineTuningError, match="did you mean 'lora'"):
+    with pytest.raises(FineTuningError, match="Did you mean 'lora'"):
         fine_tuning.run("lorra", made_up, LABELS, small)
     with pytest.raises(FineTuningError, match="lack validation"):
         fine_tuning.run("tfidf", {"train": made_up["train"], "test": made_up["test"]}, LABELS)
@@ -305,7 +305,7 @@ def test_a_classifier_of_plain_transformers_is_loaded(
 def test_a_model_card_takes_any_label(made_up, small, tmp_path):
     made = fine_tuning.run("majority", made_up, ("a | b\n# c", "`<script>`"), small).classifier
     card = (fine_tuning.save(made, tmp_path / "made", {"x": "1 | 2"}) / "README.md").read_text()
-    assert "# A classifier: a / b # c, '<script>'" in card and "| x | 1 / 2 |" in card
+    assert "# A classifier: a / b # c, '‹script›'" in card and "| x | 1 / 2 |" in card
 
 
 def test_what_other_notebooks_build_on_is_made_once(made_up, small, cache, monkeypatch):

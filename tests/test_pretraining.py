@@ -306,7 +306,7 @@ def test_models_that_can_not_be_are_named(changes, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optimiser": "muon"}, "no setting 'optimiser'; did you mean 'optimizer'"),
+        ({"optimiser": "muon"}, r"no setting 'optimiser'\. Did you mean 'optimizer'"),
         ({True: 1}, "no setting True"),
         ({"d_model": "wide"}, "d_model is 'wide'; it is of type int"),
         ({"d_model": 16.5}, "d_model is 16.5; it is of type int"),

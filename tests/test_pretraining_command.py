@@ -47,8 +47,8 @@ def test_the_command_trains_publishes_and_resumes(text, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["evalutions=3"], "no setting 'evalutions'; did you mean 'evaluations'"),
-        (["copus=x"], "no setting 'copus'; did you mean 'corpus'"),
+        (["evalutions=3"], r"no setting 'evalutions'. Did you mean 'evaluations'"),
+        (["copus=x"], r"no setting 'copus'. Did you mean 'corpus'"),
         (["shard=maybe"], "shard is 'maybe'; it is of type bool"),
         (["train_bytes=many"], "train_bytes is 'many'; it is of type int"),
         (["out=7"], "out is 7; it is of type str"),

@@ -40,17 +40,17 @@ def test_cuda_is_asked_of_torch():
 def test_dtype_policy(monkeypatch, cache):
     monkeypatch.delenv("LLMNB_DTYPE", raising=False)
     assert hardware.dtype("fp16") is torch.float16
-    assert hardware.dtype("auto", on="mps") is torch.float32
+    assert hardware.dtype("auto", device_type="mps") is torch.float32
     monkeypatch.setattr(hardware, "bf16_speedup", lambda: 1.9)
-    assert hardware.dtype("auto", on="cpu") is torch.bfloat16
+    assert hardware.dtype("auto", device_type="cpu") is torch.bfloat16
     monkeypatch.setattr(hardware, "bf16_speedup", lambda: 0.4)
-    assert hardware.dtype("auto", on="cpu") is torch.float32
+    assert hardware.dtype("auto", device_type="cpu") is torch.float32
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert hardware.dtype("auto", on="cuda") is torch.float16  # a T4
+    assert hardware.dtype("auto", device_type="cuda") is torch.float16  # a T4
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert hardware.dtype("auto", on="cuda") is torch.bfloat16
+    assert hardware.dtype("auto", device_type="cuda") is torch.bfloat16
     monkeypatch.setenv("LLMNB_DTYPE", "fp32")
-    assert hardware.dtype("auto", on="cuda") is torch.float32
+    assert hardware.dtype("auto", device_type="cuda") is torch.float32
     with pytest.raises(LlmnbError, match="bf16, fp16, fp32"):
         hardware.dtype("int3")
 

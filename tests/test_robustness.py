@@ -236,7 +236,7 @@ def test_what_does_not_fit_is_refused():
             prompt_drops(even, texts, [], ["a", "b"])
     with pytest.raises(ValueError, match=r"texts\[1\] is no text: None"):
         drops(even, ["a", None], [0, 0])
-    with pytest.raises(ValueError, match="no test 'typo'; did you mean 'typos'"):
+    with pytest.raises(ValueError, match=r"no test 'typo'\. Did you mean 'typos'"):
         drops(even, ["a", "b"], [0, 0], ["typo"])
     with pytest.raises(ValueError, match=r"2 items, but the labels have shape \(3,\)"):
         drops(even, ["a", "b"], [0, 0, 1])

@@ -113,7 +113,7 @@ def test_a_transformers_folder_is_taken_as_it_is(folders, film_reviews, tmp_path
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [
-        ("ful", {}, FineTuningError, "did you mean 'full'"),
+        ("ful", {}, FineTuningError, "Did you mean 'full'"),
         ("{folder}", {}, FineTuningError, "holds no classifier"),
         ("full", {"threshold": 1.5}, ApplicationError, "threshold 1.5"),
         ("full", {"threshold": math.nan}, ApplicationError, "threshold nan"),

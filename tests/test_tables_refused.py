@@ -81,7 +81,7 @@ REFUSED = {
                                  "could be the label: 'mood', 'desk'.*label_column"),
     "no column with a text": ("a.csv", cells([(n, label) for n, (_, label) in enumerate(ROWS)],
                               header=("x", "label")), "no column that is clearly the text.*'x'"),
-    "a column that isn't there": ("a.csv", cells(), "no column 'txt'; did you mean 'text'",
+    "a column that isn't there": ("a.csv", cells(), r"no column 'txt'\. Did you mean 'text'",
                                   {"text_column": "txt"}),
     "one column for both": ("a.csv", cells(), "'text' as both text and label",
                             {"text_column": "text", "label_column": "text"}),

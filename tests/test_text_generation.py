@@ -223,7 +223,7 @@ def test_an_unknown_model_is_refused_with_a_hint(monkeypatch, tmp_path):
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", closed)
-    with pytest.raises(assets.AssetError, match=f"did you mean '{ASSET}'"):
+    with pytest.raises(assets.AssetError, match=f"Did you mean '{ASSET}'"):
         TextGenerator.load("SmolLM2-135M-Instruct", profile="cpu")
     with pytest.raises(assets.AssetError, match=r"no config\.json"):
         TextGenerator.load(str(tmp_path), profile="cpu")

@@ -14,7 +14,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import models
+from llmnb import files, models
 from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
 from llmnb.applications.documents import Passage
@@ -103,23 +103,23 @@ class Index:
         root, index = Path(folder).expanduser().resolve(), cls(encoder or ENCODER)
         if not root.is_dir():
             raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
-        files, index.skipped = documents.listed(root)
+        listed, index.skipped = documents.listed(root)
         model = models.locate(index.encoder)
         weights = [(each.name, each.stat().st_mtime_ns) for each in model.glob("*.safetensors")]
         key = repr((_FORMAT, root, model, sorted(weights))).encode()
         store = files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
         store.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(f"{store}.lock"):
-            index._update(store, root, files, say)
+            index._update(store, root, listed, say)
         index.skipped += [(name, file.note) for name, file in index.files.items() if file.note]
         if not index.passages:
             kinds, why = ", ".join(documents.READERS), "; ".join(map(": ".join, index.skipped[:9]))
             raise ApplicationError(f"{root} holds no text in {kinds}. {why or 'It is empty.'}")
         return index
 
-    def _update(self, store: Path, root: Path, files: dict[str, list[int]], say) -> None:
+    def _update(self, store: Path, root: Path, listed: dict[str, list[int]], say) -> None:
         old = _load(store, say)
-        for name, times in files.items():
+        for name, times in listed.items():
             try:
                 self.files[name] = _current(root, name, times, old.get(name))
             except OSError as error:
@@ -127,7 +127,7 @@ class Index:
         todo = [file for file in self.files.values() if file.vectors is None]
         self.embedded = sum(bool(file.passages) for file in todo)
         if self.embedded:
-            say(f"Indexing {self.embedded:,} new or changed files of {len(files):,}")
+            say(f"Indexing {self.embedded:,} new or changed files of {len(listed):,}")
         for start in range(0, len(todo), _TOGETHER):
             some = todo[start : start + _TOGETHER]
             vectors = self.embed([_searched(p) for file in some for p in file.passages])
