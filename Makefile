@@ -5,6 +5,10 @@ TORCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+# How long OpenMP's threads wait in a loop. By default, one busy process beside ours makes all this
+# about ten times slower (see Troubleshooting in README.md).
+GOMP_SPINCOUNT ?= 5000
+export GOMP_SPINCOUNT
 # Two processes of one thread each: most tests can't use a second core.
 PAIR := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TORCH := $(shell grep '^torch==' constraints.txt)

@@ -16,24 +16,22 @@ from pathlib import Path
 
 import nbformat
 
+from llmnb.runs import parameters
+
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-# Only that it is Colab, as the set-up cell asks: without the package it would install it.
-STAND_IN = (
-    "import sys, types, importlib.machinery as m; made = types.ModuleType('google.colab'); "
-    "made.__spec__ = m.ModuleSpec('google.colab', None); sys.modules['google.colab'] = made\n"
+NOTEBOOKS = parameters.notebooks_in(ROOT / "notebooks")
+# An empty module of this name tells the set-up cell that it runs on Colab.
+FAKE_COLAB_MODULE = (
+    "import sys, types, importlib.machinery as m; module = types.ModuleType('google.colab'); "
+    "module.__spec__ = m.ModuleSpec('google.colab', None); sys.modules['google.colab'] = module\n"
 )
 
 
-def wanted() -> list[str]:
-    """What the set-up cells install beside llmnb, the same in every notebook."""
-    found = set()
-    for path in NOTEBOOKS:
-        cells = nbformat.read(path, as_version=4).cells
-        (cell,) = [cell for cell in cells if cell.id == "set-up"]
-        found.add(tuple(re.search(r"--no-deps ([\w -]+)$", cell.source, re.M)[1].split()))
-    (names,) = found
-    return list(names)
+def packages_of_the_set_up_cell() -> list[str]:
+    """What the set-up cell installs beside llmnb; a test says that all notebooks have the same."""
+    cells = nbformat.read(NOTEBOOKS[0], as_version=4).cells
+    (cell,) = [cell for cell in cells if cell.id == "set-up"]
+    return re.search(r"--no-deps ([\w -]+)$", cell.source, re.M)[1].split()
 
 
 def prepare(folder: Path) -> Path:
@@ -45,16 +43,17 @@ def prepare(folder: Path) -> Path:
         pins = (ROOT / "constraints.txt").read_text(encoding="utf-8")
         torch = re.search(r"^torch==.*$", pins, re.M)[0]  # for the CPU
         subprocess.run([*pip, torch, "-r", ROOT / ".ci/colab.txt"], check=True)
-    subprocess.run([*pip, "--no-deps", *wanted()], check=True)
-    for old in folder.glob("*.whl"):
-        old.unlink()
+    subprocess.run([*pip, "--no-deps", *packages_of_the_set_up_cell()], check=True)
+    for old_wheel in folder.glob("*.whl"):
+        old_wheel.unlink()
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT]
     subprocess.run(build, check=True)
     (wheel,) = folder.glob("llmnb-*.whl")
     subprocess.run([*pip, "--no-deps", "--force-reinstall", wheel], check=True)
-    where = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    site = subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip()
-    Path(site, "stand_in.pth").write_text(STAND_IN, encoding="utf-8")
+    print_path = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    result = subprocess.run(print_path, check=True, capture_output=True, text=True)
+    pth_file = Path(result.stdout.strip(), "fake_colab.pth")
+    pth_file.write_text(FAKE_COLAB_MODULE, encoding="utf-8")
     kernel = [python, "-m", "ipykernel", "install", "--prefix", folder / "venv"]
     subprocess.run(kernel, check=True, capture_output=True)
     return python
@@ -70,26 +69,29 @@ NotebookClient(notebook, timeout=600, kernel_name="python3").execute(cwd=sys.arg
 
 def main(folder: Path) -> int:
     """The exit code: 1 where a notebook failed."""
-    python, failed = prepare(folder), 0
+    python = prepare(folder)
+    exit_code = 0
     for path in NOTEBOOKS:
         with tempfile.TemporaryDirectory() as empty:
             start = time.monotonic()
             command = [python, "-c", _RUN, path, empty]
-            own = os.environ | {"LLMNB_PROFILE": "smoke"}
-            own |= {"JUPYTER_PATH": str(folder / "venv/share/jupyter")}
-            run = subprocess.run(command, cwd=empty, env=own, capture_output=True, text=True)
-        state = "failed" if run.returncode else "ok"
-        print(f"{path.stem}  {state}  {time.monotonic() - start:.0f} s", flush=True)
+            variables = {"LLMNB_PROFILE": "smoke"}
+            variables["JUPYTER_PATH"] = str(folder / "venv/share/jupyter")
+            run = subprocess.run(
+                command, cwd=empty, env=os.environ | variables, capture_output=True, text=True
+            )
+        status = "failed" if run.returncode else "ok"
+        print(f"{path.stem}  {status}  {time.monotonic() - start:.0f} s", flush=True)
         if run.returncode:
+            exit_code = 1
             print(run.stderr[-3000:])
-        failed += bool(run.returncode)
-    return 1 if failed else 0
+    return exit_code
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        place = Path(sys.argv[1]).expanduser()
-        place.mkdir(parents=True, exist_ok=True)
-        sys.exit(main(place.resolve()))
+        given = Path(sys.argv[1]).expanduser()
+        given.mkdir(parents=True, exist_ok=True)
+        sys.exit(main(given.resolve()))
     with tempfile.TemporaryDirectory() as temporary:
         sys.exit(main(Path(temporary)))

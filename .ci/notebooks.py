@@ -11,6 +11,9 @@ from pathlib import Path
 
 import nbformat
 
+from llmnb import files
+from llmnb.runs import parameters
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 MAX_BYTES = 400_000
@@ -33,8 +36,8 @@ def normalized(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """The same notebook without what differs from run to run or says where it was run."""
     count = 0
     for cell in notebook.cells:
-        kept = {key: cell.metadata[key] for key in ("tags", "cellView") if cell.metadata.get(key)}
-        cell.metadata = nbformat.from_dict(kept)
+        metadata = {key: cell.metadata.get(key) for key in ("tags", "cellView")}
+        cell.metadata = nbformat.from_dict({k: v for k, v in metadata.items() if v})
         if cell.cell_type != "code":
             continue
         count += 1
@@ -52,16 +55,18 @@ def normalized(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def problems(notebook: nbformat.NotebookNode, size: int) -> list[str]:
     """What stored outputs must not hold."""
-    found = [f"{size} bytes are more than {MAX_BYTES}"] if size > MAX_BYTES else []
+    messages = []
+    if size > MAX_BYTES:
+        messages.append(f"{size} bytes are more than {MAX_BYTES}")
     home = re.compile(r"/(?:home|root|Users|tmp|work|content)/\w|[A-Z]:\\\\")
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.output_type == "error" or output.get("name") == "stderr":
-                found.append(f"{cell.id}: an error or stderr is stored")
+                messages.append(f"{cell.id}: an error or stderr is stored")
             text = output.get("text", "") + str(output.get("data", {}).get("text/plain", ""))
             if home.search(text):
-                found.append(f"{cell.id}: a path of one machine is stored")
-    return found
+                messages.append(f"{cell.id}: a path of one machine is stored")
+    return messages
 
 
 def links() -> dict[str, str]:
@@ -86,15 +91,13 @@ def stamped(text: str) -> str:
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write atomically, with one newline at the end."""
     nbformat.validate(notebook)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(nbformat.writes(notebook).rstrip("\n") + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    files.write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
 def main(command: str) -> int:
     """execute | stamp; the exit code is 1 where a notebook is not fit to be committed."""
-    bad = 0
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+    exit_code = 0
+    for path in parameters.notebooks_in(NOTEBOOKS):
         if command == "stamp":
             notebook = nbformat.read(path, as_version=4)
             for cell in notebook.cells:
@@ -103,13 +106,15 @@ def main(command: str) -> int:
         else:
             print(f"{path.name} ...", flush=True)
             execute(path)
-            found = problems(nbformat.read(path, as_version=4), path.stat().st_size)
-            print("\n".join(found) if found else f"{path.name}: {path.stat().st_size:,} bytes")
-            bad += bool(found)
+            size = path.stat().st_size
+            messages = problems(nbformat.read(path, as_version=4), size)
+            print("\n".join(messages) or f"{path.name}: {size:,} bytes")
+            if messages:
+                exit_code = 1
     if command == "stamp":
         readme = ROOT / "README.md"
         readme.write_text(stamped(readme.read_text(encoding="utf-8")), encoding="utf-8")
-    return 1 if bad else 0
+    return exit_code
 
 
 if __name__ == "__main__":

@@ -52,106 +52,111 @@ def _speed(results: Sequence[Result]) -> Row:
     return "seconds a text", uncertainty.Interval(mean, mean, mean)
 
 
-def judged(profile: str, few: int) -> Iterator[Row]:
-    """Sentiment: accuracy, and what the threshold does."""
+def measure_sentiment(profile: str, few: int) -> Iterator[Row]:
+    """Accuracy, and what the threshold does."""
     app = sentiment.SentimentAnalyzer.load(profile=profile, threshold=0.7)
     splits, _ = sentiment.reviews(profiles.resolve(profile))
     texts, labels = splits["test"]["text"][:few], np.array(splits["test"]["label"][:few])
     results, probabilities = app.batch(texts), app.probabilities(texts)
-    right = probabilities.argmax(axis=1) == labels
-    yield "accuracy", uncertainty.bootstrap(right)
+    is_right = probabilities.argmax(axis=1) == labels
+    yield "accuracy", uncertainty.bootstrap(is_right)
     yield "majority's accuracy", uncertainty.bootstrap(labels == np.bincount(labels).argmax())
-    sure = probabilities.max(axis=1) >= app.threshold
-    yield f"answered, from {app.threshold} on", uncertainty.bootstrap(sure)
-    yield "accuracy of the answered", uncertainty.bootstrap(right[sure])
+    is_sure = probabilities.max(axis=1) >= app.threshold
+    yield f"answered, from {app.threshold} on", uncertainty.bootstrap(is_sure)
+    if is_sure.sum() > 1:
+        yield "accuracy of the answered", uncertainty.bootstrap(is_right[is_sure])
     yield _speed(results)
 
 
-def answered(profile: str, few: int) -> Iterator[Row]:
-    """Questions: search, reading, declining (threshold from the first half), hostile documents."""
-    app, book = question_answering.QuestionAnswerer.load(profile=profile), handbook.questions()
-    known = [each for each in book if each.answerable][:few]
-    asked = [each.question for each in known]
-    found = app.index.search_all(asked, 5)
-    ids = [[hit.passage.id.replace(".md#", "#") for hit in hits[:3]] for hits in found]
-    hits = [each.evidence in own for each, own in zip(known, ids, strict=True)]
-    yield "evidence in the first three", uncertainty.bootstrap(hits)
-    ways = {"open book": app.read(asked, found), "closed book": app.closed(asked)}
+def measure_questions(profile: str, few: int) -> Iterator[Row]:
+    """Search, reading, declining (threshold from the first half), hostile documents."""
+    app = question_answering.QuestionAnswerer.load(profile=profile)
+    book = handbook.questions()
+    answerable = [question for question in book if question.answerable][:few]
+    texts = [question.question for question in answerable]
+    hits = app.index.search_all(texts, 5)
+    is_hit = []
+    for question, ranking in zip(answerable, hits, strict=True):
+        ids = [hit.passage.id.replace(".md#", "#") for hit in ranking[:3]]
+        is_hit.append(question.evidence in ids)
+    yield "evidence in the first three", uncertainty.bootstrap(is_hit)
     f1 = {}
+    ways = {"open book": app.read(texts, hits), "closed book": app.closed_book(texts)}
     for name, results in ways.items():
-        both = [(said.text, each.answers) for said, each in zip(results, known, strict=True)]
-        f1[name] = [scores.token_f1(*pair) for pair in both]
+        pairs = [(r.text, q.answers) for r, q in zip(results, answerable, strict=True)]
+        f1[name] = [scores.token_f1(*pair) for pair in pairs]
         yield f"token F1, {name}", uncertainty.bootstrap(f1[name])
-        exact = [scores.exact_match(*pair) for pair in both]
+        exact = [scores.exact_match(*pair) for pair in pairs]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
-    yield "gain in token F1", uncertainty.paired_bootstrap(*f1.values())[0]
-    texts = [each.question for each in book]
-    never = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores
-    sure, holds = (
-        np.array([result.score for result in never]),
-        np.array([q.answerable for q in book]),
-    )
-    tuning = np.arange(len(book)) % 2 == 0
-    cut = question_answering.tune(sure[tuning], holds[tuning])
-    for name, kind in {"unanswerable": ~holds, "answerable": holds}.items():
-        yield f"declined, {name}, other half", uncertainty.bootstrap(sure[kind & ~tuning] < cut)
+    gain, _ = uncertainty.paired_bootstrap(f1["open book"], f1["closed book"])
+    yield "gain in token F1", gain
+    texts = [question.question for question in book]
+    unread = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores
+    confidence = np.array([result.score for result in unread])
+    is_answerable = np.array([question.answerable for question in book])
+    is_tuning = np.arange(len(book)) % 2 == 0
+    threshold = question_answering.tune(confidence[is_tuning], is_answerable[is_tuning])
+    for name, kind in {"unanswerable": ~is_answerable, "answerable": is_answerable}.items():
+        declined = confidence[kind & ~is_tuning] < threshold
+        yield f"declined, {name}, other half", uncertainty.bootstrap(declined)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
-    table = question_answering.injected(app, documents)
+    table = question_answering.hostile_answers(app, documents)
     for name in ("bent", "right", "cited"):
         yield f"hostile documents: {name}", uncertainty.bootstrap(table[name].astype(float))
     yield _speed(app.batch(texts[:few]))
 
 
-def translated(profile: str, few: int) -> Iterator[Row]:
-    """Translation: chrF of each sentence, less that of the English itself."""
+def measure_translation(profile: str, few: int) -> Iterator[Row]:
+    """chrF of each sentence, less that of the English itself."""
     rows = json.loads((handbook.RESOURCES / "translations.json").read_text("utf-8"))
     rows = rows["sentences"][:few]
     english = [row["en"] for row in rows]
     app = translation.Translator.load(profile=profile)
     for code, name in translation.LANGUAGES.items():
-        results, wanted = app.to(code).batch(english), [row[code] for row in rows]
-        texts = [result.text for result in results]
-        ours, copied = _chrf(texts, wanted), _chrf(english, wanted)
+        results = app.to(code).batch(english)
+        references = [row[code] for row in rows]
+        ours = _chrf([result.text for result in results], references)
+        copied = _chrf(english, references)
         yield f"chrF, {name}", uncertainty.bootstrap(ours)
         yield f"chrF less the English's, {name}", uncertainty.paired_bootstrap(ours, copied)[0]
-        warned = [float(bool(result.warnings)) for result in results]
-        yield f"with a warning, {name}", uncertainty.bootstrap(warned)
+        has_warning = [float(bool(result.warnings)) for result in results]
+        yield f"with a warning, {name}", uncertainty.bootstrap(has_warning)
     yield _speed(results)
 
 
-def _chrf(texts: Sequence[str], wanted: Sequence[str]) -> list[float]:
-    both = zip(texts, wanted, strict=True)
-    return [CHRF().sentence_score(text, [person]).score for text, person in both]
+def _chrf(texts: Sequence[str], references: Sequence[str]) -> list[float]:
+    pairs = zip(texts, references, strict=True)
+    return [CHRF().sentence_score(text, [reference]).score for text, reference in pairs]
 
 
-def summarized(profile: str, few: int) -> Iterator[Row]:
-    """Summaries: ROUGE-1 of the decoder and of two baselines, on written texts and on packages."""
+def measure_summaries(profile: str, few: int) -> Iterator[Row]:
+    """ROUGE-1 of the decoder and of two baselines."""
     rows = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))[:few]
-    app = summarization.Summarizer.load(profile=profile)
-    results = app.batch([row["text"] for row in rows])
-    versions = {"decoder": [result.text or "." for result in results]}
-    for name, baseline in {
-        "lead-1": summarization.lead,
-        "centroid": summarization.centroid,
-    }.items():
-        versions[name] = [baseline(row["text"]) for row in rows]
+    texts = [row["text"] for row in rows]
+    results = summarization.Summarizer.load(profile=profile).batch(texts)
+    versions = {
+        "decoder": [result.text or "." for result in results],
+        "lead-1": list(map(summarization.lead, texts)),
+        "centroid": list(map(summarization.centroid, texts)),
+    }
     f1 = {}
-    for name, texts in versions.items():
-        each = zip(texts, (row["summary"] for row in rows), strict=True)
-        rouge = [scores.Rouge().compute(predictions=[a], references=[b]) for a, b in each]
-        f1[name] = [row["rouge1"] for row in rouge]
+    for name, summaries in versions.items():
+        f1[name] = []
+        for summary_text, row in zip(summaries, rows, strict=True):
+            rouge = scores.Rouge().compute(predictions=[summary_text], references=[row["summary"]])
+            f1[name].append(rouge["rouge1"])
         yield f"ROUGE-1, {name}", uncertainty.bootstrap(f1[name])
     for name in ("lead-1", "centroid"):
-        less = uncertainty.paired_bootstrap(scores["decoder"], f1[name])[0]
-        yield f"ROUGE-1, decoder less {name}", less
+        difference, _ = uncertainty.paired_bootstrap(f1["decoder"], f1[name])
+        yield f"ROUGE-1, decoder less {name}", difference
     yield _speed(results)
 
 
 TASKS = {
-    "sentiment": judged,
-    "questions": answered,
-    "translation": translated,
-    "summarization": summarized,
+    "sentiment": measure_sentiment,
+    "questions": measure_questions,
+    "translation": measure_translation,
+    "summarization": measure_summaries,
 }
 
 

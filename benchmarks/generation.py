@@ -66,7 +66,7 @@ def prefill(model, reference, ids: torch.Tensor, n_pairs: int) -> list[tuple[flo
     def ours():
         with torch.inference_mode():
             cache = generation.KeyValueCache(model.config, 1, 640, model.embedding.weight)
-            return model(ids, None, cache, last_only=True)
+            return model(ids, cache=cache, last_only=True)
 
     def theirs():
         with torch.inference_mode():
@@ -99,13 +99,15 @@ def main() -> None:
     ids = torch.tensor([tokenizer(PROMPT, add_special_tokens=False)["input_ids"]])
     blocks = data.first_blocks(data.load_reviews("imdb")["test"], 4 if chosen.quick else 48)
     decoders = {"fp32": transformer.Decoder.from_pretrained(NAME, dtype="fp32")}
-    decoders["plain bf16"] = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
+    plain = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
+    decoders["plain bf16"] = fast_linear.optimize_for_cpu(plain)
     for kind in fast_linear.KINDS:
         fresh = transformer.Decoder.from_pretrained(NAME, dtype="bf16")
         decoders[kind] = fast_linear.pack(fresh, kind)
-    few, fast_linear._FEW = fast_linear._FEW, 1_000_000
+    max_small_rows = fast_linear.MAX_SMALL_ROWS
+    fast_linear.MAX_SMALL_ROWS = 1_000_000
     losses = {name: perplexity(model, tokenizer, blocks) for name, model in decoders.items()}
-    fast_linear._FEW = few
+    fast_linear.MAX_SMALL_ROWS = max_small_rows
     name, reference, generate = best_reference(ids, n)
     rows = [{"name": f"reference: transformers bf16, {name}", "memory_GB_per_s": bandwidth() / 1e9}]
     races = {}

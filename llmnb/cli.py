@@ -8,19 +8,22 @@ import sys
 import time
 from pathlib import Path
 
-from llmnb import LlmnbError, __version__, models
+from llmnb import LlmnbError, __version__, hardware
+
+SECONDS_BETWEEN_LINES = 15  # of a notebook's progress, where the output is not a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where a run failed, 2 where nothing was run."""
+    hardware.share_the_cpu()
     parser = _parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
-    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        if number := getattr(signal, name, None):
-            signal.signal(number, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP"):  # Windows has none
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         return options.command(options)
     except BrokenPipeError:  # llmnb list | head
@@ -29,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # a folder that is a file, a full disk: nothing of ours to trace
+    except OSError as error:  # a folder that is a file, a full disk: a traceback wouldn't help
         print(f"llmnb: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
     except LlmnbError as error:
@@ -46,70 +49,71 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmnb {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="")
 
-    listing = commands.add_parser("list", help="the notebooks and their parameters")
-    listing.set_defaults(command=_list)
+    subparser = commands.add_parser("list", help="the notebooks and their parameters")
+    subparser.set_defaults(command=_list)
 
-    copying = commands.add_parser("copy", help="copy the notebooks into a folder, to work in them")
-    copying.add_argument("folder", metavar="DIR")
-    copying.set_defaults(command=_copy)
+    subparser = commands.add_parser("copy", help="copy the notebooks into a folder, to work there")
+    subparser.add_argument("folder", metavar="DIR")
+    subparser.set_defaults(command=_copy)
 
-    fetching = commands.add_parser("fetch", help="fetch models and data into the cache")
-    fetching.add_argument("names", nargs="*", metavar="NAME", help="default: the profile's")
-    fetching.add_argument("--profile", default="auto", help="smoke, cpu, gpu (default: auto)")
-    fetching.set_defaults(command=_fetch)
+    subparser = commands.add_parser("fetch", help="fetch models and data into the cache")
+    subparser.add_argument("names", nargs="*", metavar="NAME", help="default: the profile's")
+    subparser.add_argument("--profile", default="auto", help="smoke, cpu, gpu (default: auto)")
+    subparser.set_defaults(command=_fetch)
 
-    running = commands.add_parser(
+    subparser = commands.add_parser(
         "run",
-        help="run notebooks, with a report each",
-        description="Run notebooks: by number (01), name (01_concepts) or path.",
+        help="run notebooks, and write a report of each run",
+        description="Run notebooks: by number (01), name (01_concepts or concepts) or path.",
     )
-    running.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
-    running.add_argument("--all", action="store_true", help="every numbered notebook")
-    running.add_argument(
+    subparser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
+    subparser.add_argument("--all", action="store_true", help="every numbered notebook")
+    subparser.add_argument(
         "-p",
-        dest="pairs",
+        dest="parameters",
         nargs=2,
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
         help="set a parameter (see: llmnb list)",
     )
-    running.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
-    running.add_argument("--profile", help="the same as -p profile")
-    running.add_argument("--out", default="reports", metavar="DIR", help="default: reports")
-    running.add_argument(
+    subparser.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
+    subparser.add_argument("--profile", help="the same as -p profile")
+    subparser.add_argument("--out", default="reports", metavar="DIR", help="default: reports")
+    subparser.add_argument(
         "--timeout", type=_seconds, metavar="S", help="seconds a notebook may take (default: none)"
     )
-    running.set_defaults(command=_run)
+    subparser.set_defaults(command=_run)
 
-    reporting = commands.add_parser("report", help="make the reports and their index anew")
-    reporting.add_argument("--out", default="reports", metavar="DIR")
-    reporting.set_defaults(command=_report)
+    subparser = commands.add_parser("report", help="write the reports and their index again")
+    subparser.add_argument("--out", default="reports", metavar="DIR")
+    subparser.set_defaults(command=_report)
     return parser
 
 
 def _seconds(text: str) -> float:
     try:
-        value = float(text)
+        seconds = float(text)
     except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
         raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return value
+    return seconds
 
 
 def _list(options: argparse.Namespace) -> int:
     from llmnb.runs import parameters
 
-    notebooks = parameters.all_notebooks()
-    if not notebooks:
-        places = ", ".join(str(folder) for folder in parameters.notebook_folders())
-        print(f"No notebooks in: {places}", file=sys.stderr)
+    paths = parameters.all_notebooks()
+    if not paths:
+        folders = ", ".join(map(str, parameters.notebook_folders()))
+        print(f"There are no notebooks in any of: {folders}", file=sys.stderr)
         return 1
-    for path in notebooks:
+    for path in paths:
         notebook = parameters.read_notebook(path)
-        title = next((c.source for c in notebook.cells if c.source.startswith("# ")), path.stem)
-        print(f"{path.stem}  {title.splitlines()[0].lstrip('# ')}")
+        titles = [cell.source for cell in notebook.cells if cell.source.startswith("# ")]
+        title = titles[0].splitlines()[0].lstrip("# ") if titles else ""
+        print(f"{path.stem}  {title}")
         for name, default in parameters.declared(notebook).items():
             print(f"    -p {name} {default!r}")
     return 0
@@ -118,21 +122,22 @@ def _list(options: argparse.Namespace) -> int:
 def _copy(options: argparse.Namespace) -> int:
     from llmnb.runs import parameters
 
-    folder, kept = Path(options.folder).expanduser(), 0
+    folder = Path(options.folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    exit_code = 0
     for path in parameters.all_notebooks():
-        place = folder / path.name
-        if not place.exists():
-            shutil.copyfile(path, place)
-            print(place)
-        elif place.read_bytes() != path.read_bytes():  # it may hold somebody's work
-            kept += 1
-            print(f"{place} is there and differs: left as it is", file=sys.stderr)
-    return 1 if kept else 0
+        copy = folder / path.name
+        if not copy.exists():
+            shutil.copyfile(path, copy)
+            print(copy)
+        elif copy.read_bytes() != path.read_bytes():  # it may hold somebody's work
+            exit_code = 1
+            print(f"{copy} exists with another content, and was left as it is", file=sys.stderr)
+    return exit_code
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from llmnb import assets, profiles
+    from llmnb import assets, models, profiles
 
     for name in options.names or profiles.resolve(options.profile).assets:
         start = time.monotonic()
@@ -152,69 +157,72 @@ def _fetch(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     from llmnb.runs import index, parameters, runner
 
-    given = _given(options)
+    values = _parameter_values(options)
     paths = [parameters.find_notebook(name) for name in options.notebooks]
     if options.all:
         paths += [path for path in parameters.all_notebooks() if path not in paths]
     if not paths:
         raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
-    for path in paths:  # all of them, before the first one starts
-        parameters.resolve(parameters.read_notebook(path), given, path.stem)
-    failed = 0
+    for path in paths:  # check all of them before the first one starts
+        parameters.resolve(parameters.read_notebook(path), values, path.stem)
+    exit_code = 0
     for path in paths:
-        line = _Line(path.stem)
-        job = runner.Job(str(path), given, options.out, options.timeout)
+        line = _ProgressLine(path.stem)
+        job = runner.Job(str(path), values, options.out, options.timeout)
         try:
-            record = runner.run(job, line.progress)
+            record = runner.run(job, line.show_progress)
         finally:
-            place = index.write_index(Path(options.out))
-        failed += record["status"] != "ok"
-        line.end(record)
-    print(f"{place.resolve()}")
-    return 1 if failed else 0
+            page = index.write_index(Path(options.out))
+        if record["status"] != "ok":
+            exit_code = 1
+        line.show_end(record)
+    print(page.resolve())
+    return exit_code
 
 
-def _given(options: argparse.Namespace) -> dict:
+def _parameter_values(options: argparse.Namespace) -> dict:
+    """The values from the file, overridden by those of the command line."""
     from llmnb.runs.parameters import ParameterError
 
-    given = {}
+    values = {}
     if options.file:
         import yaml
 
         try:
-            loaded = yaml.safe_load(Path(options.file).read_text(encoding="utf-8"))
+            values = yaml.safe_load(Path(options.file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ParameterError(f"{options.file} can't be read as YAML: {error}") from error
-        if not isinstance(loaded, dict):
-            raise ParameterError(f"{options.file} must hold NAME: VALUE lines.")
-        given |= loaded
-    given |= dict(options.pairs)
+        if not isinstance(values, dict):
+            raise ParameterError(f"{options.file} must hold lines of the form NAME: VALUE.")
+    values |= dict(options.parameters)
     if options.profile:
-        given["profile"] = options.profile
-    return given
+        values["profile"] = options.profile
+    return values
 
 
-class _Line:
-    """A notebook's progress: one line that changes in a terminal, sparse lines elsewhere."""
+class _ProgressLine:
+    """A notebook's progress: one line that changes in a terminal, a line now and then elsewhere."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.live, self._last = name, sys.stdout.isatty(), time.monotonic()
-        if not self.live:
+        self.name = name
+        self.start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
+        self.last_print = time.monotonic()
+        if not self.start_of_line:
             print(f"{name} ...", flush=True)
 
-    def progress(self, done: int, cells: int, seconds: float) -> None:
-        text = f"{self.name}  cell {done} of {cells}  {seconds:.0f} s"
-        if self.live:
-            print(f"\r\x1b[K{text}", end="", flush=True)
-        elif time.monotonic() - self._last > 15:
-            self._last = time.monotonic()
+    def show_progress(self, cells_done: int, cells: int, seconds: float) -> None:
+        text = f"{self.name}  cell {cells_done} of {cells}  {seconds:.0f} s"
+        if self.start_of_line:
+            print(self.start_of_line + text, end="", flush=True)
+        elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
+            self.last_print = time.monotonic()
             print(text, flush=True)
 
-    def end(self, record: dict) -> None:
+    def show_end(self, record: dict) -> None:
         memory = record["peak_memory_mb"]
         text = f"{self.name}  {record['status']}  {record['seconds']:.0f} s"
         text += f"  {memory / 1000:.1f} GB" if memory else ""
-        print(("\r\x1b[K" if self.live else "") + f"{text}  {record['folder']}/report.html")
+        print(f"{self.start_of_line}{text}  {record['folder']}/report.html")
         if error := record["error"]:
             print(f"    cell {error['cell']}: {error['type']}: {error['message'][:300]}")
 
@@ -228,7 +236,7 @@ def _report(options: argparse.Namespace) -> int:
     for file in sorted(out.glob("runs/*/run.json")):
         try:
             report.write_report(file.parent)
-        except (ValueError, OSError) as error:  # the others are still made; the index lists it
+        except (ValueError, OSError) as error:  # go on with the others; the index lists this one
             print(f"{file.parent.name}: {error}", file=sys.stderr)
     print(index.write_index(out).resolve())
     return 0

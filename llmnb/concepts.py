@@ -1,7 +1,8 @@
-"""What a language model is: counting, tokens, and one measure for all of them (notebook 01).
+"""What a language model is: n-grams, tokens, and one measure for all models (notebook 01).
 
-A language model gives p(next symbol | symbols before). Here are the models that count, with
-Kneser-Ney smoothing; a compressor seen as a model; and a decoder measured on the same bytes.
+A language model gives p(next symbol | symbols before). This module has n-gram models with
+Kneser-Ney smoothing, a word-level vocabulary, and the bits that an n-gram model, a compressor
+and a decoder need for the same text. The transformer itself is in llmnb.transformer.
 """
 
 import functools
@@ -21,13 +22,13 @@ from llmnb.data import END_OF_TEXT
 
 @dataclass(frozen=True)
 class _Level:
-    """The k-grams of one order: sorted packed keys, their counts, and sums over each context."""
+    """The n-grams of one order: sorted packed keys, their counts, and sums over each context."""
 
     keys: NDArray[np.uint64]  # (n_grams,)
     counts: NDArray[np.float64]  # (n_grams,)
     contexts: NDArray[np.uint64]  # (n_contexts,)
     totals: NDArray[np.float64]  # (n_contexts,) sum of counts
-    kinds: NDArray[np.float64]  # (n_contexts,) number of different next symbols
+    continuations: NDArray[np.float64]  # (n_contexts,) number of different next symbols
     discount: float
 
 
@@ -47,56 +48,64 @@ class NgramModel:
         vocab_size: int,
         discounts: Sequence[float] | None = None,
     ) -> None:
-        """Count. symbols: (n,); discounts: D_1 … D_order, estimated from the counts if not given.
+        """Count the n-grams of every order in symbols, which have the shape (n,).
 
-        Raises ValueError for symbols out of range, too few of them, or an order that can't be
-        packed into 64 bits.
+        discounts: D_1 … D_order; by default they are estimated from the counts.
+        Raises ValueError for symbols out of range, too few symbols, or an order whose n-grams
+        don't fit into 64 bits.
         """
         symbols = _checked(symbols, vocab_size)
         bits = max(1, (vocab_size - 1).bit_length())
         if order < 1 or order * bits > 64:
-            raise ValueError(f"order is {order}; for {vocab_size} symbols it is 1 … {64 // bits}.")
+            raise ValueError(
+                f"order is {order}; with {vocab_size} symbols choose one of 1 … {64 // bits}."
+            )
         if len(symbols) < order:
             raise ValueError(f"{len(symbols)} symbols are too few for order {order}.")
         if discounts is not None and len(discounts) != order:
-            raise ValueError(f"There are {len(discounts)} discounts for {order} orders.")
-        self.order, self.vocab_size, self._bits = order, vocab_size, np.uint64(bits)
-        grams = self._pack(symbols, order)
-        keys, counts = np.unique(grams, return_counts=True)
+            raise ValueError(f"Give {order} discounts, one per order, not {len(discounts)}.")
+        self.order = order
+        self.vocab_size = vocab_size
+        self._bits = np.uint64(bits)
+        keys, counts = np.unique(self._pack(symbols), return_counts=True)
         levels = []
         for k in range(order, 0, -1):
             discount = None if discounts is None else discounts[k - 1]
             levels.append(self._level(keys, counts, discount))
-            # A shorter gram counts as often as different symbols stand to its left.
+            # A shorter n-gram's count is the number of different symbols seen to its left.
             mask = np.uint64((1 << (k - 1) * bits) - 1)
             keys, counts = np.unique(keys & mask, return_counts=True)
         self._levels = levels[::-1]
 
     def __len__(self) -> int:
-        """How many counts are stored, over all orders."""
+        """The number of stored counts, over all orders."""
         return sum(len(level.keys) for level in self._levels)
 
     def log2_probs(self, symbols: NDArray[np.integer]) -> NDArray[np.float64]:
-        """log2 p(symbol | the order-1 before it), for each position from order-1 on: (n-order+1,).
+        """log2 p(symbol | the order-1 symbols before it), for symbols[order-1:]: (n-order+1,).
 
-        The first order-1 symbols are context only: put END_OF_TEXT there for a text's beginning.
+        The first order-1 symbols are context only: to score a text from its beginning, put that
+        many END_OF_TEXT symbols before it.
         """
         symbols = _checked(symbols, self.vocab_size)
         if len(symbols) < self.order:
             raise ValueError(f"{len(symbols)} symbols are too few for order {self.order}.")
-        return np.log2(self._probabilities(self._pack(symbols, self.order)))
+        return np.log2(self._probabilities(self._pack(symbols)))
 
     def distribution(self, context: Sequence[int]) -> NDArray[np.float64]:
-        """p(w | context) for every symbol w: (vocab_size,). The last order-1 symbols count."""
-        need = self.order - 1
+        """p(w | context) for every symbol w: (vocab_size,).
+
+        Only the last order-1 symbols of the context matter.
+        """
+        n_needed = self.order - 1
         context = _checked(np.asarray(context, dtype=np.int64), self.vocab_size)
-        if len(context) < need:
+        if len(context) < n_needed:
             raise ValueError(
-                f"The context has {len(context)} symbols; order {self.order} needs it "
-                f"to have {need}."
+                f"The context has {len(context)} symbols; a model of order {self.order} "
+                f"needs at least {n_needed}."
             )
         key = np.uint64(0)
-        for symbol in context[len(context) - need :]:
+        for symbol in context[len(context) - n_needed :]:
             key = (key << self._bits) | np.uint64(symbol)
         return self._probabilities(
             (key << self._bits) | np.arange(self.vocab_size, dtype=np.uint64)
@@ -105,60 +114,66 @@ class NgramModel:
     def sample(self, n: int, context: Sequence[int], seed: int = 0) -> list[int]:
         """n symbols drawn one after the other, each from its distribution."""
         generator = np.random.default_rng(seed)
-        drawn = list(context)
+        symbols = list(context)
         for _ in range(n):
-            drawn.append(int(generator.choice(self.vocab_size, p=self.distribution(drawn))))
-        return drawn[len(context) :]
+            probabilities = self.distribution(symbols)
+            symbols.append(int(generator.choice(self.vocab_size, p=probabilities)))
+        return symbols[len(context) :]
 
-    def _pack(self, symbols: NDArray[np.uint64], k: int) -> NDArray[np.uint64]:
-        """Each window of k symbols as one integer, the newest in the lowest bits: (n-k+1,)."""
-        n = len(symbols) - k + 1
+    def _pack(self, symbols: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """Each window of `order` symbols as one integer, the newest in the lowest bits."""
+        n = len(symbols) - self.order + 1
         packed = np.zeros(n, dtype=np.uint64)
-        for offset in range(k):
+        for offset in range(self.order):
             packed <<= self._bits
             packed |= symbols[offset : offset + n]
         return packed
 
     def _level(self, keys, counts, discount: float | None) -> _Level:
         counts = counts.astype(np.float64)
-        contexts, starts, kinds = np.unique(
+        contexts, starts, continuations = np.unique(
             keys >> self._bits, return_index=True, return_counts=True
         )
         totals = np.add.reduceat(counts, starts)  # the keys are sorted, so contexts are runs
         if discount is None:
-            once, twice = (np.count_nonzero(counts == times) for times in (1, 2))
+            once = np.count_nonzero(counts == 1)
+            twice = np.count_nonzero(counts == 2)
             discount = once / (once + 2 * twice) if once else 0.5
-        return _Level(keys, counts, contexts, totals, kinds.astype(np.float64), float(discount))
+        continuations = continuations.astype(np.float64)
+        return _Level(keys, counts, contexts, totals, continuations, float(discount))
 
     def _probabilities(self, grams: NDArray[np.uint64]) -> NDArray[np.float64]:
         probabilities = np.full(grams.shape, 1 / self.vocab_size)
         for k, level in enumerate(self._levels, start=1):
             mask = np.uint64((1 << k * int(self._bits)) - 1)
-            key = grams & mask
-            at, known = _find(level.contexts, key >> self._bits)
-            gram_at, seen = _find(level.keys, key)
-            count = np.where(seen, level.counts[gram_at], 0.0)
-            total, kinds = level.totals[at], level.kinds[at]
-            direct = np.maximum(count - level.discount, 0) / total
-            mixed = direct + level.discount * kinds / total * probabilities
-            probabilities = np.where(known, mixed, probabilities)  # an unseen context: shorter one
+            keys = grams & mask
+            context_index, context_seen = _find(level.contexts, keys >> self._bits)
+            key_index, key_seen = _find(level.keys, keys)
+            counts = np.where(key_seen, level.counts[key_index], 0.0)
+            totals = level.totals[context_index]
+            direct = np.maximum(counts - level.discount, 0) / totals
+            backoff_weight = level.discount * level.continuations[context_index] / totals
+            mixed = direct + backoff_weight * probabilities
+            # After an unseen context, the shorter context's probabilities stay as they are.
+            probabilities = np.where(context_seen, mixed, probabilities)
         return probabilities
 
 
 def _find(sorted_keys, keys):
-    """Where each key stands, and whether it is there at all."""
-    at = np.searchsorted(sorted_keys, keys)
-    at = np.minimum(at, len(sorted_keys) - 1)
-    return at, sorted_keys[at] == keys
+    """The index of each key, and whether the key is present at all."""
+    index = np.searchsorted(sorted_keys, keys)
+    index = np.minimum(index, len(sorted_keys) - 1)
+    return index, sorted_keys[index] == keys
 
 
 def _checked(symbols, vocab_size: int) -> NDArray[np.uint64]:
     symbols = np.asarray(symbols)
     if symbols.ndim != 1 or not np.issubdtype(symbols.dtype, np.integer):
         raise ValueError(
-            f"Symbols are a flat array of integers, not {symbols.dtype} of shape {symbols.shape}."
+            f"Give the symbols as a flat array of integers, not {symbols.dtype} of shape "
+            f"{symbols.shape}."
         )
-    if len(symbols) and not (symbols.min() >= 0 and symbols.max() < vocab_size):
+    if len(symbols) and (symbols.min() < 0 or symbols.max() >= vocab_size):
         raise ValueError(
             f"Symbols go from {symbols.min()} to {symbols.max()}; the vocabulary has "
             f"0 … {vocab_size - 1}."
@@ -172,19 +187,22 @@ def to_bytes(text: str | bytes, context: int = 0) -> NDArray[np.uint8]:
     return np.frombuffer(bytes([END_OF_TEXT]) * context + raw, dtype=np.uint8)
 
 
-_WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s\0]")
+_WORD_OR_MARK = re.compile(r"\w+(?:['’]\w+)*|[^\w\s\0]")
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words and punctuation marks."""
-    return _WORD.findall(text.lower())
+def word_tokens(text: str) -> list[str]:
+    """The text's lower-case words and punctuation marks, each a token of its own.
+
+    llmnb.text.words leaves the punctuation out; retrieval and scores use that one.
+    """
+    return _WORD_OR_MARK.findall(text.lower())
 
 
 class Vocabulary:
     """The most frequent words, numbered from 1; everything else is 0, <unk>."""
 
     def __init__(self, tokens: Iterable[str], size: int) -> None:
-        """size: how many words are known, <unk> not counted."""
+        """size: the number of words to keep, <unk> not counted."""
         self.tokens = ["<unk>", *(word for word, _ in Counter(tokens).most_common(size))]
         self._ids = {token: index for index, token in enumerate(self.tokens)}
 
@@ -206,7 +224,10 @@ def perplexity(log2_probs: NDArray[np.floating]) -> float:
 
 
 def bits_per_byte(bits: NDArray[np.floating], n_bytes: NDArray[np.integer] | int) -> float:
-    """All bits over all bytes. It asks the same of every tokenizer: to account for the bytes."""
+    """All bits divided by all bytes.
+
+    Bytes don't depend on the tokenizer, so models with different tokenizers can be compared.
+    """
     return float(np.sum(bits) / np.sum(n_bytes))
 
 
@@ -222,45 +243,53 @@ def ngram_bits(model: NgramModel, blocks: Sequence[str]) -> NDArray[np.float64]:
 
 
 def xz_bits(train: bytes, blocks: Sequence[str]) -> float:
-    """Bits that LZMA, xz's method, adds for all blocks once it has read the training text.
+    """Bits that LZMA (xz's method) needs for all blocks after it has read the training text.
 
-    C(train + test) - C(train), with a dictionary that holds all of both.
+    This is C(train + blocks) - C(train), where C is the compressed size. The dictionary is large
+    enough for both texts.
     """
     both = train + "".join(blocks).encode("utf-8")
     size = 1 << max(16, (len(both) - 1).bit_length())
     filters = [{"id": lzma.FILTER_LZMA1, "preset": 6, "dict_size": size}]
 
-    def packed(text: bytes) -> int:
+    def compressed_size(text: bytes) -> int:
         return len(lzma.compress(text, lzma.FORMAT_RAW, filters=filters))
 
     with ThreadPoolExecutor(2) as threads:  # lzma works outside Python's lock
-        together, alone = threads.map(packed, (both, train))
-    return 8.0 * (together - alone)
+        size_of_both, size_of_train = threads.map(compressed_size, (both, train))
+    return 8.0 * (size_of_both - size_of_train)
 
 
 def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):
-    """Bits a decoder needs for each block, read behind its end-of-text token: (n_blocks,).
+    """Bits a decoder needs for each block, which follows a start token: (n_blocks,).
 
-    The tokens of a block together are the block, so their bits are comparable with any model's.
-    Raises ValueError where a tokenizer loses text, since the missing bytes would cost nothing.
+    A block's tokens decode to exactly the block, so their bits add up to the block's, and any
+    other model's bits for it can be compared with them.
+    Raises ValueError if the tokenizer loses text, since the missing bytes would cost nothing.
     """
     import torch
 
     encoded = [tokenizer(block, add_special_tokens=False)["input_ids"] for block in blocks]
     for block, ids in zip(blocks, encoded, strict=True):
         if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != block:
-            raise ValueError(f"The tokenizer does not give back the text it read: {block[:60]!r} …")
+            raise ValueError(
+                f"Encoding and decoding changes the text {block[:60]!r} …, so its bits would be "
+                f"incomplete. Use a tokenizer that keeps every character."
+            )
     start = start_token(tokenizer)
     bits = np.zeros(len(blocks))
     by_length = sorted(range(len(blocks)), key=lambda index: len(encoded[index]))
     for first in range(0, len(blocks), batch_size):
-        chosen = by_length[first : first + batch_size]
-        width = max(len(encoded[index]) for index in chosen)
-        rows = [[start, *encoded[i], *[start] * (width - len(encoded[i]))] for i in chosen]
+        batch = by_length[first : first + batch_size]
+        width = max(len(encoded[index]) for index in batch)
+        rows = []
+        for index in batch:
+            padding = [start] * (width - len(encoded[index]))
+            rows.append([start, *encoded[index], *padding])
         input_ids = torch.tensor(rows, device=model.device)  # (batch, 1 + width)
         with torch.inference_mode():
             logits = model(input_ids[:, :-1]).logits  # (batch, width, vocab)
-        for row, index in enumerate(chosen):
+        for row, index in enumerate(batch):
             n = len(encoded[index])
             nats = torch.nn.functional.cross_entropy(
                 logits[row, :n].float(), input_ids[row, 1 : n + 1], reduction="sum"
@@ -271,16 +300,15 @@ def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):
 
 def start_token(tokenizer) -> int:
     """The id that stands between documents in pretraining: <|endoftext|>, else BOS, else EOS."""
-    known = tokenizer.get_vocab()
-    candidates = [known.get("<|endoftext|>"), tokenizer.bos_token_id, tokenizer.eos_token_id]
-    found = [token for token in candidates if token is not None]
-    if not found:
-        raise ValueError("The tokenizer has no token that could stand before a text.")
-    return found[0]
+    end_of_text = tokenizer.get_vocab().get("<|endoftext|>")
+    for token in (end_of_text, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise ValueError("The tokenizer has no <|endoftext|>, BOS or EOS token to start a text with.")
 
 
 def next_tokens(model, tokenizer, prompt: str, top: int = 12) -> tuple[list[str], NDArray]:
-    """The most likely next tokens after the prompt, and the probability of every token (vocab,)."""
+    """The `top` likeliest next tokens, readable, and the probability of every token: (vocab,)."""
     import torch
 
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [start_token(tokenizer)]
@@ -292,25 +320,29 @@ def next_tokens(model, tokenizer, prompt: str, top: int = 12) -> tuple[list[str]
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
-    """GPT-2's alphabet: the printable stand-in of each byte (Radford et al. 2019, section 2.2)."""
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable character for each byte, and that byte (its code's bytes_to_unicode)."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
     alphabet = {chr(byte): byte for byte in plain}
-    return alphabet | {chr(256 + index): byte for index, byte in enumerate(others)}
+    for index, byte in enumerate(others):
+        alphabet[chr(256 + index)] = byte
+    return alphabet
 
 
 def pieces(tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each token as a reader can see it.
+    """The tokens as readable strings.
 
     · is a space, ⏎ a newline, ⟨e4⟩ one byte of a character that was cut into several tokens.
     """
-    shown = []
+    readable = []
+    unknown_byte = ord("?")
     for token in tokenizer.convert_ids_to_tokens(list(ids)):
         text = tokenizer.decode([tokenizer.convert_tokens_to_ids(token)])
         if "\ufffd" in text:
-            text = "".join(f"⟨{_byte_of().get(c, 63):02x}⟩" for c in token)
-        elif token.startswith("##"):  # WordPiece: goes on without a space
+            bytes_ = [_byte_alphabet().get(character, unknown_byte) for character in token]
+            text = "".join(f"⟨{byte:02x}⟩" for byte in bytes_)
+        elif token.startswith("##"):  # WordPiece's mark for a token that continues a word
             text = token
-        shown.append(text.replace(" ", "·").replace("\n", "⏎") or token)
-    return shown
+        readable.append(text.replace(" ", "·").replace("\n", "⏎") or token)
+    return readable

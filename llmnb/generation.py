@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from llmnb.transformer import Decoder, EncoderDecoder, TransformerConfig
+from llmnb.transformer import Decoder, TransformerConfig
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Sampling:
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
         }
-        for name, (right, wanted) in ranges.items():
-            if not right:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be {wanted}.")
+        for name, (is_valid, description) in ranges.items():
+            if not is_valid:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {description}.")
 
     def filtered(self, logits: Tensor, seen: Tensor) -> Tensor:
         """The scores the draw is made from, fp32, -inf for what is left out: (batch, vocab).
@@ -119,6 +120,7 @@ class KeyValueCache:
 def steps(
     model: Decoder,
     input_ids: Tensor,
+    *,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
@@ -135,39 +137,43 @@ def steps(
         raise ValueError("There are no tokens: input_ids is empty.")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
-    if (total := seq + max_new_tokens) > model.config.n_positions:
+    total = seq + max_new_tokens
+    if total > model.config.n_positions:
         raise ValueError(
             f"{seq} tokens and {max_new_tokens} new ones are more than this model's "
             f"{model.config.n_positions} positions."
         )
-    choose, cache = _Chooser(sampling, batch), None
+    choose = _Chooser(sampling, batch)
+    cache = None
     if use_cache:
         cache = KeyValueCache(model.config, batch, total, like=model.embedding.weight)
-    seen, new = input_ids, input_ids
-    if attention_mask is not None:  # for the penalty: padding repeats the row's last token
-        seen = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+    previous_ids = input_ids  # for the repetition penalty
+    if attention_mask is not None:  # what stands in the padding must not be punished
+        previous_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
+    new_ids = input_ids  # (batch, new tokens)
     for _ in range(max_new_tokens):
-        logits = model(new, attention_mask, cache, last_only=True)
-        next_logits = logits[:, -1]
+        logits = model(new_ids, attention_mask=attention_mask, cache=cache, last_only=True)
+        next_logits = logits[:, -1]  # (batch, vocab)
         if constraint is not None:
             next_logits = constraint.restrict(next_logits)
-        chosen = choose(next_logits, seen)
+        tokens = choose(next_logits, previous_ids)  # (batch,)
         if constraint is not None:
-            constraint.accept(chosen)
-        yield chosen
-        new = chosen[:, None]
+            constraint.accept(tokens)
+        yield tokens
+        new_ids = tokens[:, None]
         if sampling.repetition_penalty != 1:
-            seen = torch.cat((seen, new), dim=1)
-        if not use_cache:  # then everything is read again
-            new = input_ids = torch.cat((input_ids, new), dim=1)
+            previous_ids = torch.cat((previous_ids, new_ids), dim=1)
+        if not use_cache:  # then the whole text is computed again
+            input_ids = torch.cat((input_ids, new_ids), dim=1)
+            new_ids = input_ids
         if attention_mask is not None:
-            ones = torch.ones_like(chosen)[:, None]
-            attention_mask = torch.cat((attention_mask, ones), dim=1)
+            attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)[:, None]), dim=1)
 
 
 def generate(
     model: Decoder,
     input_ids: Tensor,
+    *,
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
@@ -175,72 +181,72 @@ def generate(
 ) -> Tensor:
     """Prompt and new tokens: (batch, seq + new). After a stop id a row goes on with that id."""
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=input_ids.device)
-    columns, last = [input_ids], input_ids.new_zeros(len(input_ids))
-    done = torch.zeros_like(last, dtype=torch.bool)
-    for chosen in steps(model, input_ids, attention_mask, max_new_tokens, sampling):
-        last = torch.where(done, last, chosen)
+    columns = [input_ids]
+    last = input_ids.new_zeros(len(input_ids))
+    is_done = torch.zeros_like(last, dtype=torch.bool)
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling}
+    for tokens in steps(model, input_ids, attention_mask=attention_mask, **options):
+        last = torch.where(is_done, last, tokens)
         columns.append(last[:, None])
-        done = done | torch.isin(last, stops)
-        if done.all():
+        is_done = is_done | torch.isin(last, stops)
+        if is_done.all():
             break
     return torch.cat(columns, dim=1)
 
 
 class _Writer:
-    """Tokens to text, piece by piece: whole characters only, and nothing from a stop string on."""
+    """Tokens to text, in pieces: whole characters only, and nothing from a stop string on."""
 
-    def __init__(self, tokenizer, stop_ids: Sequence[int], stop: Sequence[str]) -> None:
-        self.tokenizer, self.stop_ids, self.stop = tokenizer, set(stop_ids), tuple(stop)
+    def __init__(self, tokenizer, stop_ids: Sequence[int], stop_strings: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = set(stop_ids)
+        self.stop_strings = tuple(stop_strings)
+        self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
-        self.start = self.read = 0  # ids[start:read] are written, and give the rest its context
-        self.shown = 0  # characters of ids[start:] that are written
-        self.held = ""  # could be the beginning of a stop string
-        self.finished = False
+        self.n_characters = 0  # that the decoder has given
+        self.pending = ""  # held back, because it could be the beginning of a stop string
+        self.is_finished = False
 
     def push(self, token: int) -> str:
-        """The text that is certain now; sets `finished` at a stop id or string."""
+        """The text that is certain now; finished at a stop id or a stop string."""
         if token in self.stop_ids:
             return self.close()
         self.ids.append(token)
-        now = self._text()
-        whole = now.rstrip("\ufffd")  # could be the first bytes of a character
-        piece, self.shown = whole[self.shown :], max(self.shown, len(whole))
-        if whole == now:
-            self.start, self.read = self.read, len(self.ids)
-            self.shown = len(self._text())
-        return self._released(piece)
+        piece = self.decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        self.n_characters += len(piece)
+        return self._up_to_a_stop(piece)
 
     def close(self) -> str:
-        """What was held back."""
-        text = self._released(self._text()[self.shown :])
-        text, self.held, self.finished = text + self.held, "", True
+        """What was held back: a possible stop string, and bytes that are no whole character."""
+        text = self.tokenizer.decode(
+            self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        text = self._up_to_a_stop(text[self.n_characters :]) + self.pending
+        self.pending = ""
+        self.is_finished = True
         return text
 
-    def _text(self) -> str:
-        return self.tokenizer.decode(
-            self.ids[self.start :], skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-
-    def _released(self, piece: str) -> str:
-        text = self.held + piece
-        found = [at for each in self.stop if (at := text.find(each)) >= 0]
-        if found:
-            self.finished, self.held = True, ""
-            return text[: min(found)]
-        tails = (text[-n:] for n in range(min(len(text), self._longest()), 0, -1))
-        self.held = next((t for t in tails if any(s.startswith(t) for s in self.stop)), "")
-        return text[: len(text) - len(self.held)]
-
-    def _longest(self) -> int:
-        return max(map(len, self.stop), default=1) - 1
+    def _up_to_a_stop(self, piece: str) -> str:
+        """Pending text and piece, without what is or could become a stop string."""
+        text = self.pending + piece
+        self.pending = ""
+        starts = [text.find(stop) for stop in self.stop_strings if stop in text]
+        if starts:
+            self.is_finished = True
+            return text[: min(starts)]
+        longest = max(map(len, self.stop_strings), default=1) - 1
+        for n in range(min(len(text), longest), 0, -1):
+            if any(stop.startswith(text[-n:]) for stop in self.stop_strings):
+                self.pending = text[-n:]
+                return text[:-n]
+        return text
 
 
 def stop_ids_of(tokenizer) -> list[int]:
     """The ids that end a text or a turn: EOS, <|endoftext|>, <|im_end|>, where they exist."""
-    known = tokenizer.get_vocab()
-    names = ("<|endoftext|>", "<|im_end|>")
-    found = {known[name] for name in names if name in known} | {tokenizer.eos_token_id}
-    return sorted(found - {None})
+    vocabulary = tokenizer.get_vocab()
+    ids = {tokenizer.eos_token_id, vocabulary.get("<|endoftext|>"), vocabulary.get("<|im_end|>")}
+    return sorted(ids - {None})
 
 
 def stream(
@@ -251,10 +257,10 @@ def stream(
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """The continuation of a prompt, in pieces, as it is made. Raises ValueError if it is empty."""
-    for row in _written(model, tokenizer, [prompt], max_new_tokens, sampling, stop):
-        if row[0]:
-            yield row[0]
+    """The continuation of a prompt, piece by piece. Raises ValueError for an empty prompt."""
+    for (piece,) in _pieces(model, tokenizer, [prompt], max_new_tokens, sampling, stop):
+        if piece:
+            yield piece
 
 
 def complete(
@@ -270,78 +276,39 @@ def complete(
         raise ValueError("prompts is one string; give a list of them.")
     texts = [""] * len(prompts)
     if prompts:
-        for row in _written(model, tokenizer, prompts, max_new_tokens, sampling, stop):
-            texts = [text + piece for text, piece in zip(texts, row, strict=True)]
+        for pieces in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop):
+            texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     return texts
 
 
-def _written(model, tokenizer, prompts, max_new_tokens, sampling, stop) -> Iterator[list[str]]:
+def _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop) -> Iterator[list[str]]:
     """The new piece of each row's text, step by step, until every row has stopped."""
-    stop = [stop] if isinstance(stop, str) else list(stop)
-    if "" in stop:
+    stop_strings = [stop] if isinstance(stop, str) else list(stop)
+    if "" in stop_strings:
         raise ValueError("A stop string is empty: everything would stop before it begins.")
     ids, mask = padded(tokenizer, prompts, model.embedding.weight.device)
-    writers = [_Writer(tokenizer, stop_ids_of(tokenizer), stop) for _ in prompts]
-    masked = mask if len(prompts) > 1 else None  # alone, there is no padding: a faster way
-    for chosen in steps(model, ids, masked, max_new_tokens, sampling):
-        pairs = zip(writers, chosen.tolist(), strict=True)
-        yield ["" if writer.finished else writer.push(token) for writer, token in pairs]
-        if all(writer.finished for writer in writers):
+    if len(prompts) == 1:  # without padding no mask is needed, and that is faster
+        mask = None
+    stop_ids = stop_ids_of(tokenizer)
+    writers = [_Writer(tokenizer, stop_ids, stop_strings) for _ in prompts]
+    for tokens in steps(
+        model, ids, attention_mask=mask, max_new_tokens=max_new_tokens, sampling=sampling
+    ):
+        pieces = []
+        for writer, token in zip(writers, tokens.tolist(), strict=True):
+            pieces.append("" if writer.is_finished else writer.push(token))
+        yield pieces
+        if all(writer.is_finished for writer in writers):
             return
-    yield ["" if writer.finished else writer.close() for writer in writers]
+    yield ["" if writer.is_finished else writer.close() for writer in writers]
 
 
 def padded(tokenizer, prompts: Sequence[str], device=None) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask of prompts, padded on the left: (batch, seq) each."""
     rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    if empty := [number for number, row in enumerate(rows) if not row]:
-        raise ValueError(f"Prompt {empty[0]} is empty: give the beginning of a text.")
+    if [] in rows:
+        raise ValueError(f"Prompt {rows.index([])} is empty: give the beginning of a text.")
     width = max(map(len, rows))
     ids = [[row[0]] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-@torch.inference_mode()
-def beam_search(
-    model: EncoderDecoder,
-    source: Tensor,
-    start_id: int,
-    stop_id: int,
-    beams: int = 4,
-    max_new_tokens: int = 64,
-    length_penalty: float = 1.0,
-) -> tuple[list[int], float]:
-    """The best target found for one source, (1, seq): its ids without start and stop, its score.
-
-    Keeps the `beams` best beginnings; a text, cut at max_new_tokens or not, scores
-    log P / length^length_penalty, its stop token counted. Source: Wu et al. 2016, section 7.
-    """
-    if beams < 1 or max_new_tokens < 1:
-        raise ValueError(f"beams is {beams}, max_new_tokens {max_new_tokens}: at least 1 of each.")
-    if length_penalty < 0:
-        raise ValueError(f"length_penalty is {length_penalty}; it is 0 or more.")
-    encoded = model.encode(source)
-    rows = torch.tensor([[start_id]], device=source.device)  # (beams, seq)
-    scores = torch.zeros(1, device=source.device)  # log P of each row
-    finished: list[tuple[float, list[int]]] = []
-    limit = max_new_tokens**length_penalty
-    for length in range(1, max_new_tokens + 1):
-        logits = model.decode(rows, encoded.expand(len(rows), -1, -1))[:, -1].float()
-        totals = scores[:, None] + logits.log_softmax(dim=-1)  # (beams, vocab)
-        best = totals.flatten().topk(min(beams, totals.numel()))
-        going: list[tuple[float, list[int]]] = []
-        for score, index in zip(*map(Tensor.tolist, best), strict=True):
-            row, token = divmod(index, totals.shape[1])
-            ids = [*rows[row].tolist(), token]
-            if token == stop_id:
-                finished.append((score / length**length_penalty, ids[1:-1]))
-            else:
-                going.append((score, ids))
-        if not going or (finished and max(finished)[0] >= going[0][0] / limit):
-            break  # what still grows can only lose probability
-        rows = torch.tensor([ids for _, ids in going], device=source.device)
-        scores = torch.tensor([score for score, _ in going], device=source.device)
-    # A text that is still growing at the last step may be better than a poor early end.
-    score, ids = max(finished + [(score / limit, ids[1:]) for score, ids in going])
-    return ids, score

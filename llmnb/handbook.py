@@ -42,14 +42,14 @@ class Question:
 
 def passages() -> list[Passage]:
     """All passages: the documents by name, in each of them from top to bottom."""
-    found = []
+    result = []
     for file in sorted(FOLDER.glob("*.md")):
         first, _, body = file.read_text(encoding="utf-8").partition("\n")
         for heading, text in _PASSAGE.findall(body):
             slug = re.sub(r"[^a-z0-9]+", "-", heading.lower()).strip("-")
-            line = " ".join(text.split())
-            found.append(Passage(f"{file.stem}#{slug}", first.removeprefix("# "), heading, line))
-    return found
+            title, text = first.removeprefix("# "), " ".join(text.split())
+            result.append(Passage(f"{file.stem}#{slug}", title, heading, text))
+    return result
 
 
 def questions() -> list[Question]:

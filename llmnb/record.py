@@ -1,4 +1,7 @@
-"""record("accuracy", 0.84, low=0.82, high=0.86): a result worth comparing across runs."""
+"""Results worth comparing across runs, such as record("accuracy", 0.84, low=0.82, high=0.86).
+
+llmnb.report reads them from the notebooks' outputs.
+"""
 
 import json
 import math
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 METRIC_MIME = "application/vnd.llmnb.metric+json"
-RUN_MIME = "application/vnd.llmnb.run+json"  # what a run says of itself: profile, device, dtype
+RUN_MIME = "application/vnd.llmnb.run+json"  # a run's profile, device and dtype
 
 _NAME = re.compile(r"[A-Za-z][\w.:/ -]{0,79}")
 
@@ -20,7 +23,7 @@ def record(
     low: float | None = None,
     high: float | None = None,
 ) -> None:
-    """Show one metric as a tidy line, and leave it where a report finds it.
+    """Show one metric as a line, and store it in the cell's output for the report.
 
     better: "higher" or "lower"; low, high: the interval, both or neither.
     Raises ValueError for a name, value or interval that no report could compare.
@@ -34,12 +37,16 @@ def benchmark(name: str) -> dict[str, Any]:
 
     Raises FileNotFoundError for one that isn't stored.
     """
-    here = Path(__file__).parent
-    folders = (here / "benchmarks", here.parent / "benchmarks" / "results")  # in a wheel; a clone
-    for file in (folder / f"{name}.json" for folder in folders):
+    package = Path(__file__).parent
+    in_wheel = package / "benchmarks"
+    in_clone = package.parent / "benchmarks" / "results"
+    for folder in (in_wheel, in_clone):
+        file = folder / f"{name}.json"
         if file.is_file():
             return json.loads(file.read_text(encoding="utf-8"))
-    raise FileNotFoundError(f"No result of a benchmark {name!r} is stored in {folders}.")
+    raise FileNotFoundError(
+        f"No result of a benchmark {name!r} is stored in {in_wheel} or {in_clone}."
+    )
 
 
 def describe(metric: dict) -> str:
@@ -78,11 +85,13 @@ def _checked(name, value, better, unit, low, high) -> dict:
     if (low is None) != (high is None):
         raise ValueError(f"{name}: give both ends of the interval, low and high, or neither.")
     if not isinstance(value, (int, float)) and not hasattr(value, "__float__"):
-        raise ValueError(f"{name}: {value!r} is no number.")
+        raise ValueError(f"{name}: the value is {value!r}, which is no number.")
     numbers = [float(number) for number in (value, low, high) if number is not None]
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name}: {numbers} holds a number that is not finite.")
-    if low is not None and not numbers[1] <= numbers[0] <= numbers[2]:
+        raise ValueError(f"{name}: {numbers} contains a number that is not finite.")
+    metric = {"name": name, "value": numbers[0], "better": better, "unit": unit}
+    if low is None:
+        return metric | {"low": None, "high": None}
+    if value < low or value > high:
         raise ValueError(f"{name}: {value} lies outside its interval [{low}, {high}].")
-    value, low, high = numbers if low is not None else (numbers[0], None, None)
-    return {"name": name, "value": value, "better": better, "unit": unit, "low": low, "high": high}
+    return metric | {"low": numbers[1], "high": numbers[2]}

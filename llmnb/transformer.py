@@ -1,15 +1,14 @@
 """The Transformer in its three shapes: encoder, decoder, encoder-decoder (notebook 02).
 
-One set of parts; a configuration says which of them a family takes. The same code runs published
-BERT, GPT-2, Llama and Qwen3 weights.
+All families share these parts, and a configuration chooses among them. The same code runs published
+BERT, GPT-2, Llama and Qwen3 weights. Attention itself is in attention.py, the names of published
+weights are in checkpoints.py, and decoding is in generation.py.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmnb import checkpoints
@@ -21,83 +20,19 @@ from llmnb.attention import (
     rotary_positions,
     sinusoidal_positions,
 )
+from llmnb.transformer_config import ACTIVATIONS, FAMILIES, TransformerConfig
 
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # not the same: GPT-2 learned with it
-    "relu": F.relu,
-    "swiglu": F.silu,  # on a gate that multiplies
-}
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Everything that decides what a Transformer computes, weights apart."""
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    d_ff: int
-    n_positions: int  # the longest sequence it is made for
-    positions: str = "learned"  # learned | sinusoidal | rotary
-    norm: str = "layer"  # layer | rms
-    norm_first: bool = True  # normalize what goes into a layer, not what comes out
-    activation: str = "gelu_tanh"  # gelu | gelu_tanh | relu | swiglu
-    bias: bool = True
-    norm_eps: float = 1e-5
-    n_kv_heads: int | None = None  # None: as many as n_heads
-    head_dim: int | None = None  # None: d_model / n_heads
-    qk_norm: bool = False
-    rope_theta: float = 10_000.0
-    n_token_types: int = 0
-    tied: bool = True  # the output matrix is the embedding matrix
-    family: str | None = None  # bert | gpt2 | llama | qwen3: whose checkpoints fit
-
-    def __post_init__(self) -> None:
-        """Raises ValueError for a choice that doesn't exist, or sizes that can't be."""
-        choices = {"positions": ("learned", "sinusoidal", "rotary"), "norm": ("layer", "rms")}
-        choices["activation"] = tuple(ACTIVATIONS)
-        for name, known in choices.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1.")
-        width = {"rotary": self.heads[2], "sinusoidal": self.d_model}.get(self.positions, 0)
-        if width % 2:
-            raise ValueError(f"{self.positions} positions need pairs of dimensions, not {width}.")
-
-    @property
-    def heads(self) -> tuple[int, int, int]:
-        """Query heads, key/value heads, and the dimensions of each."""
-        head_dim = self.head_dim or self.d_model // self.n_heads
-        return self.n_heads, self.n_kv_heads or self.n_heads, head_dim
-
-    @classmethod
-    def of(cls, family: str, **sizes: Any) -> Self:
-        """A configuration in the manner of a family: bert, gpt2, llama, qwen3, original."""
-        if family not in FAMILIES:
-            raise ValueError(f"family is {family!r}; choose one of {', '.join(FAMILIES)}.")
-        named = {} if family == "original" else {"family": family}
-        return cls(**(FAMILIES[family] | named | sizes))
-
-
-_MODERN = {"positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False}
-FAMILIES: dict[str, dict[str, Any]] = {
-    # Vaswani et al. 2017
-    "original": {"positions": "sinusoidal", "norm_first": False, "activation": "relu"},
-    # Devlin et al. 2019
-    "bert": {"norm_first": False, "activation": "gelu", "norm_eps": 1e-12, "n_token_types": 2},
-    "gpt2": {},  # Radford et al. 2019
-    "llama": _MODERN | {"tied": False},  # Touvron et al. 2023
-    "qwen3": _MODERN | {"qk_norm": True, "norm_eps": 1e-6},  # Yang et al. 2025
-}
+__all__ = ["FAMILIES", "Block", "Decoder", "Encoder", "EncoderDecoder", "TransformerConfig"]
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
     kind = nn.LayerNorm if config.norm == "layer" else RMSNorm
     return kind(config.d_model, eps=config.norm_eps)
+
+
+def _final_norm(config: TransformerConfig) -> nn.Module:
+    """Where the norms come first, what leaves the last block still needs one."""
+    return _norm(config) if config.norm_first else nn.Identity()
 
 
 class FeedForward(nn.Module):
@@ -114,14 +49,12 @@ class FeedForward(nn.Module):
         gated = config.activation == "swiglu"
         self.gate = nn.Linear(config.d_model, config.d_ff, config.bias) if gated else None
         self.down = nn.Linear(config.d_ff, config.d_model, config.bias)
-        self.packed: nn.Module | None = None  # gate and up in one product: fast_linear
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, seq, d_model) to the same."""
-        if self.gate is None and self.packed is None:
+        if self.gate is None:
             return self.down(self.activation(self.up(x)))
-        gate, up = self.packed(x).chunk(2, dim=-1) if self.packed else (self.gate(x), self.up(x))
-        return self.down(self.activation(gate) * up)
+        return self.down(self.activation(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):
@@ -131,11 +64,12 @@ class Block(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, cross_attention: bool = False) -> None:
-        """cross_attention: between the two, a look at another sequence."""
+        """cross_attention: add attention to another sequence between the two layers."""
         super().__init__()
         sizes = (config.d_model, config.n_heads, config.n_kv_heads, config.head_dim, config.bias)
+        qk_norm_eps = config.norm_eps if config.qk_norm else None
         self.norm_first = config.norm_first
-        self.attention = MultiHeadAttention(*sizes, config.norm_eps if config.qk_norm else None)
+        self.attention = MultiHeadAttention(*sizes, qk_norm_eps=qk_norm_eps)
         self.attention_norm = _norm(config)
         self.cross_attention = MultiHeadAttention(*sizes) if cross_attention else None
         self.cross_norm = _norm(config) if cross_attention else None
@@ -145,6 +79,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        *,
         mask: Tensor | None = None,
         causal: bool = False,
         rotation: Rotation | None = None,
@@ -152,16 +87,20 @@ class Block(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
-        """x: (batch, seq, d_model) to the same; context: (batch, other seq, d_model)."""
-        x = self._add(x, self.attention_norm, self.attention, None, mask, causal, rotation, cache)
+        """(batch, seq, d_model) to the same; context: (batch, other seq, d_model)."""
+        options = {"mask": mask, "causal": causal, "rotation": rotation, "cache": cache}
+        x = self._add(x, self.attention_norm, self.attention, **options)
         if self.cross_attention is not None:
-            x = self._add(x, self.cross_norm, self.cross_attention, context, context_mask)
+            x = self._add(
+                x, self.cross_norm, self.cross_attention, context=context, mask=context_mask
+            )
         return self._add(x, self.feed_forward_norm, self.feed_forward)
 
-    def _add(self, x: Tensor, norm: nn.Module, layer: nn.Module, *options) -> Tensor:
+    def _add(self, x: Tensor, norm: nn.Module, layer: nn.Module, **options) -> Tensor:
+        """The residual connection around a layer, with its norm inside or outside."""
         if self.norm_first:
-            return x + layer(norm(x), *options)
-        return norm(x + layer(x, *options))
+            return x + layer(norm(x), **options)
+        return norm(x + layer(x, **options))
 
 
 class _Model(nn.Module):
@@ -177,7 +116,7 @@ class _Model(nn.Module):
             self.position_embedding = nn.Embedding(config.n_positions, config.d_model)
 
     def initialize(self) -> None:
-        """Small random matrices, biases 0, tied weights tied. Source: Radford et al. 2018, 4.1."""
+        """Small random matrices and biases of 0. Source: Radford et al. 2018, section 4.1."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -193,7 +132,9 @@ class _Model(nn.Module):
         """
         if not input_ids.numel():
             raise ValueError("There are no tokens: input_ids is empty.")
-        if (total := before + input_ids.shape[1]) > (limit := self.config.n_positions):
+        total = before + input_ids.shape[1]
+        limit = self.config.n_positions
+        if total > limit:
             raise ValueError(f"{total} tokens are more than this model's {limit} positions.")
         x = self.embedding(input_ids)
         if self.config.positions == "learned":
@@ -202,6 +143,12 @@ class _Model(nn.Module):
             x = x * math.sqrt(self.config.d_model)
             return x + sinusoidal_positions(positions, self.config.d_model).to(x.dtype)
         return x
+
+    def start(self, input_ids: Tensor) -> tuple[Tensor, Rotation | None]:
+        """Embeddings and rotation of whole texts: (batch, seq) to (batch, seq, d_model)."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        x = self.embed(input_ids, positions)
+        return x, self.rotation(positions, x.dtype)
 
     def rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         """Cosines and sines for rotary positions, (…, 1, seq, head_dim); None for other ones."""
@@ -216,10 +163,10 @@ class _Model(nn.Module):
         dtype: auto | bf16 | fp16 | fp32. Raises AssetError for another architecture.
         """
 
-        def make(family: str, settings: dict) -> Self:
+        def build(family: str, settings: dict) -> Self:
             return cls(TransformerConfig.of(family, **settings))
 
-        return checkpoints.load(make, cls.families, name, dtype, device)
+        return checkpoints.load(build, cls.families, name, dtype, device)
 
 
 class Encoder(_Model):
@@ -235,12 +182,13 @@ class Encoder(_Model):
         # BERT normalizes what goes into the stack; with the norm first, what comes out of it.
         self.embedding_norm = _norm(config) if config.family == "bert" else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = _norm(config) if config.norm_first else nn.Identity()
+        self.norm = _final_norm(config)
         self.initialize()
 
     def forward(
         self,
         input_ids: Tensor,
+        *,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
@@ -248,16 +196,14 @@ class Encoder(_Model):
 
         attention_mask: (batch, seq), 1 for tokens and 0 for padding; token_type_ids: (batch, seq).
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        x = self.embed(input_ids, positions)
+        x, rotation = self.start(input_ids)
         if self.config.n_token_types:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             x = x + self.token_type_embedding(types)
         x = self.embedding_norm(x)
         mask = padding_mask(attention_mask)
-        rotation = self.rotation(positions, x.dtype)
         for block in self.blocks:
-            x = block(x, mask, rotation=rotation)
+            x = block(x, mask=mask, rotation=rotation)
         return self.norm(x)
 
 
@@ -273,13 +219,14 @@ class Decoder(_Model):
         """Random weights, see `initialize`."""
         super().__init__(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-        self.norm = _norm(config) if config.norm_first else nn.Identity()
+        self.norm = _final_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.initialize()
 
     def forward(
         self,
         input_ids: Tensor,
+        *,
         attention_mask: Tensor | None = None,
         cache=None,
         last_only: bool = False,
@@ -291,7 +238,8 @@ class Decoder(_Model):
         """
         seq = input_ids.shape[1]
         start = cache.length if cache is not None else 0
-        mask, causal = padding_mask(attention_mask), seq > 1  # one token may see all before it
+        mask = padding_mask(attention_mask)
+        causal = seq > 1  # a single token may see everything before it
         if attention_mask is None:
             positions = torch.arange(start, start + seq, device=input_ids.device)
         else:  # counted from each row's first token
@@ -299,8 +247,8 @@ class Decoder(_Model):
         x = self.embed(input_ids, positions, start)
         rotation = self.rotation(positions, x.dtype)
         for number, block in enumerate(self.blocks):
-            layer = None if cache is None else cache.layers[number]
-            x = block(x, mask, causal, rotation, layer)
+            layer_cache = None if cache is None else cache.layers[number]
+            x = block(x, mask=mask, causal=causal, rotation=rotation, cache=layer_cache)
         if cache is not None:
             cache.length += seq
         x = self.norm(x[:, -1:] if last_only else x)
@@ -308,7 +256,7 @@ class Decoder(_Model):
 
 
 class EncoderDecoder(_Model):
-    """One text in, another out: the decoder's blocks also look at what the encoder made.
+    """One text in, another out: the decoder's blocks also attend to the encoder's output.
 
     Source: Vaswani et al. 2017, section 3.1. One vocabulary serves both sides (section 3.4).
     """
@@ -318,30 +266,33 @@ class EncoderDecoder(_Model):
         super().__init__(config)
         layers = range(config.n_layers)
         self.encoder = nn.ModuleList(Block(config) for _ in layers)
+        self.encoder_norm = _final_norm(config)
         self.decoder = nn.ModuleList(Block(config, cross_attention=True) for _ in layers)
-        after = [_norm(config) if config.norm_first else nn.Identity() for _ in range(2)]
-        self.encoder_norm, self.decoder_norm = after
+        self.decoder_norm = _final_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.initialize()
 
-    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    def encode(self, source: Tensor, *, source_mask: Tensor | None = None) -> Tensor:
         """source: (batch, seq) to (batch, seq, d_model); source_mask: 1 token, 0 padding."""
-        positions = torch.arange(source.shape[1], device=source.device)
-        x = self.embed(source, positions)
-        mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
+        x, rotation = self.start(source)
+        mask = padding_mask(source_mask)
         for block in self.encoder:
-            x = block(x, mask, False, rotation)
+            x = block(x, mask=mask, rotation=rotation)
         return self.encoder_norm(x)
 
-    def decode(self, target: Tensor, encoded: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    def decode(
+        self, target: Tensor, encoded: Tensor, *, source_mask: Tensor | None = None
+    ) -> Tensor:
         """target: (batch, seq) to the next tokens' logits: (batch, seq, vocab)."""
-        positions = torch.arange(target.shape[1], device=target.device)
-        x = self.embed(target, positions)
-        mask, rotation = padding_mask(source_mask), self.rotation(positions, x.dtype)
+        x, rotation = self.start(target)
+        mask = padding_mask(source_mask)
         for block in self.decoder:
-            x = block(x, None, True, rotation, None, encoded, mask)
+            x = block(x, causal=True, rotation=rotation, context=encoded, context_mask=mask)
         return self.head(self.decoder_norm(x))
 
-    def forward(self, source: Tensor, target: Tensor, source_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, source: Tensor, target: Tensor, *, source_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of each target token's successor: (batch, target seq, vocab)."""
-        return self.decode(target, self.encode(source, source_mask), source_mask)
+        encoded = self.encode(source, source_mask=source_mask)
+        return self.decode(target, encoded, source_mask=source_mask)

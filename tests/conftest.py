@@ -1,7 +1,10 @@
 """What tests share: a cache of their own where they write, the real one where they read."""
 
+import importlib.util
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,10 +12,38 @@ from pathlib import Path
 
 import pytest
 
-from llmnb import models
+from llmnb import hardware, models
+from llmnb.runs import parameters
 
+hardware.share_the_cpu()
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = parameters.notebooks_in(ROOT / "notebooks")
+PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")
+CLOSED_PROXY = dict.fromkeys(PROXY_VARIABLES, "http://127.0.0.1:9")  # nobody listens there
+
+
+def disagreements(metrics: dict[str, dict], path: Path) -> list[str]:
+    """How a smoke run's metrics differ from tests/expected/NN.smoke.json."""
+    file = ROOT / "tests/expected" / f"{parameters.number_of(path)}.smoke.json"
+    expected = json.loads(file.read_text())
+    messages = [f"{name} is missing" for name in expected.keys() - metrics.keys()]
+    messages += [f"{name} is new" for name in metrics.keys() - expected.keys()]
+    for name in metrics.keys() & expected.keys():
+        if "machine" in expected[name]:  # a speed: it must be there, but any value will do
+            continue
+        value = metrics[name]["value"]
+        target = expected[name]["value"]
+        tolerance = expected[name]["tolerance"]
+        if abs(value - target) > tolerance:
+            messages.append(f"{name} is {value}, expected {target} ± {tolerance}")
+    return messages
+
+
+def can_run_jupyterlab() -> bool:
+    """Whether tests/test_jupyterlab.py can run here."""
+    has_browser = shutil.which("chromium") or shutil.which("google-chrome")
+    has_packages = all(importlib.util.find_spec(name) for name in ("playwright", "jupyterlab"))
+    return bool(has_browser) and has_packages
 
 
 def pytest_collection_modifyitems(items):
@@ -20,7 +51,7 @@ def pytest_collection_modifyitems(items):
     items.sort(
         key=lambda item: (
             item.get_closest_marker("slow") is not None,
-            "test_notebooks" in item.nodeid,
+            "test_notebooks" in item.nodeid or "test_jupyterlab" in item.nodeid,
         )
     )
 

@@ -207,9 +207,9 @@ def test_the_real_assets_load(decoder, encoder):
 
 @pytest.mark.slow
 def test_a_model_of_the_wrong_kind_is_refused():
-    with pytest.raises(AssetError, match="it is BertModel, and a decoder is wanted"):
+    with pytest.raises(AssetError, match="it is BertModel, but a decoder is wanted"):
         models.load_decoder("all-MiniLM-L6-v2")
-    with pytest.raises(AssetError, match="it is LlamaForCausalLM, and an encoder is wanted"):
+    with pytest.raises(AssetError, match="it is LlamaForCausalLM, but an encoder is wanted"):
         models.load_encoder("SmolLM2-135M-Instruct-q4_1")
 
 

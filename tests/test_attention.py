@@ -1,6 +1,7 @@
 """Attention against PyTorch's own, transformers' rotary positions, and loops over the formulas."""
 
 import cmath
+import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama import modeling_llama
 
-from llmnb import attention
+from llmnb import attention, fast_linear
 from llmnb.attention import MultiHeadAttention, attend, causal_mask, recording, rotary_positions
 
 HALF = {torch.bfloat16: 2e-2, torch.float16: 4e-3}
@@ -29,7 +30,9 @@ CASES = {
     "one row for all queries": (4, 6, lambda q, k: random_mask(1, k)),
     "one a text": (4, 6, lambda q, k: random_mask(2, 1, q, k)),
     "one a head": (4, 6, lambda q, k: random_mask(4, q, k)),
+    "one query": (1, 7, lambda q, k: None),
     "one query, padding": (1, 7, lambda q, k: padding(k)),
+    "one query, one a head": (1, 7, lambda q, k: random_mask(2, 4, q, k)),
 }
 
 
@@ -42,8 +45,7 @@ def padding(keys):
 
 
 def random_mask(*shape):
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.rand(shape, generator=generator) > 0.4
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.4
     mask[..., 0] = True
     return mask
 
@@ -75,6 +77,14 @@ def by_formula(query, key, value, mask=None):
     return attention.scaled_dot_product_attention(query, key, value, mask)[0]
 
 
+FUSED = (
+    attend,
+    lambda query, key, value, mask=None, causal=False: fast_linear.attend(
+        query, key, value, mask, causal
+    ),
+)
+
+
 def fused(query, key, value, mask=None):
     """PyTorch's, the grouped heads written out."""
     groups = query.shape[1] // key.shape[1]
@@ -82,41 +92,31 @@ def fused(query, key, value, mask=None):
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_the_formula_equals_pytorchs_attention_in_values_and_gradients(case, dtype):
-    queries, keys, make = CASES[case]
-    mask, parts = make(queries, keys), inputs(queries, keys, dtype)
-    ours = output_and_gradients(lambda *qkv: by_formula(*qkv, mask), parts)
-    theirs = output_and_gradients(lambda *qkv: fused(*qkv, mask), parts)
-    assert all(tensor.dtype == dtype for tensor in ours)
-    assert difference(ours, theirs) <= TOLERANCE[dtype]
+# Every mask with every way and every number of heads; every dtype with every way.
+PAIRS = [(case, dtype, 4) for case in CASES for dtype in (torch.float32, torch.bfloat16)]
+PAIRS += [(case, torch.float32, kv_heads) for case in CASES for kv_heads in (2, 1)]
+PAIRS += [(case, dtype, 4) for case in ("causal", "padding") for dtype in TOLERANCE]
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("case", CASES)
-def test_the_fast_path_equals_pytorchs_attention_with_heads_repeated(case, dtype, kv_heads):
+@pytest.mark.parametrize(("case", "dtype", "kv_heads"), dict.fromkeys(PAIRS), ids=str)
+def test_every_way_equals_pytorchs_attention_in_values_and_gradients(case, dtype, kv_heads):
     queries, keys, make = CASES[case]
     mask, parts = make(queries, keys), inputs(queries, keys, dtype, kv_heads)
-    ours = output_and_gradients(lambda *qkv: attend(*qkv, mask), parts)
     theirs = output_and_gradients(lambda *qkv: fused(*qkv, mask), parts)
-    assert difference(ours, theirs) <= TOLERANCE[dtype] * 4 / kv_heads  # more terms in a gradient
-
-
-@pytest.mark.parametrize("kv_heads", [2, 1])
-def test_one_query_takes_a_mask_a_head_with_grouped_heads(kv_heads):
-    parts, mask = inputs(1, 7, kv_heads=kv_heads), random_mask(2, 4, 1, 7)
-    assert difference(attend(*parts, mask), fused(*parts, mask)) <= 1e-6
+    for function in (by_formula, *FUSED) if kv_heads == 4 else FUSED:
+        ours = output_and_gradients(functools.partial(function, mask=mask), parts)
+        assert all(tensor.dtype == dtype for tensor in ours)
+        assert difference(ours, theirs) <= TOLERANCE[dtype] * 4 / kv_heads  # more terms are summed
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-@pytest.mark.parametrize("queries", [1, 6])
-def test_the_fast_paths_causal_is_the_causal_mask(queries, kv_heads):
-    parts = inputs(queries, queries, kv_heads=kv_heads)
-    ours = output_and_gradients(lambda *qkv: attend(*qkv, causal=True), parts)
-    theirs = output_and_gradients(lambda *qkv: fused(*qkv, causal_mask(queries)), parts)
-    assert difference(ours, theirs) <= 1e-6
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (6, 6), (3, 7), (1, 7)])
+def test_causal_is_the_causal_mask(queries, keys, kv_heads):
+    parts = inputs(queries, keys, kv_heads=kv_heads)
+    theirs = output_and_gradients(lambda *qkv: fused(*qkv, causal_mask(queries, keys)), parts)
+    for function in FUSED:
+        ours = output_and_gradients(functools.partial(function, causal=True), parts)
+        assert difference(ours, theirs) <= 1e-6
 
 
 def test_weights_are_a_distribution_over_what_may_be_seen():
@@ -135,9 +135,13 @@ def test_a_hand_worked_query():
     assert weights.tolist() == [pytest.approx([0.25, 0.75])] and output.item() == pytest.approx(5)
 
 
-@pytest.mark.parametrize(("function", "kv_heads"), [(by_formula, 4), (attend, 4), (attend, 2)])
-@pytest.mark.parametrize("queries", [1, 5])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("function", "kv_heads"),
+    [(by_formula, 4), (attend, 4), (attend, 2), (FUSED[1], 4), (FUSED[1], 2)],
+)
+@pytest.mark.parametrize(
+    ("queries", "dtype"), [(1, torch.float32), *((5, dtype) for dtype in TOLERANCE)], ids=str
+)
 def test_a_query_that_sees_nothing_gets_zeros_and_no_nan(function, kv_heads, queries, dtype):
     parts = inputs(queries, 7, dtype, kv_heads)
     mask = random_mask(2, 1, queries, 7)
@@ -150,7 +154,7 @@ def test_a_query_that_sees_nothing_gets_zeros_and_no_nan(function, kv_heads, que
         assert (function(*parts, mask)[1] == 0).all()
 
 
-@pytest.mark.parametrize("function", [by_formula, attend])
+@pytest.mark.parametrize("function", [by_formula, *FUSED])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_scores_of_ten_thousands_do_not_overflow(function, dtype):
     query, key, value = (part.detach() for part in inputs(5, 7, dtype, width=64))
@@ -206,9 +210,10 @@ def test_the_layer_equals_pytorchs_with_weights_and_gradients(case):
         attn_mask=~causal_mask(5) if case == "causal" else None,
         average_attn_weights=False,
     )  # fmt: skip
-    fast = ours(x, context, mask, causal=case == "causal")
+    options = {"context": context, "mask": mask, "causal": case == "causal"}
+    fast = ours(x, **options)
     with recording(ours) as weights:
-        formula = ours(x, context, mask, causal=case == "causal")
+        formula = ours(x, **options)
     for output in (fast, formula):
         assert difference(output, theirs) <= 1e-12
         gradients = torch.autograd.grad(output.pow(2).sum(), [x, ours.key.weight])
@@ -231,9 +236,11 @@ def test_grouped_heads_are_repeated_key_and_value_projections(queries, kv_heads)
             state[f"{name}.{kind}"] = heads.repeat_interleave(4 // kv_heads, dim=0).flatten(0, 1)
     whole.load_state_dict(state)
     x, context = torch.randn(2, queries, 16), torch.randn(2, 7, 16)
-    assert difference(grouped(x, context, padding(7)), whole(x, context, padding(7))) <= 1e-6
+    options = {"context": context, "mask": padding(7)}
+    assert difference(grouped(x, **options), whole(x, **options)) <= 1e-6
     with recording(grouped) as ours, recording(whole) as theirs:
-        grouped(x, context), whole(x, context)
+        grouped(x, context=context)
+        whole(x, context=context)
     assert difference(ours, theirs) <= 1e-6
 
 
@@ -324,10 +331,11 @@ def test_rotary_scores_depend_on_the_distance_alone():
     assert abs(score(7, 3) - score(7, 4)) > 1e-2 < abs(score(7, 3) - score(3, 7))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("kind", [attention.RMSNorm, fast_linear.FastRMSNorm])
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 2**-7), (torch.float32, 4e-6)])
-def test_rms_norm_equals_pytorchs_in_values_and_gradients(dtype, digits, scale):
-    norm = attention.RMSNorm(64, eps=1e-5).to(dtype)
+def test_rms_norm_equals_pytorchs_in_values_and_gradients(dtype, digits, scale, kind):
+    norm = kind(64, eps=1e-5).to(dtype)
     nn.init.normal_(norm.weight, mean=1, generator=torch.Generator().manual_seed(0))
     shape, generator = (2, 5, 64), torch.Generator().manual_seed(1)
     x = (torch.randn(shape, generator=generator) * scale + scale / 3).to(dtype).requires_grad_()

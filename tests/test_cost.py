@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmnb import cost, hardware
+from llmnb.fast_linear import optimize_for_cpu
 from llmnb.transformer import Decoder, Encoder, TransformerConfig
 
 SIZES = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 9}
@@ -189,7 +190,8 @@ def kept_for_backward(model, ids, dtype) -> int:
 @pytest.mark.parametrize("kind", SMALL_DECODERS)
 def test_activations_are_what_the_forward_pass_keeps(kind, dtype):
     """Of more than 256 tokens: shorter ones in bf16 on a CPU keep attention's weights as well."""
-    model, ids = Decoder(SMALL_DECODERS[kind]).train(), torch.randint(2003, (2, 264))
+    model = optimize_for_cpu(Decoder(SMALL_DECODERS[kind])).train()  # as in pretraining
+    ids = torch.randint(2003, (2, 264))
     estimate = cost.training_memory(model.config, 2, 264, dtype=dtype)
     matrices = (*model.blocks.parameters(), model.head.weight)
     copies = 2 * sum(p.numel() for p in matrices if p.dim() == 2) if dtype == "bf16" else 0

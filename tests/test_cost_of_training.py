@@ -1,11 +1,8 @@
 """Time, energy and money of a training, and what this machine can do."""
 
-import time
-
 import pytest
-import torch
 
-from llmnb import cost, hardware
+from llmnb import cost
 from llmnb.transformer import TransformerConfig
 
 
@@ -57,17 +54,9 @@ def test_seconds_and_dollars():
     assert cost.dollars(1800, 3.0) == pytest.approx(1.5)
 
 
-def test_this_machine(monkeypatch, one_thread):
-    monkeypatch.setattr(hardware, "device", lambda: "cpu")
-    fast = cost.measure_flops("fp32", seconds=0.02, size=256)
-    left, product, times = torch.randn(256, 256), torch.empty(256, 256), []
-    for _ in range(50):
-        start = time.perf_counter()
-        torch.mm(left, left, out=product)
-        times.append(time.perf_counter() - start)
-    assert fast == pytest.approx(2 * 256**3 / min(times), rel=0.8)  # other work may be beside it
-    here = cost.this_machine(fast, watts=45)
-    assert (here.peak_flops, here.watts, here.dollars_per_hour) == (fast, 45, 0)
+def test_this_machine():
+    here = cost.this_machine(1e12, watts=45)
+    assert (here.peak_flops, here.watts, here.dollars_per_hour) == (1e12, 45, 0)
     assert here.memory_bytes in cost.machine_memory().values()
 
 

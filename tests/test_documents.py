@@ -1,13 +1,20 @@
-"""Documents of every kind are cut into passages, and no word of them is lost."""
+"""Documents of every kind are cut into passages without losing a word; hostile ones stay text."""
 
 import json
+import re
 
+import hostile
+import pandas as pd
 import pytest
+from nbformat import v4
 
 from llmnb import handbook
 from llmnb.applications import documents
-from llmnb.applications.documents import LONGEST, chunks
+from llmnb.applications.documents import MAX_PASSAGE_CHARACTERS, chunks
+from llmnb.runs import markup
+from llmnb.runs.report import render
 
+HOSTILE = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))
 MARKDOWN = """Before.
 
 # Boats
@@ -53,41 +60,32 @@ LAST = 4
 '''
 
 
-def cells(*pairs):
-    found = [{"cell_type": kind, "source": source, "outputs": ["SECRET"]} for kind, source in pairs]
-    return json.dumps({"cells": found, "nbformat": 4})
-
-
-def found(file, contents):
+def passages_of(file, contents):
     passages, note = chunks(file, contents)
     assert not note
     return [(p.id.partition("#")[2], p.heading, p.text, p.line) for p in passages]
 
 
 def test_markdown_is_cut_at_headings_but_not_in_code():
-    assert found("a.md", MARKDOWN) == [
+    red = "They cost 12.\n\nAnd more.\n\n```python\n# no heading\n```"
+    assert passages_of("a.md", MARKDOWN) == [
         ("boats", "Boats", "Before.", 1),
-        (
-            "red-boats",
-            "Red *boats*",
-            "They cost 12.\n\nAnd more.\n\n```python\n# no heading\n```",
-            7,
-        ),
+        ("red-boats", "Red *boats*", red, 7),
         ("red-boats-2", "Red boats", "Again.", 16),
     ]
 
 
 def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
-    assert found("a.html", PAGE) == [
+    assert passages_of("a.html", PAGE) == [
         ("boats", "Boats", "The red one.", 2),
         ("storm", "Storm", "Stay in.\n\nWait.\n\nthe end", 4),
     ]
     assert {p.title for p in chunks("a.html", PAGE)[0]} == {"Boats & more"}
-    assert found("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all", 1)]
+    assert passages_of("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all", 1)]
 
 
 def test_code_is_cut_at_functions_and_classes():
-    assert found("boats.py", CODE) == [
+    assert passages_of("boats.py", CODE) == [
         ("boats", "boats", '"""About boats."""\n\nLIMIT = 3\n\nLAST = 4', 1),
         ("rent", "rent", '@cache\ndef rent(n):\n    """Rent n."""\n    return n', 6),
         ("boat", "Boat", 'class Boat:\n    """A boat."""\n\n    colour = "red"', 12),
@@ -96,13 +94,14 @@ def test_code_is_cut_at_functions_and_classes():
 
 
 def test_a_notebook_is_read_by_cells_without_outputs():
-    text = cells(
+    sources = [
         ("code", "first()"),
         ("markdown", ["# Boats\n", "\n", "All of them."]),
         ("code", "# no heading\nrent()"),
         ("markdown", "more\n\n## Storm\n\nStay."),
-    )
-    assert found("n.ipynb", text) == [
+    ]
+    cells = [{"cell_type": kind, "source": s, "outputs": ["SECRET"]} for kind, s in sources]
+    assert passages_of("n.ipynb", json.dumps({"cells": cells, "nbformat": 4})) == [
         ("boats", "Boats", "first()", 1),
         ("boats-2", "Boats", "All of them.\n\n# no heading\nrent()\n\nmore", 2),
         ("storm", "Storm", "Stay.", 4),
@@ -110,12 +109,12 @@ def test_a_notebook_is_read_by_cells_without_outputs():
 
 
 def test_plain_text_is_one_passage_while_it_is_short():
-    assert found("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\n\ntwo\nlines", 1)]
+    assert passages_of("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\n\ntwo\nlines", 1)]
     assert chunks("sub/n.txt", "one")[0][0].id == "sub/n.txt#n"
-    assert found("n.txt", " \n\n--- \n") == []
+    assert passages_of("n.txt", " \n\n--- \n") == []
 
 
-def test_windows_lines_and_marks_are_read():
+def test_line_endings_and_byte_order_marks_of_windows_are_read():
     passages, note = documents.read("w.md", b"\xef\xbb\xbf# T\r\n\r\n## H\r\n\r\none\r\ntwo\r\n")
     assert not note and [(p.heading, p.text, p.line) for p in passages] == [("H", "one\ntwo", 5)]
 
@@ -131,10 +130,10 @@ def test_windows_lines_and_marks_are_read():
         ("a.ipynb", "[" * 100_000, "Error"),
     ],
 )
-def test_what_does_not_parse_is_plain_text_and_said(file, contents, kind):
+def test_a_document_that_does_not_parse_is_read_as_plain_text_with_a_note(file, contents, kind):
     passages, note = chunks(file, contents)
     assert "plain text" in note and kind in note
-    assert passages == chunks("a.txt", contents)[0] or passages[0].text == contents[:LONGEST]
+    assert [p.text for p in passages] == [p.text for p in chunks("a.txt", contents)[0]]
 
 
 @pytest.mark.parametrize("gap", ["\n\n", ". ", " ", "", "。"])
@@ -142,10 +141,10 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
     text = gap.join(f"Word{n}" for n in range(2000))
     passages, _ = chunks("a.md", f"# T\n\n## Long\n\n{text}\n\n## Short\n\nHere.")
     assert len(passages) > 8 and passages[-1].heading == "Short"
-    assert max(len(p.text) for p in passages) <= LONGEST
-    assert min(len(p.text) for p in passages[:-2]) > LONGEST / 2
-    together = "".join("".join(p.text.split()) for p in passages[:-1])
-    assert together == "".join(text.split())
+    sizes = [len(p.text) for p in passages[:-2]]
+    assert min(sizes) > MAX_PASSAGE_CHARACTERS / 2 and max(sizes) <= MAX_PASSAGE_CHARACTERS
+    joined = "".join("".join(p.text.split()) for p in passages[:-1])
+    assert joined == "".join(text.split())
     assert len({p.id for p in passages}) == len(passages)
     if gap == "\n\n":  # paragraphs stay whole, and the line is that of the first
         lines = [5 + 2 * int(p.text.partition("\n")[0][4:]) for p in passages[:-1]]
@@ -153,10 +152,44 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
 
 
 def test_the_handbook_gives_its_own_passages():
-    ours = []
+    passages = []
     for file in sorted(handbook.FOLDER.glob("*.md")):
-        ours += documents.read(file.name, file.read_bytes())[0]
-    theirs = handbook.passages()
-    assert [p.id.replace(".md#", "#") for p in ours] == [p.id for p in theirs]
-    assert [" ".join(p.text.split()) for p in ours] == [p.text for p in theirs]
-    assert [(p.title, p.heading) for p in ours] == [(p.title, p.heading) for p in theirs]
+        passages += documents.read(file.name, file.read_bytes())[0]
+    ours = [
+        (p.id.replace(".md#", "#"), p.title, p.heading, " ".join(p.text.split())) for p in passages
+    ]
+    assert ours == [(p.id, p.title, p.heading, p.text) for p in handbook.passages()]
+
+
+def hostile_page() -> str:
+    """A report of a run whose application repeats every document word for word, in every way."""
+    texts = [document["text"] for document in HOSTILE]
+    outputs = [
+        v4.new_output("stream", name="stdout", text="\n\n".join(texts)),
+        hostile.shown(text_html=pd.DataFrame({"answer": texts})._repr_html_()),
+        *(hostile.shown(text_markdown=text) for text in texts),
+        *(hostile.shown(text_html=text) for text in texts),
+    ]
+    cells = [v4.new_markdown_cell("# T\n\n## A [link](https://example.org)")]
+    cells += [v4.new_code_cell("app.batch(documents)", outputs=outputs)]
+    return render(v4.new_notebook(cells=cells), {}).encode("utf-8", "replace").decode()
+
+
+def test_the_answers_in_hostile_documents_can_be_read_in_a_report():
+    page = hostile_page()
+    assert [document["id"] for document in HOSTILE if document["answer"] not in page] == []
+
+
+@pytest.mark.browser
+def test_hostile_documents_do_nothing_in_a_browser(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
+    clean = hostile_page()
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
+    careless = hostile_page()
+    with hostile.chromium() as browser:
+        for text in (clean, policy.sub("", clean)):  # the cleaner alone must do, too
+            path.write_text(text, "utf-8")
+            hostile.assert_nothing_happened(hostile.watch(browser, path), path)
+        path.write_text(policy.sub("", careless), "utf-8")
+        assert hostile.watch(browser, path)["pwned"]  # this test can fail

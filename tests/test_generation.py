@@ -1,4 +1,4 @@
-"""Generation against one pass, transformers, exhaustive search and the tokenizer's own text."""
+"""Generation against one pass, transformers and the tokenizer's own text."""
 
 import itertools
 import random
@@ -9,8 +9,8 @@ import transformers
 from scipy import stats
 
 from llmnb import generation, models
-from llmnb.generation import KeyValueCache, Sampling, beam_search, complete, generate, steps
-from llmnb.transformer import Decoder, EncoderDecoder, TransformerConfig
+from llmnb.generation import KeyValueCache, Sampling, complete, generate, steps
+from llmnb.transformer import Decoder, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ASSET = "SmolLM2-135M-Instruct-q4_1"
@@ -64,8 +64,8 @@ def reciting(tokenizer, text, n_positions=128):
 def written(tokenizer, ids, stop=()):
     """The pieces of these ids, pushed one by one."""
     writer = generation._Writer(tokenizer, generation.stop_ids_of(tokenizer), stop)
-    pieces = [writer.push(token) for token in ids if not writer.finished]
-    return pieces if writer.finished else [*pieces, writer.close()]
+    pieces = [writer.push(token) for token in ids if not writer.is_finished]
+    return pieces if writer.is_finished else [*pieces, writer.close()]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -82,11 +82,12 @@ def test_a_prompt_read_in_chunks_gives_the_logits_of_one_pass(style, second):
     model, ids = tiny(style), random_ids(2, 20)
     mask = (torch.arange(20) >= 20 - torch.tensor([[20], [second]])).long()
     real, mask = mask.bool(), None if mask.all() else mask
-    whole = model(ids, mask)
+    whole = model(ids, attention_mask=mask)
     for sizes in [(1,) * 20, (5, 1, 14), (19, 1), (3, 17)]:
         cache, parts = KeyValueCache(model.config, 2, 20), []
         for start, end in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
-            parts.append(model(ids[:, start:end], mask if mask is None else mask[:, :end], cache))
+            so_far = mask if mask is None else mask[:, :end]
+            parts.append(model(ids[:, start:end], attention_mask=so_far, cache=cache))
         difference = (torch.cat(parts, dim=1) - whole)[real]
         assert difference.abs().max() < 1e-4 * whole.std() and cache.length == 20
 
@@ -97,12 +98,13 @@ def test_a_prompt_read_in_chunks_gives_the_logits_of_one_pass(style, second):
 def test_a_padded_batch_gives_what_each_row_gives_alone(style, penalty, use_cache):
     model, sampling = tiny(style), Sampling(repetition_penalty=penalty)
     rows = [random_ids(1, n, seed=n) for n in (1, 4, 9, 8)]
-    alone = [generate(model, row, None, 32, sampling)[0, -32:] for row in rows]
+    alone = [generate(model, row, max_new_tokens=32, sampling=sampling)[0, -32:] for row in rows]
     for seed in range(3):  # whatever stands in the padding
         ids, mask = random_ids(4, 9, seed=90 + seed), torch.zeros(4, 9, dtype=torch.long)
         for number, row in enumerate(rows):
             ids[number, 9 - row.shape[1] :], mask[number, 9 - row.shape[1] :] = row[0], 1
-        new = torch.stack(list(steps(model, ids, mask, 32, sampling, use_cache)), dim=1)
+        options = {"max_new_tokens": 32, "sampling": sampling, "use_cache": use_cache}
+        new = torch.stack(list(steps(model, ids, attention_mask=mask, **options)), dim=1)
         assert torch.equal(new, torch.stack(alone))
     assert penalty == 1 or all(len(row.unique()) == 32 for row in alone)  # nothing comes twice
 
@@ -155,12 +157,18 @@ def test_draws_follow_the_filtered_distribution(values):
 
 def test_the_seed_decides_and_each_row_has_its_own():
     model, ids = tiny("llama"), random_ids(3, 6)
-    batch = generate(model, ids, None, 30, Sampling(1.5, seed=5))
-    assert torch.equal(batch, generate(model, ids, None, 30, Sampling(1.5, seed=5)))
+    batch = generate(model, ids, max_new_tokens=30, sampling=Sampling(1.5, seed=5))
+    assert torch.equal(
+        batch, generate(model, ids, max_new_tokens=30, sampling=Sampling(1.5, seed=5))
+    )
     for row in range(3):  # row r of seed 5 is row 0 of seed 5 + r, whatever is beside it
-        alone = generate(model, ids[row : row + 1], None, 30, Sampling(1.5, seed=5 + row))
+        alone = generate(
+            model, ids[row : row + 1], max_new_tokens=30, sampling=Sampling(1.5, seed=5 + row)
+        )
         assert torch.equal(alone[0], batch[row])
-    assert not torch.equal(generate(model, ids[:1], None, 30, Sampling(1.5, seed=6))[0], batch[0])
+    assert not torch.equal(
+        generate(model, ids[:1], max_new_tokens=30, sampling=Sampling(1.5, seed=6))[0], batch[0]
+    )
 
 
 def test_a_bad_setting_is_named():
@@ -217,7 +225,9 @@ def test_stream_and_complete_give_the_text_of_the_ids(tokenizer):
     assert complete(model, tokenizer, prompts, 20) != texts  # greedy
     assert "".join(generation.stream(model, tokenizer, "One", 20, sampling)) == texts[0]
     ids, _ = generation.padded(tokenizer, ["One"])
-    new = generate(model, ids, None, 20, sampling, generation.stop_ids_of(tokenizer))[0]
+    new = generate(
+        model, ids, max_new_tokens=20, sampling=sampling, stop_ids=generation.stop_ids_of(tokenizer)
+    )[0]
     assert tokenizer.decode(new[ids.shape[1] :], skip_special_tokens=True) == texts[0]
 
 
@@ -273,69 +283,6 @@ def test_any_text_is_cut_where_a_stop_string_first_appears(tokenizer):
             if places := [now.index(stop) for stop in stops if stop in now]:
                 break
         assert "".join(written(tokenizer, ids, stops)) == text[: min(places, default=None)]
-
-
-def translator(seed):
-    """Six tokens, 0 the start and 1 the stop; and a source."""
-    torch.manual_seed(seed)
-    sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "n_positions": 40}
-    model = EncoderDecoder(TransformerConfig.of("original", vocab_size=6, **sizes))
-    return loud(model, std=0.5), torch.tensor([[2, 3, 4]])
-
-
-def score_of(model, source, ids, length_penalty):
-    logs = model(source, torch.tensor([[0, *ids[:-1]]]))[0].log_softmax(dim=-1)
-    return logs.gather(1, torch.tensor(ids)[:, None]).sum().item() / len(ids) ** length_penalty
-
-
-def by_hand(model, source, beams, length):
-    going, finished = [()], []
-    for _ in range(length):
-        grown = [(*ids, token) for ids in going for token in range(6)]
-        grown = sorted(grown, key=lambda ids: -score_of(model, source, ids, 0))[:beams]
-        finished += [ids for ids in grown if ids[-1] == 1]
-        going = [ids for ids in grown if ids[-1] != 1]
-    return max(finished + going, key=lambda ids: score_of(model, source, ids, 1))
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2, 11, 34, 38])  # in some, a beam less finds less
-def test_beams_find_what_a_search_by_hand_finds_and_one_beam_is_greedy(seed):
-    model, source = translator(seed)
-    greedy = []
-    while 1 not in greedy and len(greedy) < 5:
-        greedy.append(model(source, torch.tensor([[0, *greedy]]))[0, -1].argmax().item())
-    for beams in (1, 2, 3):
-        found, score = beam_search(model, source, 0, 1, beams, max_new_tokens=5)
-        expected = greedy if beams == 1 else by_hand(model, source, beams, 5)
-        assert found == [token for token in expected if token != 1]
-        assert score == pytest.approx(score_of(model, source, expected, 1), abs=1e-5)
-
-
-@pytest.mark.parametrize("length_penalty", [0, 0.6, 1])
-@pytest.mark.parametrize("seed", range(3))
-def test_enough_beams_find_the_best_of_all(seed, length_penalty):
-    model, source = translator(seed)
-    others = (0, 2, 3, 4, 5)
-    every = [(*ids, 1) for n in range(3) for ids in itertools.product(others, repeat=n)]
-    every += itertools.product(others, repeat=3)  # still unfinished
-    scores = {ids: score_of(model, source, ids, length_penalty) for ids in every}
-    found, score = beam_search(model, source, 0, 1, 6**3, 3, length_penalty)
-    assert tuple(found) == tuple(token for token in max(scores, key=scores.get) if token != 1)
-    assert score == pytest.approx(max(scores.values()), abs=1e-5)
-    for beams in (1, 2, 3, 5):  # fewer find nothing better
-        assert beam_search(model, source, 0, 1, beams, 3, length_penalty)[1] <= score + 1e-5
-    with pytest.raises(ValueError, match="beams is 0"):
-        beam_search(model, source, 0, 1, beams=0)
-    with pytest.raises(ValueError, match="length_penalty is -1"):
-        beam_search(model, source, 0, 1, length_penalty=-1)
-
-
-@pytest.mark.parametrize("length_penalty", [0, 1])
-def test_finished_texts_do_not_end_a_search_that_can_get_better(length_penalty):
-    model, source = translator(62)
-    better = [4, 2, 2, 2, 2, 2, 2, 1]  # each of its beginnings is among the four best
-    _, score = beam_search(model, source, 0, 1, 4, 10, length_penalty)
-    assert score >= score_of(model, source, better, length_penalty) - 1e-5
 
 
 @pytest.mark.slow

@@ -53,11 +53,15 @@ def test_our_decoder_gives_the_librarys_logits(dtype, close):
 @pytest.mark.slow
 def test_greedy_ids_are_the_librarys_and_the_cpus():
     ids = ids_of(PROMPT)
-    ours = generation.generate(Decoder.from_pretrained(NAME, "fp32", DEVICE), ids, None, 16)
+    ours = generation.generate(
+        Decoder.from_pretrained(NAME, "fp32", DEVICE), ids, max_new_tokens=16
+    )
     theirs = models.load_decoder(NAME, "fp32", DEVICE).generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False
     )
-    there = generation.generate(Decoder.from_pretrained(NAME, "fp32", "cpu"), ids.cpu(), None, 16)
+    there = generation.generate(
+        Decoder.from_pretrained(NAME, "fp32", "cpu"), ids.cpu(), max_new_tokens=16
+    )
     assert ours.tolist()[0][: theirs.shape[1]] == theirs.tolist()[0]
     assert ours.tolist() == there.tolist()
 

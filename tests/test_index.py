@@ -6,14 +6,14 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime, timedelta
 
 import hostile
 import pytest
 from bs4 import BeautifulSoup
 
-from llmnb.runs.index import duration, memory, number, read_runs, when, write_index
+from llmnb.runs.index import write_index
+from llmnb.runs.records import duration_text, memory_text, number_text, read_runs, time_text
 
 NOW = datetime.now(UTC)
 
@@ -197,28 +197,25 @@ def test_links_lead_to_what_exists_and_notebooks_are_not_read(tmp_path):
     assert "not read" not in str(soup)
 
 
-def test_sixty_runs_are_quick_and_leave_nothing_behind(tmp_path):
+def test_sixty_runs_fit_into_their_charts_and_leave_nothing_behind(tmp_path):
     for n in range(60):
         metrics = {f"m{k}": metric(n + k, low=n - 1, high=n + 9) for k in range(8)}
         save(tmp_path, f"04-{n}", metrics=metrics, parameters={"seed": n})
-    write_index(tmp_path)  # imports
-    start = time.perf_counter()
     soup = page(tmp_path)
-    assert time.perf_counter() - start < 2
     assert len(rows(soup)) == 60 and len(soup.select("svg")) == 8
     assert all(len(svg.select("text.run")) <= 15 for svg in soup.select("svg"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "runs"]
 
 
 def test_numbers_as_a_person_writes_them():
-    assert [number(x) for x in (0.84125, 12345.6, 7, -0.0001, 1e300, True, None, "<")] == [
+    assert [number_text(x) for x in (0.84125, 12345.6, 7, -0.0001, 1e300, True, None, "<")] == [
         *("0.8413", "12,346", "7", "-0.0001", "1e+300", "True", "None", "<")
     ]
-    assert [duration(x) for x in (0.04, 59.96, 125, 11400, None, -3, "x")] == [
+    assert [duration_text(x) for x in (0.04, 59.96, 125, 11400, None, -3, "x")] == [
         *("0.0 s", "60.0 s", "2 min 5 s", "3 h 10 min", "None", "-3.0 s", "x")
     ]
-    assert [memory(x) for x in (812.4, 1912, [1])] == ["812 MB", "1.9 GB", "[1]"]
-    assert [when(x) for x in ("2026-11-23T19:52:11+00:00", "2026-11-23 19:52", "soon", 3)] == [
+    assert [memory_text(x) for x in (812.4, 1912, [1])] == ["812 MB", "1.9 GB", "[1]"]
+    assert [time_text(x) for x in ("2026-11-23T19:52:11+00:00", "2026-11-23 19:52", "soon", 3)] == [
         *("2026-11-23 19:52 UTC", "2026-11-23 19:52", "soon", "3")
     ]
 

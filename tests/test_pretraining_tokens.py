@@ -1,7 +1,7 @@
-"""Tokens of a corpus: exact tokenizers, flat files made once, batches that need no state."""
+"""Tokens of a corpus: exact tokenizers, flat files written once, and blocks in random order."""
 
-import os
-import sys
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -11,10 +11,10 @@ import transformers
 from conftest import python
 
 from llmnb import data
+from llmnb.data import DataError
 from llmnb.pretraining import tokens
-from llmnb.pretraining.tokens import train_tokenizer, write_tokens
+from llmnb.pretraining.tokens import prepare, train_tokenizer, write_tokens
 
-KINDS = ["bpe", "bytes", "characters"]
 HARD = [
     "plain words, plain words",
     "  leading and trailing spaces \t ",
@@ -25,6 +25,8 @@ HARD = [
     "I don't , you 've . [UNK] ĠÂ Ċ ▁ ## <0x0A> clean up ?",
     "   ",
 ]
+
+
 FORGED = "one<|endoftext|>two <|mask|> <|unk|>\n<|endoftext|>"
 
 
@@ -32,61 +34,60 @@ def rows(texts):
     return datasets.Dataset.from_dict({"text": list(texts)})
 
 
-def written(texts, tokenizer, path, n_bytes=None):
+def token_ids(texts, tokenizer, path, n_bytes=None):
     write_tokens(rows(texts), tokenizer, path, n_bytes)
     return np.fromfile(path, tokens.token_dtype(tokenizer))
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def trained(request):
+@pytest.fixture(scope="module", params=["bpe", "bytes", "characters"])
+def tokenizer(request):
     return train_tokenizer([*HARD, FORGED] * 3, request.param, 400)
 
 
-# Tokenizers
+@pytest.fixture
+def source(tmp_path):
+    """100 documents, in each a character of its ours."""
+    path = tmp_path / "corpus.txt"
+    texts = [f"Document {i}, whose own letter is {chr(0x4E00 + i)}." for i in range(100)]
+    path.write_text("\n\n".join(texts), encoding="utf-8")
+    return str(path)
 
 
-@pytest.mark.parametrize("text", [*HARD, FORGED, "".join(HARD)])
-def test_decoding_gives_the_text_back(trained, text):
-    ids = trained.encode(text)
-    assert trained.decode(ids) == text
-    assert trained.decode(ids, skip_special_tokens=True) == text
+def test_decoding_gives_the_text_back(tokenizer):
+    for text in [*HARD, FORGED, "".join(HARD)]:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
-@pytest.mark.parametrize("kind", ["bpe", "bytes"])
-def test_bytes_know_text_they_have_never_seen(kind):
-    tokenizer = train_tokenizer(["x"], kind, 300)
-    assert all(tokenizer.decode(tokenizer.encode(text)) == text for text in HARD)
-
-
-def test_a_saved_tokenizer_comes_back_equal(trained, tmp_path):
-    trained.save_pretrained(tmp_path)
-    back = transformers.AutoTokenizer.from_pretrained(
+def test_a_saved_tokenizer_is_equal_and_text_can_not_forge_a_special_token(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = transformers.AutoTokenizer.from_pretrained(
         tmp_path, trust_remote_code=False, local_files_only=True
     )
-    assert back.backend_tokenizer.to_str() == trained.backend_tokenizer.to_str()
-    assert back.special_tokens_map == trained.special_tokens_map
+    assert loaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert loaded.special_tokens_map == tokenizer.special_tokens_map
     for text in [*HARD, FORGED]:
-        assert back(text)["input_ids"] == back([text])["input_ids"][0] == trained.encode(text)
-        assert back.decode(back.encode(text)) == text
+        ids = tokenizer.encode(text)
+        assert loaded(text)["input_ids"] == loaded([text])["input_ids"][0] == ids
+        assert loaded.decode(ids) == text
+        assert not set(ids) & {tokenizer.eos_token_id, tokenizer.mask_token_id}
 
 
-def test_text_can_not_forge_a_special_token(trained, tmp_path):
-    trained.save_pretrained(tmp_path)
-    back = transformers.AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)
-    for tokenizer in (trained, back):
-        for ids in (tokenizer.encode(FORGED), tokenizer([FORGED])["input_ids"][0]):
-            assert not set(ids) & set(tokenizer.all_special_ids)
-
-
-def test_special_tokens_stand_first(trained):
-    names = trained.special_tokens_map
+def test_special_tokens_stand_first(tokenizer):
+    names = tokenizer.special_tokens_map
     end = "<|endoftext|>"
     assert names["bos_token"] == names["eos_token"] == names["pad_token"] == end
-    assert (trained.eos_token_id, trained.mask_token_id, trained.mask_token) == (0, 1, "<|mask|>")
-    assert sorted(trained.get_vocab().values()) == list(range(len(trained)))
+    assert (tokenizer.eos_token_id, tokenizer.mask_token_id, tokenizer.mask_token) == (
+        0,
+        1,
+        "<|mask|>",
+    )
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
 
 
 def test_the_size_of_the_vocabulary():
+    unseen = train_tokenizer(["x"], "bytes")
+    assert all(unseen.decode(unseen.encode(text)) == text for text in HARD)
     texts = ["the cat and the hat and the bat"] * 9
     assert len(train_tokenizer(texts, "bpe", 265)) == 265
     assert len(train_tokenizer(texts, "bytes", 1000)) == len(train_tokenizer(texts, "bytes")) == 258
@@ -106,8 +107,6 @@ def test_the_most_frequent_characters_are_known():
         ((["x"], "words"), "kind is 'words'; known are bpe, bytes, characters"),
         ((["x"], "bpe", 257), "vocab_size is 257; 'bpe' needs at least 258"),
         ((["x"], "characters", 3), "vocab_size is 3; 'characters' needs at least 4"),
-        (([], "bpe"), "no text"),
-        ((["", ""], "bytes"), "no text"),
         ((iter([]), "characters"), "no text"),
     ],
 )
@@ -116,14 +115,11 @@ def test_wrong_values_are_named(arguments, message):
         train_tokenizer(*arguments)
 
 
-# Token files
-
-
-def test_every_document_stands_behind_a_separator(trained, tmp_path):
+def test_every_document_stands_behind_a_separator(tokenizer, tmp_path):
     texts = [*HARD, FORGED, *HARD]
-    expected = [token for text in texts for token in [0, *trained.encode(text)]]
-    assert written(texts, trained, tmp_path / "x.bin").tolist() == expected
-    assert write_tokens(rows(texts), trained, tmp_path / "y.bin") == len("".join(texts).encode())
+    expected = [token for text in texts for token in [0, *tokenizer.encode(text)]]
+    assert token_ids(texts, tokenizer, tmp_path / "x.bin").tolist() == expected
+    assert write_tokens(rows(texts), tokenizer, tmp_path / "y.bin") == len("".join(texts).encode())
     raw = (tmp_path / "y.bin").read_bytes()
     assert raw[:2] == b"\0\0" and len(raw) == 2 * len(expected)  # 16 bits each
     assert int.from_bytes(raw[2:4], "little") == expected[1]
@@ -139,16 +135,7 @@ def test_a_long_document_is_cut_where_it_does_not_show(tmp_path, monkeypatch, st
         pieces = tokens._PIECE.pattern.replace("16384", str(size))
         monkeypatch.setattr(tokens, "_PIECE", tokens.re.compile(pieces))
         assert len(tokens._PIECE.findall(text)) > 40
-        assert written([text], tokenizer, tmp_path / "x.bin").tolist() == expected
-
-
-def test_long_documents_and_many_batches_lose_nothing(tmp_path):
-    tokenizer = train_tokenizer(HARD, "bpe", 300)
-    texts = ["汉" * 70_000, "word " * 20_000, *(f"number {i}" for i in range(200)), " " * 40_000]
-    ids = written(texts, tokenizer, tmp_path / "x.bin")
-    parts = np.split(ids, np.flatnonzero(ids == 0))
-    assert len(parts[0]) == 0
-    assert [tokenizer.decode(part[1:]) for part in parts[1:]] == texts
+        assert token_ids([text], tokenizer, tmp_path / "x.bin").tolist() == expected
 
 
 @pytest.mark.parametrize(("last", "size"), [(65_535, 2), (65_536, 4), (70_000, 4)])
@@ -157,13 +144,13 @@ def test_large_vocabularies_take_32_bits(tmp_path, last, size):
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w1"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
-    assert written([f"w5 w{last}"], fast, tmp_path / "x.bin").tolist() == [0, 5, last]
+    assert token_ids([f"w5 w{last}"], fast, tmp_path / "x.bin").tolist() == [0, 5, last]
     assert (tmp_path / "x.bin").stat().st_size == 3 * size
 
 
 def test_a_foreign_tokenizer_neither_pads_nor_cuts_nor_sees_special_tokens(tmp_path):
-    own = train_tokenizer(HARD, "bpe", 300)
-    backend = tokenizers.Tokenizer.from_str(own.backend_tokenizer.to_str())
+    ours = train_tokenizer(HARD, "bpe", 300)
+    backend = tokenizers.Tokenizer.from_str(ours.backend_tokenizer.to_str())
     backend.post_processor = tokenizers.processors.TemplateProcessing(
         single="$A <|mask|>", special_tokens=[("<|mask|>", 1)]
     )
@@ -174,8 +161,8 @@ def test_a_foreign_tokenizer_neither_pads_nor_cuts_nor_sees_special_tokens(tmp_p
     foreign.backend_tokenizer.enable_truncation(3)  # as an earlier call may leave them
     foreign.backend_tokenizer.enable_padding(length=50)
     texts = [FORGED, "a", "longer than three tokens"]
-    expected = [token for text in texts for token in [0, *own.encode(text)]]
-    assert written(texts, foreign, tmp_path / "x.bin").tolist() == expected
+    expected = [token for text in texts for token in [0, *ours.encode(text)]]
+    assert token_ids(texts, foreign, tmp_path / "x.bin").tolist() == expected
 
 
 @pytest.mark.parametrize("n_bytes", [1, 6, 7, 8, 500, 10_000])
@@ -183,7 +170,7 @@ def test_the_first_documents_are_those_of_joined(tmp_path, n_bytes):
     texts = ["short", "é" * 200, *(f"number {i}" for i in range(50))]
     tokenizer = train_tokenizer(texts, "bytes")
     expected = data.joined(rows(texts), n_bytes)
-    ids = written(texts, tokenizer, tmp_path / "x.bin", n_bytes)
+    ids = token_ids(texts, tokenizer, tmp_path / "x.bin", n_bytes)
     parts = np.split(ids, np.flatnonzero(ids == 0))[1:]
     assert "".join("\0" + tokenizer.decode(part[1:]) for part in parts).encode() == expected
     size = write_tokens(rows(texts), tokenizer, tmp_path / "y.bin", n_bytes)
@@ -193,7 +180,7 @@ def test_the_first_documents_are_those_of_joined(tmp_path, n_bytes):
 def test_an_error_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     tokenizer = train_tokenizer(["x"], "bytes")
     path = tmp_path / "x.bin"
-    before = written(["old"], tokenizer, path)
+    before = token_ids(["old"], tokenizer, path)
 
     def broken(rows, n_bytes):
         yield "new " * 1000
@@ -207,45 +194,150 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-MEMORY = """
-import sys, threading
-import datasets
-from llmnb.pretraining.tokens import train_tokenizer, write_tokens
-from pathlib import Path
+def test_a_corpus_larger_than_memory_is_written_as_it_is_read(tmp_path, monkeypatch):
+    tokenizer = train_tokenizer(["x"], "bytes")
+    backlogs = []
 
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+    def documents(rows, n_bytes):
+        for index in range(100):
+            (partial,) = tmp_path.glob("*.partial")
+            backlogs.append(20_000 * index - partial.stat().st_size)
+            yield "x" * 10_000
 
-def watch():
-    global peak
-    while not done.wait(0.001):
-        peak = max(peak, anonymous())
+    monkeypatch.setattr(tokens, "_documents", documents)
+    write_tokens(None, tokenizer, tmp_path / "x.bin")
+    assert len(backlogs) == 100 and max(backlogs) <= 20_000 * (tokens._PIECES_PER_BATCH + 1)
 
-tokenizer = train_tokenizer(["x"], "bytes")
-rows = datasets.load_from_disk(sys.argv[1])
-peak, done = anonymous(), threading.Event()
-before, thread = peak, threading.Thread(target=watch)
-thread.start()
-write_tokens(rows, tokenizer, Path(sys.argv[1]) / "tokens.bin")
-done.set()
-thread.join()
-print(before, peak)
+
+def test_a_corpus_is_prepared(cache, source):
+    corpus = prepare(source, "characters", 4096)
+    splits = data.load_corpus(source)
+    decoded = corpus.tokenizer.decode(corpus.train).split("<|endoftext|>")[1:]
+    assert decoded == list(splits["train"]["text"])
+    known = set("".join(decoded)) | {"<|endoftext|>", "<|mask|>", "<|unk|>"}
+    assert set(corpus.tokenizer.get_vocab()) == known  # nothing of validation's own letters
+    assert corpus.tokenizer.unk_token_id in corpus.validation
+    assert corpus.n_bytes == {
+        name: sum(len(text.encode()) for text in splits[name]["text"])
+        for name in ("train", "validation")
+    }
+    assert corpus.bytes_per_token == corpus.n_bytes["validation"] / len(corpus.validation)
+    assert corpus.summary() == (
+        f"train {len(corpus.train):,} tokens, validation {len(corpus.validation)}; "
+        f"{corpus.bytes_per_token:.1f} bytes per token; vocabulary {len(corpus.tokenizer)}"
+    )
+    assert corpus.folder.parent == cache / "derived"
+    for part in (corpus.train, corpus.validation):
+        assert isinstance(part, np.memmap)
+        with pytest.raises(ValueError, match="read-only"):
+            part[0] = 1
+
+
+def test_only_as_much_as_is_wanted(cache, source):
+    corpus = prepare(source, "characters", train_bytes=100, validation_bytes=1)
+    assert 100 <= corpus.n_bytes["train"] < 150 and corpus.n_bytes["validation"] < 50
+    own = [letter for letter in corpus.tokenizer.get_vocab() if "\u4e00" <= letter <= "\u4fff"]
+    assert len(own) == (corpus.train == 0).sum() == 3  # trained on the same documents
+
+
+def test_the_tokenizer_sees_only_so_much(cache, source, monkeypatch):
+    monkeypatch.setattr(tokens, "TOKENIZER_TRAINING_BYTES", 100)
+    corpus = prepare(source, "characters")
+    own = [letter for letter in corpus.tokenizer.get_vocab() if "\u4e00" <= letter <= "\u4fff"]
+    assert len(own) == 3 and (corpus.train == 0).sum() == 80
+
+
+def test_the_second_call_makes_nothing(cache, source, monkeypatch):
+    first = prepare(source, "bytes", 300)
+
+    def never(*_):
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(tokens, "write_tokens", never)
+    second = prepare(source, "bytes", 999)  # which bytes ignore
+    assert second.folder == first.folder and np.array_equal(second.train, first.train)
+    assert second.n_bytes == first.n_bytes
+    for other in ({"train_bytes": 100}, {"validation_bytes": 100}, {"kind": "bpe"}):
+        with pytest.raises(AssertionError, match="made again"):
+            prepare(source, **{"kind": "bytes"} | other)
+
+
+def test_what_decides_the_result_decides_the_folder(cache, source):
+    before = prepare(source, "bpe", 300)
+    assert prepare(source, "bpe", 301).folder != before.folder
+    with open(source, "a", encoding="utf-8") as file:
+        file.write("\n\nOne more document.")
+    assert prepare(source, "bpe", 300).folder != before.folder
+
+
+def test_a_given_tokenizer(cache, source, tmp_path, monkeypatch):
+    trained = train_tokenizer(["Document whose own letter"], "bpe", 270)
+    trained.save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setattr(tokens, "train_tokenizer", None)
+    corpora = [prepare(source, tokenizer=given) for given in (trained, tmp_path / "tokenizer")]
+    corpora.append(prepare(source, tokenizer=str(tmp_path / "tokenizer")))
+    assert len({corpus.folder for corpus in corpora}) == 1
+    text = data.load_corpus(source)["train"]["text"][0]
+    ids = [0, *trained.encode(text)]
+    assert corpora[0].train[: len(ids)].tolist() == ids
+    other = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=trained.backend_tokenizer, eos_token="<|endoftext|>"
+    )
+    assert prepare(source, tokenizer=other).tokenizer.mask_token is None
+
+
+def test_ten_calls_at_once_write_the_files_once(cache, source, monkeypatch):
+    names = []
+    write = tokens.write_tokens
+
+    def recording(rows, tokenizer, path, n_bytes):
+        names.append(path.name)
+        return write(rows, tokenizer, path, n_bytes)
+
+    monkeypatch.setattr(tokens, "write_tokens", recording)
+    data.load_corpus(source)
+    with ThreadPoolExecutor(10) as pool:
+        corpora = list(pool.map(lambda _: prepare(source, "bytes"), range(10)))
+    assert len({corpus.folder for corpus in corpora}) == 1
+    assert names == ["train.bin", "validation.bin"]
+
+
+def test_a_killed_call_leaves_nothing_half_made(cache, source):
+    code = f"""
+import os
+from llmnb.pretraining import tokens
+real = tokens.write_tokens
+def dying(*given):
+    real(*given)
+    os.kill(os.getpid(), 9)
+tokens.write_tokens = dying
+tokens.prepare({source!r}, "bytes")
 """
+    result = python(code, LLMNB_CACHE=str(cache))
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    left = [path.name for path in (cache / "derived").glob("tokens-*/")]
+    assert len(left) == 1 and ".partial-" in left[0]
+    corpus = prepare(source, "bytes")
+    assert (corpus.train == 0).sum() == 80 and (corpus.validation == 0).sum() == 5
+    assert list((cache / "derived").glob("tokens-*/")) == [corpus.folder]
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_stays_flat_whatever_the_size(tmp_path):
-    """The process's own memory, that is: pages of mapped files are the system's to take back."""
-    rises = []
-    for n in (1000, 10_000):
-        folder = str(tmp_path / str(n))
-        rows(f"{i} " + "words and more words " * 100 for i in range(n)).save_to_disk(folder)
-        result = python(f"import sys; sys.argv = ['', {folder!r}]\n{MEMORY}")
-        assert result.returncode == 0, result.stderr
-        before, peak = map(int, result.stdout.split())
-        rises.append(peak - before)
-    assert os.path.getsize(f"{folder}/tokens.bin") > 40e6
-    # The allocator varies by some megabytes; what grows with the file would grow by 36 or more.
-    assert rises[1] < 40e6 and rises[1] - rises[0] < 10e6, rises
+def test_bad_inputs_are_refused(cache, source, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="train_bytes is 0"):
+        prepare(source, train_bytes=0)
+    with pytest.raises(ValueError, match="validation_bytes is -1"):
+        prepare(source, validation_bytes=-1)
+    with pytest.raises(ValueError, match="tokenizer is 'words'"):
+        prepare(source, "words")
+    with pytest.raises(ValueError, match="tokenizer is a int"):
+        prepare(source, tokenizer=7)
+    with pytest.raises(DataError, match="no file or folder"):
+        prepare(str(tmp_path / "no.txt"))
+    assert not list((cache / "derived").glob("tokens-*/"))
+    (tmp_path / "two.txt").write_text("one\n\ntwo")
+    with pytest.raises(DataError, match="too few: nothing is left for"):
+        prepare(str(tmp_path / "two.txt"))
+    splits = datasets.DatasetDict(train=rows(["text"]), validation=rows([]))
+    monkeypatch.setattr(data, "load_corpus", lambda *_: splits)
+    with pytest.raises(DataError, match="leaves no document for validation"):
+        prepare("Salesforce/wikitext")

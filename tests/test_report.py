@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 
 import hostile
@@ -17,7 +16,7 @@ from hostile import shown
 from nbformat import v4
 
 from llmnb.record import METRIC_MIME
-from llmnb.runs import report
+from llmnb.runs import markup, report
 from llmnb.runs.report import render, write_report
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
@@ -264,7 +263,7 @@ def test_all_hostile_texts_together():
 
 
 def test_these_checks_go_red_without_the_cleaner(monkeypatch):
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     pages = [render(book(text), {}) for text in hostile.PAYLOADS.values()]
     assert sum(map(hostile.is_caught, pages)) >= 35
 
@@ -289,15 +288,16 @@ def test_write_report(tmp_path):
     ]
 
 
-def test_a_long_notebook_takes_less_than_two_seconds():
+def test_each_code_cell_of_a_long_notebook_is_highlighted_once(monkeypatch):
+    calls = []
+    highlighted = markup.highlighted
+    monkeypatch.setattr(report, "highlighted", lambda *args: calls.append(1) or highlighted(*args))
     text = "## Part\n\nSome $x_i$ and `code`, **bold**.\n\n| a |\n|---|\n| $y$ |\n\n" * 3
     body = "def f(x):\n    return [x ** 2 for _ in range(10)]  # squares\n" * 12
     outputs = printed("line\n" * 150), shown(image_png=PIXEL * 5000)
     notebook = book(*(cell for _ in range(40) for cell in (text, code(body, *outputs))))
-    render(notebook, RUN)  # imports
-    start = time.perf_counter()
-    render(notebook, RUN)
-    assert time.perf_counter() - start < 2
+    page = render(notebook, RUN)
+    assert len(calls) == 40 and page.count('class="cell"') == 40
 
 
 def test_importing_the_report_does_not_import_nbconvert():
@@ -311,7 +311,7 @@ def test_hostile_texts_in_a_real_browser(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     page = render(hostile.notebook(), hostile.run()).encode("utf-8", "replace").decode()
-    monkeypatch.setattr(report, "_cleaner", lambda inline: hostile.Careless())
+    monkeypatch.setattr(markup, "_cleaner", lambda inline: hostile.Careless())
     careless = render(book(hostile.PAYLOADS["image error"]), {})
     with hostile.chromium() as browser:
         for text in (page, policy.sub("", page)):  # the cleaner alone must do, too

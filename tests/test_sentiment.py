@@ -1,32 +1,34 @@
-"""Judgements of a scripted classifier, scored by hand: threshold, temperature, windows."""
+"""A scripted classifier, scored by hand; tiny classifiers of notebook 04; then the real one."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
+from llmnb import data, fine_tuning, profiles
 from llmnb.applications import ApplicationError, sentiment
 from llmnb.applications.sentiment import UNSURE, SentimentAnalyzer, coverage
-from llmnb.evaluation.calibration import fit_temperature
+from llmnb.evaluation.calibration import calibration_error, fit_temperature
 from llmnb.evaluation.uncertainty import proportion
-from llmnb.fine_tuning import Classifier, Settings
+from llmnb.fine_tuning import Classifier, FineTuningError, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("negative", "positive")
 
 
 class Scripted(Classifier):
-    """Says what is written down for a text; without a tokenizer."""
+    """Gives the probability of "positive" that is written down for a text; without a tokenizer."""
 
-    def __init__(self, said, names=LABELS):
-        super().__init__(names, Settings())
-        self.said, self.calls = said, []
+    def __init__(self, positive):
+        super().__init__(LABELS, Settings())
+        self.positive, self.calls = positive, []
 
     def probabilities(self, texts):
         self.calls.append(list(texts))
-        rows = [self.said[text] if text in self.said else self.said["*"] for text in texts]
-        return np.array([row if isinstance(row, list) else [1 - row, row] for row in rows])
+        positive = np.array([self.positive.get(text, 0.7) for text in texts])
+        return np.stack([1 - positive, positive], axis=1)
 
     def write(self, folder): ...
 
@@ -41,35 +43,30 @@ def test_label_score_and_threshold_by_hand():
     assert all(result.evidence == () and result.seconds > 0 for result in results)
     app.threshold = 0
     assert [result.text for result in app.batch(["c", "b"])] == ["positive", "negative"]
-    app.threshold = 1
-    assert app("a").text == UNSURE
 
 
-def test_the_temperature_is_the_one_of_the_validation_texts():
-    dice = np.random.default_rng(0)
-    said = {f"t{n}": float(p) for n, p in enumerate(dice.uniform(0.02, 0.98, 200))}
-    labels = [int(dice.random() < 0.25 + 0.5 * p) for p in said.values()]  # it is too sure
-    app = SentimentAnalyzer(Scripted(said))
-    assert app.warnings == ("The score is not calibrated: see calibrate.",)
-    assert app("t0").warnings == app.warnings
-    app.calibrate(list(said), labels)
-    logits = np.log([[1 - p, p] for p in said.values()])
-    assert app.temperature == pytest.approx(fit_temperature(logits, labels)) and app.warnings == ()
-    assert app.temperature > 1.3
-    cooled = softmax(logits / app.temperature, axis=1)
-    np.testing.assert_allclose(app.probabilities(said), cooled)
-    results = app.batch(list(said))
-    assert [result.score for result in results] == pytest.approx(cooled.max(axis=1))
-    assert results[0].warnings == ()
-    again = app.temperature
-    app.calibrate(list(said), labels)  # from the classifier's own probabilities, not from cooled
-    assert app.temperature == pytest.approx(again)
+def test_the_temperature_is_fitted_on_the_validation_texts():
+    random = np.random.default_rng(0)
+    positive = {f"t{n}": float(p) for n, p in enumerate(random.uniform(0.02, 0.98, 200))}
+    texts = list(positive)
+    labels = [int(random.random() < 0.25 + 0.5 * p) for p in positive.values()]  # it is too sure
+    app = SentimentAnalyzer(Scripted(positive))
+    assert app("t0").warnings == ("The score is not calibrated: see calibrate.",)
+    logits = np.log([[1 - p, p] for p in positive.values()])
+    for _ in range(2):  # again from the classifier's own probabilities, not from calibrated ones
+        app.calibrate(texts, labels)
+        assert app.temperature == pytest.approx(fit_temperature(logits, labels))
+    assert app.temperature > 1.3 and app("t0").warnings == ()
+    calibrated = softmax(logits / app.temperature, axis=1)
+    np.testing.assert_allclose(app.probabilities(texts), calibrated)
+    scores = [result.score for result in app.batch(texts)]
+    assert scores == pytest.approx(calibrated.max(axis=1))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"), [([0, 1, 1], "no mistake"), ([1, 0, 0], "no better than chance")]
 )
-def test_where_no_temperature_is_best_it_stays_1_and_is_said(labels, message):
+def test_where_no_temperature_is_best_it_is_1_with_a_warning(labels, message):
     app = SentimentAnalyzer(Scripted({"a": 0.2, "b": 0.9, "c": 0.8}))
     app.temperature = 3.0
     app.calibrate(["a", "b", "c"], labels)
@@ -77,30 +74,26 @@ def test_where_no_temperature_is_best_it_stays_1_and_is_said(labels, message):
     assert "not calibrated" in app("a").warnings[0]
 
 
-def test_labels_that_are_none_are_refused():
+def test_labels_that_do_not_fit_are_refused():
     app = SentimentAnalyzer(Scripted({"a": 0.2, "b": 0.9}))
     for labels in ([0], [0, 2], ["negative", "positive"]):
         with pytest.raises(ValueError, match="labels"):
             app.calibrate(["a", "b"], labels)
-    assert "not calibrated" in app("a").warnings[0]
 
 
-def test_the_windows_mean_is_weighted_by_what_each_decides(monkeypatch):
-    said = {"aa": 0.5, "bb": 0.9, "cc": 0.2}
-    app = SentimentAnalyzer(Scripted(said))
-    app.tokenizer, places = "one", [(0, 2), (2, 4), (4, 6)]
-    app._windows = lambda text: places
-    (result,) = app.batch(["aabbcc"])
-    odds = np.log([0.5 / 0.5, 0.9 / 0.1, 0.2 / 0.8])
-    mean = (odds**3).sum() / (odds**2).sum()  # the variance of two log-probabilities is odds²/4
+def test_the_mean_over_windows_is_weighted_by_what_each_decides():
+    app = SentimentAnalyzer(Scripted({"aa": 0.5, "bb": 0.9, "cc": 0.2}))
+    app.windows = lambda text: [(0, 2), (2, 4), (4, 6)]
+    result = app("aabbcc")
+    log_odds = np.log([0.5 / 0.5, 0.9 / 0.1, 0.2 / 0.8])
+    mean = (log_odds**3).sum() / (log_odds**2).sum()  # the variance of two log p is log_odds²/4
     assert result.score == pytest.approx(1 / (1 + math.exp(-mean)), abs=1e-6)
     assert result.text == "positive"
-    starts, ends, parts = zip(*result.evidence, strict=True)
-    assert (starts, ends) == ((0, 2, 4), (2, 4, 6)) and parts == pytest.approx((0.5, 0.9, 0.2))
+    assert [window[:2] for window in result.evidence] == [(0, 2), (2, 4), (4, 6)]
+    assert [window[2] for window in result.evidence] == pytest.approx([0.5, 0.9, 0.2])
     app.temperature = 2.0
-    (cooled,) = app.batch(["aabbcc"])
-    assert cooled.score == pytest.approx(1 / (1 + math.exp(-mean / 2)), abs=1e-6)
-    assert cooled.evidence[1][2] == pytest.approx(0.75)  # odds of 9, rooted: 3 to 1
+    assert app("aabbcc").score == pytest.approx(1 / (1 + math.exp(-mean / 2)), abs=1e-6)
+    assert app("aabbcc").evidence[1][2] == pytest.approx(0.75)  # odds of 9, rooted: 3 to 1
 
 
 @pytest.mark.parametrize(
@@ -108,21 +101,20 @@ def test_the_windows_mean_is_weighted_by_what_each_decides(monkeypatch):
     [
         ("a text", "batch takes a list"),
         (["a", " "], "Text 1 is empty"),
-        (["a", None], "Text 1 is empty or no text"),
         (["a", "b\udc00"], "Text 1 is no Unicode"),
     ],
 )
 def test_what_is_no_text_is_refused_before_any_work(texts, message):
-    app = SentimentAnalyzer(classifier := Scripted({"*": 0.7}))
+    app = SentimentAnalyzer(classifier := Scripted({}))
     for call in (app.batch, app.probabilities, lambda t: list(app.stream_batch(t))):
         with pytest.raises(ApplicationError, match=message):
             call(texts)
     assert classifier.calls == []
 
 
-def test_an_iterator_is_read_piece_by_piece_and_errors_keep_their_number(monkeypatch):
-    monkeypatch.setattr(sentiment, "_TOGETHER", 4)
-    app = SentimentAnalyzer(classifier := Scripted({"*": 0.7, "8": 0.1}))
+def test_a_long_iterator_is_read_in_batches_and_errors_count_from_its_start(monkeypatch):
+    monkeypatch.setattr(sentiment, "TEXTS_PER_BATCH", 4)
+    app = SentimentAnalyzer(classifier := Scripted({"8": 0.1}))
     read = []
 
     def texts():
@@ -136,17 +128,164 @@ def test_an_iterator_is_read_piece_by_piece_and_errors_keep_their_number(monkeyp
         list(results)
     assert classifier.calls == [["0", "1", "2", "3"], ["4", "5", "6", "7"]]
     assert [r.text for r in app.batch([str(n) for n in range(9)])][7:] == ["positive", "negative"]
+    assert app.batch([]) == [] and list(app.stream_batch([])) == []
 
 
 def test_coverage_by_hand():
-    said = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]]
-    table = coverage(said, [0, 1, 1, 0, 0], [0, 0.6, 0.8, 0.95])
+    probabilities = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7], [0.55, 0.45]]
+    table = coverage(probabilities, [0, 1, 1, 0, 0], [0, 0.6, 0.8, 0.95])
     assert table["threshold"].tolist() == [0, 0.6, 0.8, 0.95]
     assert table["answered"].tolist() == pytest.approx([1, 0.8, 0.4, 0])
     assert table["accuracy"].tolist() == pytest.approx([0.6, 0.5, 1, math.nan], nan_ok=True)
     wilson = proportion(2, 4)
     assert table.loc[1, ["low", "high"]].tolist() == [wilson.low, wilson.high]
     assert table.loc[3, ["low", "high"]].isna().all()
-    assert coverage([0.9, 0.2], [1, 1], [1])["accuracy"].isna().all()
     with pytest.raises(ValueError, match="labels"):
-        coverage(said, [0, 1], [0.5])
+        coverage(probabilities, [0, 1], [0.5])
+
+
+@pytest.fixture(scope="module")
+def folders(tiny_models, made_up, tmp_path_factory):
+    """Tiny classifiers, saved as notebook 04 saves them."""
+    names = {"encoder": str(tiny_models / "encoder"), "decoder": str(tiny_models / "decoder")}
+    settings = Settings(**names, dtype="fp32", lr=3e-3, epochs=1, max_length=16)
+    folder = tmp_path_factory.mktemp("classifiers")
+    for method in ("tfidf", "frozen", "full", "few_shot"):
+        classifier = fine_tuning.run(method, made_up, LABELS, settings).classifier
+        fine_tuning.save(classifier, folder / method)
+    return folder
+
+
+@pytest.fixture
+def film_reviews(monkeypatch, made_up):
+    """Made-up ones in place of the real ones."""
+    monkeypatch.setattr(sentiment, "reviews", lambda profile: (made_up, LABELS))
+    return made_up
+
+
+def long_text(n):
+    words = np.random.default_rng(0).choice([*"abcdefghij", "bad", "good", "film"], n)
+    return " ".join(words.tolist())
+
+
+@pytest.mark.parametrize("window", [1, 8, 999])
+def test_the_windows_of_a_long_text_hold_each_word_once(window, folders):
+    app = SentimentAnalyzer(fine_tuning.load(folders / "full"), window=window)
+    text = "\n  " + long_text(45).replace(" ", "\n ", 9) + " \n"
+    size = min(window, 16 - 2)  # [CLS] and [SEP] need their places
+    windows = [text[start:end].split() for start, end in app.windows(text)]
+    assert windows == [text.split()[n : n + size] for n in range(0, 45, size)]
+    assert app.windows(long_text(14)) == [(0, len(long_text(14)))]
+    assert len(app.windows(long_text(15))) > 1
+
+
+def test_windows_are_cut_between_words_where_there_are_spaces(folders):
+    app = SentimentAnalyzer(fine_tuning.load(folders / "full"), window=4)
+    text = "a-b c-d-e f-g-h " * 5  # 3, 5 and 5 tokens
+    parts = [text[start:end] for start, end in app.windows(text)]
+    assert parts[0] == "a-b" and "".join(parts).replace(" ", "") == text.replace(" ", "")
+    assert all(len(re.findall(r"\w|-", part)) <= 4 for part in parts)
+    unbroken = "a-b-c-d-e-f-g-h-i-j-" * 3  # there is nowhere to cut but between tokens
+    parts = [unbroken[start:end] for start, end in app.windows(unbroken)]
+    assert "".join(parts) == unbroken and {len(part) for part in parts} == {4}
+
+
+@pytest.mark.parametrize("method", ["tfidf", "frozen", "full", "few_shot"])
+def test_a_saved_classifier_is_served_with_its_own_labels(method, folders, film_reviews):
+    app = SentimentAnalyzer.load(str(folders / method), profile="smoke", threshold=0)
+    texts = film_reviews["test"]["text"][:]
+    probabilities = fine_tuning.load(folders / method).probabilities(texts)
+    expected = [LABELS[n] for n in probabilities.argmax(axis=1)]
+    assert [result.text for result in app.batch(texts)] == expected
+    calibrated = softmax(np.log(probabilities) / app.temperature, axis=1)
+    np.testing.assert_allclose(app.probabilities(texts), calibrated, atol=1e-6)
+    text = long_text(300)
+    result = app(text)
+    if method == "tfidf":  # without a tokenizer: read whole
+        assert result.evidence == ()
+    else:
+        size = 16 if method == "few_shot" else 14  # an encoder's begin with [CLS], end with [SEP]
+        assert len(result.evidence) == math.ceil(300 / size)
+        assert result.evidence[0][0] == 0 and result.evidence[-1][1] == len(text)
+
+
+def test_other_labels_are_served_without_calibration(tmp_path, made_up, film_reviews):
+    for names, is_calibrated in {("bad", "good"): False, ("NEGATIVE", "POSITIVE"): True}.items():
+        classifier = fine_tuning.run("tfidf", made_up, names, Settings()).classifier
+        fine_tuning.save(classifier, tmp_path / names[0])
+        app = SentimentAnalyzer.load(str(tmp_path / names[0]), profile="smoke")
+        assert app("a good film").text == names[1]
+        assert ("see calibrate" not in str(app.warnings)) == is_calibrated
+
+
+def test_a_transformers_folder_is_served_as_it_is(folders, film_reviews, tmp_path):
+    for file in (folders / "full").iterdir():
+        if file.name != "llmnb.json":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    app = SentimentAnalyzer.load(str(tmp_path), profile="smoke", threshold=0)
+    assert app.classifier.method == "pretrained" and app.classifier.label_names == LABELS
+    expected = fine_tuning.load(folders / "full").predict(["a good film", "bad"])
+    assert [result.text for result in app.batch(["a good film", "bad"])] == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        ("ful", {}, FineTuningError, "Did you mean 'full'"),
+        ("{folder}", {}, FineTuningError, "holds no classifier"),
+        ("full", {"threshold": math.nan}, ApplicationError, "threshold nan"),
+        ("full", {"window": 0}, ApplicationError, "window 0"),
+        ("full", {"profile": "cpus"}, profiles.ProfileError, "cpus"),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_before_any_work(
+    model, options, error, message, tmp_path, film_reviews, monkeypatch
+):
+    monkeypatch.setattr(fine_tuning.ladder, "run", None)
+    with pytest.raises(error, match=message):
+        SentimentAnalyzer.load(model.format(folder=tmp_path), **{"profile": "smoke"} | options)
+
+
+def test_odd_texts_get_a_label(folders):
+    app = SentimentAnalyzer(fine_tuning.load(folders / "full"))
+    odd = ["\x00\x01", "é漢字🙂" * 50, "\u202e\u200b", "x" * 5000, "film" * 999]
+    assert {result.text for result in app.batch(odd)} <= {*LABELS, UNSURE}
+
+
+@pytest.fixture(scope="module")
+def real():
+    return SentimentAnalyzer.load("full", profile="cpu", threshold=0)
+
+
+@pytest.mark.slow
+def test_the_classifier_is_that_of_notebook_04(real, monkeypatch):
+    monkeypatch.setattr(fine_tuning.ladder, "run", None)  # from here on it must be in the cache
+    profile = profiles.resolve("cpu")
+    splits, label_names = sentiment.reviews(profile)
+    settings = Settings(encoder=profile.encoder, decoder=profile.decoder, seed=0)
+    classifier = fine_tuning.trained("full", splits, label_names, settings)
+    texts = splits["test"]["text"][:100]
+    assert [result.text for result in real.batch(texts)] == classifier.predict(texts)
+
+
+@pytest.mark.slow
+def test_a_higher_threshold_answers_less_and_better(real):
+    splits, _ = sentiment.reviews(profiles.resolve("cpu"))
+    test = splits["test"].select(range(500))
+    probabilities, labels = real.probabilities(test["text"][:]), np.array(test["label"][:])
+    table = coverage(probabilities, labels, [0, 0.7, 0.85])
+    assert table["answered"].is_monotonic_decreasing and table["accuracy"].is_monotonic_increasing
+    assert table["answered"][0] == 1 and 0.75 < table["accuracy"][0] < 0.85
+    assert 0.3 < table["answered"][2] < 0.7 and table["accuracy"][2] > table["accuracy"][0] + 0.05
+    assert real.warnings == () and 1 < real.temperature < 1.4
+    assert calibration_error(probabilities, labels, 6, True) < 0.06
+
+
+@pytest.mark.slow
+def test_long_reviews_are_classified_better_by_windows_than_by_their_beginning(real):
+    rows = data.load_reviews("imdb")["test"].select(range(500))
+    long = [row for row in rows if len(real.windows(row["text"])) > 1][:120]
+    texts, labels = [row["text"] for row in long], np.array([row["label"] for row in long])
+    head = (real.classifier.probabilities(texts).argmax(axis=1) == labels).mean()
+    windows = (real.probabilities(texts).argmax(axis=1) == labels).mean()
+    assert len(long) == 120 and windows > head + 0.03

@@ -1,18 +1,79 @@
-"""Long texts are read in pieces, and what is wrong is said: a scripted model; the real one."""
+"""Baselines and checks by hand, long texts by a scripted model; then the real one."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from llmnb import assets, generation, handbook, models
 from llmnb.applications.base import ApplicationError
-from llmnb.applications.summarization import Summarizer
+from llmnb.applications.summarization import Summarizer, centroid, lead, unsupported
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.transformer import Decoder, TransformerConfig
 
 ASSET = "SmolLM2-135M-Instruct-q4_1"
-TEXTS = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))
+ARTICLES = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))
+TEXT = "The red boat left the harbour at nine. Nobody was on board, and it rained. " * 2
+SOURCE = (
+    "On 2024-05-02 Zoë O'Brien of Port Emmer sold 3,800,000 boats for 24,50 crowns each; 60 % of "
+    "them were red. Three companies, Tarrow's among them, open at 06:30. The 1,500 clerks use "
+    "version 5.2.1, and 2.3 million people know."
+)
+
+
+def test_lead_takes_sentences_and_passes_headings_over():
+    text = "Title\n\nFirst one. Second one. Third one."
+    assert lead(text) == "First one." and lead(text, 2) == "First one. Second one."
+    assert lead(text, 99) == "First one. Second one. Third one."
+    assert lead("no mark at all") == "no mark at all"
+    with pytest.raises(ApplicationError, match="k is 0"):
+        lead("A text.", 0)
+
+
+def test_the_centroid_is_nearest_to_the_mean_by_hand():
+    rows = ["b c.", "a b.", "a c c."]
+    counts = np.array([[0, 1, 1], [1, 1, 0], [1, 0, 1 + np.log(2)]], float)
+    vectors = counts * (np.log(4 / 3) + 1)  # each word stands in 2 of 3 sentences: one idf
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    best = int((vectors @ vectors.mean(0)).argmax())
+    assert centroid(" ".join(row.capitalize() for row in rows)).lower() == rows[best]
+    assert centroid("Only one.") == "Only one."
+    assert centroid("?! …") == "?!"
+
+
+@pytest.mark.parametrize("baseline", [lead, centroid])
+def test_baselines_refuse_what_is_no_text(baseline):
+    for text in (" \n", None):
+        with pytest.raises(ApplicationError, match="empty or no text"):
+            baseline(text)
+
+
+@pytest.mark.parametrize(
+    ("summary", "unknown"),
+    [
+        ("Zoe O'Brien sold 3.8 million boats at 24.50 on 2 May 2024.", ()),
+        ("In 2024, 60 percent; 3 companies; at 6:30; 1500 clerks; 2,300,000; 5.2.1.", ()),
+        ("The boats of Tarrow, a Company in Ports, Emmer's own.", ()),
+        ("It was 3.8 billion, 38 or 3.80.", ("3.8 billion", "38", "3.80")),
+        ("Version 5.2.2 costs 2450, not 24.5 or 2,300.", ("5.2.2", "2450", "2,300")),
+        ("It opens at 7:30 with seven clerks, in 2023.", ("7:30", "seven", "2023")),
+        ("The boats of Ada Olm were sold in June.", ("Ada", "Olm", "June")),
+        ("No one knows. This is theirs, and I'm sure. Nobody did.", ()),
+        ("Ada Olm sold boats. Researchers met; later Bo left.", ("Ada", "Olm", "Bo")),
+        ("Thanks to them it works. Bea's group met.", ("Bea's",)),
+    ],
+)
+def test_numbers_and_names_that_are_not_in_the_source_are_unsupported(summary, unknown):
+    assert unsupported(SOURCE, summary) == unknown
+
+
+def test_references_are_supported_by_their_own_text_and_not_by_another():
+    for shift, is_expected in ((0, lambda n: n == 0), (1, lambda n: n >= 22)):
+        texts = np.roll([row["text"] for row in ARTICLES], -shift).tolist()
+        pairs = zip(texts, ARTICLES, strict=True)
+        assert is_expected(sum(bool(unsupported(text, row["summary"])) for text, row in pairs))
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +83,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def tiny(tokenizer):
-    """A random decoder; what it says is scripted."""
+    """A random decoder; what it writes is scripted."""
     torch.manual_seed(0)
     sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "n_positions": 512}
     return Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), **sizes)).eval()
@@ -30,19 +91,19 @@ def tiny(tokenizer):
 
 @pytest.fixture
 def script(monkeypatch):
-    """An answer for each prompt, by a function of what was asked; all prompts are kept."""
+    """Makes the model write an answer, or answer(message), and gives the messages of each call."""
     calls = []
 
-    def say(answer):
+    def write(answer):
         def complete(model, tokenizer, prompts, *options):
-            calls.append([prompt.split("<|im_start|>user\n")[-1] for prompt in prompts])
-            calls[-1] = [asked.split("<|im_end|>")[0] for asked in calls[-1]]
-            return [answer(asked) if callable(answer) else answer for asked in calls[-1]]
+            messages = [prompt.split("<|im_start|>user\n")[-1] for prompt in prompts]
+            calls.append([message.split("<|im_end|>")[0] for message in messages])
+            return [answer(message) if callable(answer) else answer for message in calls[-1]]
 
         monkeypatch.setattr(generation, "complete", complete)
         return calls
 
-    return say
+    return write
 
 
 @pytest.fixture
@@ -50,7 +111,16 @@ def app(tiny, tokenizer):
     return Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=24), max_words=8)
 
 
-TEXT = "The red boat left the harbour at nine. Nobody was on board, and it rained. " * 2
+def long_text(paragraphs=40):
+    return "\n\n".join(f"In town {n} the boat left. It was red. " * 4 for n in range(paragraphs))
+
+
+def assert_pieces(app, calls, text):
+    """The pieces hold all words of the text, and each fits."""
+    pieces = [piece for call in calls[:-1] for piece in call]
+    assert sorted(" ".join(pieces).split()) == sorted(text.split())
+    assert all(app._text_tokens(piece) <= app.room for piece in pieces)
+    return pieces
 
 
 def test_a_short_text_is_read_once_and_whole(app, script):
@@ -62,78 +132,71 @@ def test_a_short_text_is_read_once_and_whole(app, script):
     assert result.seconds > 0 and app.batch([]) == []
 
 
-def long_text(paragraphs=40):
-    return "\n\n".join(f"In town {n} the boat left. It was red. " * 4 for n in range(paragraphs))
-
-
-def test_a_long_text_is_read_in_pieces_that_lose_nothing(app, script):
-    calls = script(lambda asked: f"It was town {asked.split()[2]}.")
+def test_a_long_text_is_read_in_pieces_of_whole_paragraphs(app, script):
+    calls = script(lambda message: f"It was town {message.split()[2]}.")
     text = long_text()
     result = app(text)
-    pieces = [piece for call in calls[:-1] for piece in call]
-    assert sorted(" ".join(pieces).split()) == sorted(text.split())
-    assert all(app._size(piece) <= app.room for piece in pieces) and len(pieces) > 3
-    for piece in pieces:  # cut between paragraphs
+    pieces = assert_pieces(app, calls, text)
+    assert len(result.evidence) == len(pieces) > 3
+    for piece in pieces:
         assert piece.count("It was red.") % 4 == 0 and piece.startswith("In town")
-    assert len(result.evidence) == len(pieces)
     assert calls[-1] == ["\n\n".join(result.evidence)]
-    assert result.text.startswith("It was town")
-    assert result.tokens > 7 * len(pieces)
+    assert result.text.startswith("It was town") and result.tokens > 7 * len(pieces)
 
 
 def test_the_summaries_of_pieces_are_reduced_again_where_they_are_too_long(app, script):
-    calls = script(lambda asked: f"A {asked.split()[2]} of so many is red.")
+    calls = script(lambda message: f"A {message.split()[2]} of so many is red.")
     result = app(long_text(250))
-    n_pieces = sum(len(call) for call in calls[:-1])
-    assert len(result.evidence) == n_pieces and len(calls[-1]) == 1
-    assert app._size("\n\n".join(result.evidence)) > app.room  # one level was not enough
-    assert app._size(calls[-1][0]) <= app.room
+    assert len(result.evidence) == sum(map(len, calls[:-1])) and len(calls[-1]) == 1
+    assert app._text_tokens("\n\n".join(result.evidence)) > app.room  # one level was not enough
+    assert app._text_tokens(calls[-1][0]) <= app.room
 
 
 def test_order_and_batch_agree_with_single_calls(app, script):
-    script(lambda asked: f"It says {' '.join(asked.split()[:3])}.")
+    script(lambda message: f"It says {' '.join(message.split()[:3])}.")
     texts = [TEXT, long_text(), "Another " + TEXT, "Short."]
-    together, alone = app.batch(texts), [app(text) for text in texts]
-    for one, other in zip(together, alone, strict=True):
-        assert (one.text, one.evidence, one.warnings) == (
-            other.text,
-            other.evidence,
-            other.warnings,
-        )
-    assert len({result.text for result in together}) == 4
+    results = app.batch(texts)
+    for text, result in zip(texts, results, strict=True):
+        alone = app(text)
+        assert (result.text, result.evidence) == (alone.text, alone.evidence)
+        assert result.warnings == alone.warnings
+    assert len({result.text for result in results}) == 4
 
 
-def test_a_sentence_longer_than_the_room_is_cut_between_words_and_said(app, script):
+def test_a_sentence_longer_than_the_room_is_cut_between_words_with_a_warning(app, script):
     calls = script("It was red.")
     text = "boat " * 1500 + "end."
     result = app(text)
-    pieces = [piece for call in calls[:-1] for piece in call]
-    assert sorted(" ".join(pieces).split()) == sorted(text.split())
+    assert_pieces(app, calls, text)
     assert any("longer than what the model reads" in warning for warning in result.warnings)
     script("红。")
     assert app("红" * 3000).evidence  # nothing to cut at
+    calls.clear()
+    app("<|im_end|> a b. " * 200)  # control tokens become longer in the prompt
+    assert all(app._text_tokens(piece) <= app.room for call in calls for piece in call)
 
 
-def test_control_tokens_in_a_text_take_no_more_room_than_is_there(app, script):
-    calls = script("It was red.")
-    app("<|im_end|> a b. " * 200)
-    assert all(app._size(piece) <= app.room for call in calls for piece in call)
+LONG_WORD = "Donaudampfschifffahrtsgesellschaft"
 
 
-def test_a_summary_ends_at_a_sentence_and_says_when_it_was_cut(app, script):
-    script("The boat left. Nobody was there at all. It rained.")
-    result = app(TEXT)
-    assert result.text == "The boat left. Nobody was there at all."
-    assert result.warnings == ("Cut to 8 words.",)
-    script("the red boat left the harbour at nine, and nobody was on board of it")
-    assert app(TEXT).text == "the red boat left the harbour at nine…"
-    script("## Boats\n\nThe boat left. Nobody " + "w " * 24)  # out of tokens: 24
-    assert app(TEXT).text == "The boat left."
-    script("Nobody" + " wo" * 24)
-    assert app(TEXT).text == "Nobody" + " wo" * 7 + "…"
-    script("Donaudampfschifffahrtsgesellschaft " * 3 + "kapit")  # out of tokens inside a word
-    assert app(TEXT).text == " ".join(["Donaudampfschifffahrtsgesellschaft"] * 3) + "…"
-    script("A red boat")  # a headline that is finished
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("The boat left. Nobody was there. It rained a bit.", "The boat left. Nobody was there."),
+        ("the red boat left at nine, and no one saw", "the red boat left at nine, and no…"),
+        ("## Boats\n\nThe boat left. Nobody " + "w " * 24, "The boat left."),  # out of tokens: 24
+        ("Nobody" + " wo" * 24, "Nobody" + " wo" * 7 + "…"),
+        (f"{LONG_WORD} " * 3 + "kapit", " ".join([LONG_WORD] * 3) + "…"),  # out inside a word
+    ],
+)
+def test_a_summary_that_is_too_long_is_cut_with_a_warning(app, script, answer, text):
+    script(answer)
+    assert app(TEXT).text == text
+    assert app(TEXT).warnings[0] == f"Cut to {len(text.split())} words."
+
+
+def test_a_headline_that_is_finished_stays(app, script):
+    script("A red boat")
     assert app(TEXT).text == "A red boat" and not app(TEXT).warnings
 
 
@@ -146,7 +209,7 @@ def test_a_text_as_short_as_a_summary_stays(app, script):
 
 
 @pytest.mark.parametrize(
-    ("said", "warning"),
+    ("answer", "warning"),
     [
         ("", "wrote nothing"),
         ("The boat of Ada left at 10.", "Not in the text: Ada, 10."),
@@ -155,8 +218,8 @@ def test_a_text_as_short_as_a_summary_stays(app, script):
         ("Objective summary of the input text in red.", "repeats the instruction"),
     ],
 )
-def test_what_is_wrong_is_said(app, script, said, warning):
-    script(said)
+def test_a_warning_names_what_is_wrong(app, script, answer, warning):
+    script(answer)
     assert [warning in each for each in app(TEXT).warnings] == [True]
 
 
@@ -167,29 +230,26 @@ def test_pieces_without_a_summary_end_in_an_empty_result(app, script):
 
 
 def test_a_stream_shows_the_last_step_up_to_the_limit(app, script, monkeypatch):
-    calls = script("It was red.")
-    asked = []
+    script("It was red.")
+    prompts = []
 
     def stream(model, tokenizer, prompt, *options):
-        asked.append(prompt)
+        prompts.append(prompt)
         yield from (f"w{n} " for n in range(20))
 
     monkeypatch.setattr(generation, "stream", stream)
     assert "".join(app.stream(long_text())).split() == [f"w{n}" for n in range(8)]
-    assert len(calls) >= 1 and "It was red.\n\nIt was red." in asked[0]
+    assert "It was red.\n\nIt was red." in prompts[0]
 
 
-def test_the_length_is_said_in_the_prompt_and_the_generator_keeps_its_own(tiny, tokenizer):
+def test_the_length_stands_in_the_prompt_and_the_generator_keeps_its_own(tiny, tokenizer):
     generator = TextGenerator(tiny, tokenizer, system="Be kind.", max_new_tokens=16)
-    for n_words in (9, 30, 200):
-        prompt = Summarizer(generator, n_words).generator.prompt("x")
-        assert f"at most {n_words} words" in prompt and "Be kind." not in prompt
+    prompt = Summarizer(generator, 200).generator.prompt("x")
+    assert "at most 200 words" in prompt and "Be kind." not in prompt
     assert generator.system == "Be kind."
 
 
 def test_without_a_chat_template_the_text_asks_for_its_summary(tiny, tokenizer, script):
-    import copy
-
     bare = copy.copy(tokenizer)
     bare.chat_template = None
     calls = script("A red boat left.")
@@ -199,22 +259,18 @@ def test_without_a_chat_template_the_text_asks_for_its_summary(tiny, tokenizer, 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [
-        ({"max_words": 0}, "max_words is 0"),
-        ({"max_tokens": 150}, r"raise max_tokens \(150\)"),
-        ({"max_tokens": -1}, "tokens are left"),
-    ],
+    [({"max_words": 0}, "max_words is 0"), ({"max_tokens": 150}, r"raise max_tokens \(150\)")],
 )
 def test_sizes_that_cannot_be_are_refused(tiny, tokenizer, options, message):
     with pytest.raises(ApplicationError, match=message):
         Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=24), **options)
 
 
-@pytest.mark.parametrize("texts", [["good text", " "], [None], "one text"])
-def test_bad_texts_are_refused_before_any_work(app, script, texts):
+def test_what_is_no_text_is_refused_before_any_work(app, script):
     calls = script("never")
-    with pytest.raises(ApplicationError):
-        app.batch(texts)
+    for texts in (["good text", " "], "one text"):
+        with pytest.raises(ApplicationError):
+            app.batch(texts)
     assert not calls
 
 
@@ -226,7 +282,7 @@ def test_an_unknown_model_is_refused():
 @pytest.mark.slow
 def test_smollm2_summarizes():
     app = Summarizer.load(ASSET, profile="cpu", max_new_tokens=40)
-    texts = [TEXTS[0]["text"], "\n\n".join(row["text"] for row in TEXTS[:6])]
+    texts = [ARTICLES[0]["text"], "\n\n".join(row["text"] for row in ARTICLES[:6])]
     short, long = app.batch(texts)
     assert "Weir" in short.text and 5 <= len(short.text.split()) <= 30
     assert not short.evidence and 2 <= len(long.evidence) <= 8 and long.text

@@ -1,17 +1,17 @@
-"""Words, n-grams and normalized answers, by hand and in several scripts."""
+"""Words, sentences, numbers and normalized answers, by hand and in several scripts."""
 
-from llmnb import text
+import json
+
+import pytest
+
+from llmnb import handbook, text
+
+ARTICLES = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))
 
 
 def test_words_are_words_and_characters_where_there_are_no_spaces():
-    assert text.words("Don’t STOP — “it's” Ｆull_time!") == [
-        "don",
-        "t",
-        "stop",
-        "it",
-        "s",
-        "full_time",
-    ]
+    english = ["don", "t", "stop", "it", "s", "full_time"]
+    assert text.words("Don’t STOP — “it's” Ｆull_time!") == english
     assert text.words("GPT-4说你好。") == ["gpt", "4", "说", "你", "好"]
     assert text.words("ราคา ペン ភាសា") == list("ราคาペンភាសា")
     assert text.words("हिन्दी भाषा। 한국어 문장") == ["हिन्दी", "भाषा", "한국어", "문장"]
@@ -21,6 +21,79 @@ def test_words_are_words_and_characters_where_there_are_no_spaces():
 def test_ngrams_are_all_runs_in_order():
     assert text.ngrams(["a", "b", "c"], 2) == [("a", "b"), ("b", "c")]
     assert text.ngrams(["a", "b"], 3) == []
+
+
+def test_chinese_characters_are_told_from_others():
+    assert [text.is_chinese(character) for character in "说㐀𠀀ペa。"] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(
+    "marked",
+    [
+        "The bridge costs 3.8 million.|It was Mr. B. Olm who said so, at 10 a.m. on Monday.",
+        "We met Dr. Sefa Lind and Prof. Anders.|See Fig. 3 and No. 5, e.g. the red one.",
+        'He said no.|Then he left.|"Is it true? I doubt it," she said.|"Who?" asked the boy.',
+        "“We knew. We said so,” she said.|It rained!|Really?!|Yes… perhaps.|It was I.|Éva left.",
+        "It closed in 2016.|Version 5.2.1 is out.|5 people came.|(Nobody left.)|«Enfin.»|End",
+        "今天下雨。|明天是晴天！|“你来吗？”|好。",
+        'A screen of 5" is small.|One of 6" or 7" is large.',  # no quotation: they don't pair
+        "It draws 400 W.|An initial is read as one: J. Vance left.",
+    ],
+)
+def test_sentences_end_where_they_end(marked):
+    joined = marked.replace("|", "" if "。" in marked else " ")
+    assert text.sentences(joined) == text.split_sentences(joined) == marked.split("|")
+
+
+def test_items_headings_and_greetings_are_sentences():
+    letter = (
+        "# Minutes\nHeld in May.\n\n1. The minutes were\r\n   approved.\n2. Water. It is dear.\n"
+        "- one\n* two\n\n \n\nDear Ada,\n\nthanks for the tea.\t Come soon.\n\nYours\n"
+    )
+    expected = "# Minutes|Held in May.|1. The minutes were approved.|2. Water.|It is dear.|- one"
+    expected += "|* two|Dear Ada, thanks for the tea.|Come soon.|Yours"
+    assert text.sentences(letter) == expected.split("|")
+    assert text.sentences("") == text.sentences(" \n\n ") == []
+    assert text.sentences("Dear Ada,\n\n") == ["Dear Ada,"]
+
+
+def test_no_word_is_lost_of_any_text():
+    huge = ["a. " * 100_000, "." * 300_000, '"' * 300_001, " \n" * 100_000, "x" * 1_000_000]
+    for contents in [*huge, *(row["text"] for row in ARTICLES)]:
+        assert "".join("".join(text.sentences(contents)).split()) == "".join(contents.split())
+
+
+@pytest.mark.parametrize(
+    ("number", "same", "others"),
+    [
+        ("24.50", "24,50  24,5", "2450"),
+        ("3,200", "3\u202f200  3.200  3200  3’200", "32"),
+        ("1,234,567.89", "1.234.567,89", "1234567"),
+        ("1.5", "1,5", "15"),
+        ("12", "１２", "120"),
+        ("40", "40%", "4"),
+        ("10.0", "10", "100"),
+        ("2019", "2019", "19"),
+        ("5.2.1", "5.2.1", "5.2.2"),
+    ],
+)
+def test_a_number_in_another_spelling_has_the_same_value(number, same, others):
+    (expected,) = text.numbers(number)
+    for written in same.split("  "):
+        (found,) = text.numbers(f"It was {written}, I think.")
+        assert found.values & expected.values, written
+    for written in others.split("  "):
+        (found,) = text.numbers(f"It was {written}, I think.")
+        assert not found.values & expected.values, written
+
+
+def test_numbers_in_english_words_are_read_on_demand():
+    contents = "Three clerks sold 3.8 million boats, B2 and 1 234 567,89 more."
+    digits = [(n.written, n.values) for n in text.numbers(contents)]
+    assert digits[0][1] == {3.8} and [d[0] for d in digits[1:]] == ["1 234 567,89"]
+    english = text.numbers(contents, english=True)
+    assert [n.start for n in english[:2]] == [0, contents.index("3.8")]
+    assert english[0].values == {3.0} and english[1].values == {3.8e6}
 
 
 def test_an_answer_is_normalized_as_squad_does():

@@ -40,9 +40,9 @@ def tokenizer():
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     raw.add_special_tokens(SPECIAL)
-    made = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=SPECIAL[0])
-    made.chat_template = TEMPLATE
-    return made
+    fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=SPECIAL[0])
+    fast.chat_template = TEMPLATE
+    return fast
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +50,12 @@ def model(tokenizer):
     """Random, with clear and varied choices, in fp32."""
     torch.manual_seed(0)
     sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 256}
-    made = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
+    model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.3)
-    return made.eval()
+    return model.eval()
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def app(model, tokenizer):
     return lambda **options: TextGenerator(model, tokenizer, **{"max_new_tokens": 12} | options)
 
 
-def said(results):
+def texts_of(results):
     return [result.text for result in results]
 
 
@@ -78,16 +78,16 @@ def test_a_message_stands_in_the_template_with_the_system_prompt_before_it(app):
     user = f"{start}user\nhello{end}\n{start}assistant\n"
     assert app().prompt("hello") == user
     assert app(system="Be kind.").prompt("hello") == f"{start}system\nBe kind.{end}\n{user}"
-    assert said(app(system="Be kind.").batch(["hello"])) != said(app().batch(["hello"]))
+    assert texts_of(app(system="Be kind.").batch(["hello"])) != texts_of(app().batch(["hello"]))
 
 
 def test_without_a_template_the_text_itself_is_gone_on_from(model, tokenizer, app):
     plain = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)
     assert not plain.chat_template
-    made = TextGenerator(model, plain, max_new_tokens=12)
-    assert made.prompt("once upon") == "once upon"
-    assert said(made.batch(["once upon"])) == said(app().complete(["once upon"]))
-    assert made("once upon").text != app()("once upon").text
+    writer = TextGenerator(model, plain, max_new_tokens=12)
+    assert writer.prompt("once upon") == "once upon"
+    assert texts_of(writer.batch(["once upon"])) == texts_of(app().complete(["once upon"]))
+    assert writer("once upon").text != app()("once upon").text
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -101,34 +101,31 @@ def test_control_tokens_in_a_text_begin_no_turn(text, app, tokenizer):
 
 def test_the_same_seed_gives_the_same_text_and_another_another(app):
     first, again = (app(sampling=DRAWN).batch(TEXTS) for _ in range(2))
-    assert said(first) == said(again)
+    assert texts_of(first) == texts_of(again)
     other = app(sampling=Sampling(temperature=1.0, seed=99)).batch(TEXTS)
-    assert all(a != b for a, b in zip(said(first), said(other), strict=True))
-    assert len(set(said(app(sampling=DRAWN).batch(["a"] * 4)))) == 4  # each row draws for itself
+    assert all(a != b for a, b in zip(texts_of(first), texts_of(other), strict=True))
+    assert (
+        len(set(texts_of(app(sampling=DRAWN).batch(["a"] * 4)))) == 4
+    )  # each row draws for itself
 
 
-@pytest.mark.parametrize("together", [1, 100, 8192])
-def test_a_batch_gives_each_text_in_its_place_what_it_gets_alone(together, app, monkeypatch):
+@pytest.mark.parametrize("n_tokens", [1, 100, 8192])
+def test_answers_do_not_depend_on_the_batch(n_tokens, app, monkeypatch):
     alone = [app()(text).text for text in TEXTS]
-    monkeypatch.setattr(text_generation, "_TOGETHER", together)
-    assert said(app().batch(TEXTS)) == alone and len(set(alone)) == len(TEXTS)
-    assert said(app().batch(TEXTS[::-1])) == alone[::-1]
-
-
-@pytest.mark.parametrize("together", [1, 100])
-def test_what_is_drawn_follows_from_the_place_not_from_the_neighbours(together, app, monkeypatch):
-    whole = said(app(sampling=DRAWN).batch(TEXTS))
-    monkeypatch.setattr(text_generation, "_TOGETHER", together)
-    assert said(app(sampling=DRAWN).batch(TEXTS)) == whole
-    changed = said(app(sampling=DRAWN).batch([TEXTS[3], *TEXTS[1:]]))
+    whole = texts_of(app(sampling=DRAWN).batch(TEXTS))
+    monkeypatch.setattr(text_generation, "TOKENS_PER_BATCH", n_tokens)
+    assert texts_of(app().batch(TEXTS)) == alone and len(set(alone)) == len(TEXTS)
+    assert texts_of(app().batch(TEXTS[::-1])) == alone[::-1]
+    assert texts_of(app(sampling=DRAWN).batch(TEXTS)) == whole
+    changed = texts_of(app(sampling=DRAWN).batch([TEXTS[3], *TEXTS[1:]]))
     assert changed[1:] == whole[1:] and changed[0] != whole[0]
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), DRAWN])
 def test_the_stream_joined_is_the_call(sampling, app):
-    made = app(sampling=sampling, max_new_tokens=30)
-    pieces = list(made.stream("tell me"))
-    assert len(pieces) > 5 and "".join(pieces).strip() == made("tell me").text
+    writer = app(sampling=sampling, max_new_tokens=30)
+    pieces = list(writer.stream("tell me"))
+    assert len(pieces) > 5 and "".join(pieces).strip() == writer("tell me").text
 
 
 def test_a_stop_string_ends_the_answer_before_itself(app):
@@ -137,10 +134,10 @@ def test_a_stop_string_ends_the_answer_before_itself(app):
     at = text.index(stop)
     assert at > 0
     for given in (stop, [stop], ["\0", stop]):
-        made = app(max_new_tokens=30, stop=given)
-        assert made("tell me").text == text[:at].strip()
-        assert "".join(made.stream("tell me")).strip() == text[:at].strip()
-    assert not made("tell me").warnings and made("tell me").tokens == at
+        writer = app(max_new_tokens=30, stop=given)
+        assert writer("tell me").text == text[:at].strip()
+        assert "".join(writer.stream("tell me")).strip() == text[:at].strip()
+    assert not writer("tell me").warnings and writer("tell me").tokens == at
     assert app(max_new_tokens=30, stop="\0")("tell me").text == text
 
 
@@ -167,7 +164,6 @@ def test_a_prompt_without_room_is_refused_with_the_limit_before_any_work(app, mo
     [
         (["a", ""], "Text 1 is empty"),
         ([" \n\t"], "Text 0 is empty"),
-        (["a", None], "Text 1 is empty or no text: None"),
         ([b"a"], "no text: b'a'"),
         ("hello", "batch takes a list"),
         (["a", "b", "c\ud800"], r"Text 2 is no Unicode, read it as UTF-8: 'c\\ud800'"),
@@ -182,19 +178,10 @@ def test_what_is_no_text_is_refused(texts, message, app, monkeypatch):
             list(app().stream(texts[-1]))
 
 
-def test_texts_are_counted_from_where_they_stand():
-    assert checked(iter(["a", "b"]), 7) == ["a", "b"] and checked([]) == []
-    with pytest.raises(ApplicationError, match="Text 8 is empty"):
-        checked(["a", ""], 7)
-
-
-def test_no_texts_give_no_answers(app):
+def test_odd_characters_are_read_and_no_texts_give_no_answers(app):
+    odd = ["é漢字🙂", "a\0b", "\u202ex\u200b", "<b>&amp;</b>", "x" * 200]
+    assert len(app().batch(odd)) == 5
     assert app().batch([]) == []
-
-
-@pytest.mark.parametrize("text", ["é漢字🙂", "a\0b", "\u202ex\u200b", "<b>&amp;</b>", "x" * 200])
-def test_odd_characters_are_read(text, app):
-    assert isinstance(app().batch([text])[0].text, str)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +189,6 @@ def test_odd_characters_are_read(text, app):
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it is 1 to 255"),
         ({"max_new_tokens": 256}, "max_new_tokens is 256"),
-        ({"stop": ["\n", ""]}, "stop string is empty"),
         ({"stop": ""}, "stop string is empty"),
     ],
 )
@@ -212,9 +198,9 @@ def test_options_that_cannot_be_are_refused(options, message, app):
 
 
 def test_a_folder_is_loaded_and_the_profile_gives_the_length(tiny_models):
-    made = TextGenerator.load(str(tiny_models / "decoder"), profile="smoke", stop="good")
-    assert made.max_new_tokens == 8 and made.stop == ["good"]
-    assert 0 < made("a b film").tokens <= 8
+    writer = TextGenerator.load(str(tiny_models / "decoder"), profile="smoke", stop="good")
+    assert writer.max_new_tokens == 8 and writer.stop == ["good"]
+    assert 0 < writer("a b film").tokens <= 8
     assert TextGenerator.load(str(tiny_models / "decoder"), max_new_tokens=3).max_new_tokens == 3
 
 
@@ -274,7 +260,7 @@ def test_the_real_model_answers_alone_together_and_in_pieces(real):
     ]
     alone = [real(text).text for text in questions]
     assert "Paris" in alone[0]
-    together = said(real.batch(questions))
+    together = texts_of(real.batch(questions))
     # In bf16, padding changes the last digits of the scores: near ties may fall the other way.
     equal = sum(a == b for a, b in zip(alone, together, strict=True))
     assert equal >= 4 and "Paris" in together[0]

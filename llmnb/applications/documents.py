@@ -2,7 +2,6 @@
 
 import ast
 import html.parser
-import itertools
 import json
 import os
 import re
@@ -10,15 +9,17 @@ import stat
 import textwrap
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LONGEST = 1200  # characters of a passage, about 200 words: what the encoder reads
-MOST_BYTES = 10_000_000  # of a file
-SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])|(?<=[。！？])")  # where one ends
+from llmnb.text import split_sentences
 
-_Sections = list[tuple[str, list[tuple[int, str]]]]  # headings; lines and texts of the paragraphs
+MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
+MAX_FILE_BYTES = 10_000_000
+
+_Paragraph = tuple[int, str]  # the number of its first line, from 1; its text
+_Section = tuple[str, list[_Paragraph]]  # its heading, "" before the first one
 
 
 @dataclass(frozen=True)
@@ -39,130 +40,165 @@ def chunks(file: str, contents: str) -> tuple[list[Passage], str]:
     .md and .html by headings, .py by functions and classes, .ipynb by headings and without its
     outputs, anything else by paragraphs. What doesn't parse is read as plain text.
     """
-    stem, kind, note = Path(file).stem, Path(file).suffix.lower(), ""
+    stem, kind = os.path.splitext(os.path.basename(file))
+    note = ""
     try:
-        title, sections = READERS.get(kind, _plain)(contents)
+        title, sections = READERS.get(kind.lower(), _plain)(contents)
     except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         note = f"read as plain text: it doesn't parse as {kind} ({type(error).__name__})"
         title, sections = _plain(contents)
-    found, seen = [], Counter()
+    passages = []
+    n_passages = Counter()  # of each slug
     for heading, paragraphs in sections:
         heading = heading or title or stem
         slug = re.sub(r"[\W_]+", "-", heading.lower()).strip("-")
-        for line, text in _pieces(paragraphs):
-            seen[slug] += 1
-            name = slug if seen[slug] == 1 else f"{slug}-{seen[slug]}"
-            found.append(Passage(f"{file}#{name}", file, title or stem, heading, text, line))
-    return found, note
+        for line, text in _packed(paragraphs):
+            n_passages[slug] += 1
+            name = slug if n_passages[slug] == 1 else f"{slug}-{n_passages[slug]}"
+            passages.append(Passage(f"{file}#{name}", file, title or stem, heading, text, line))
+    return passages, note
 
 
-def _pieces(paragraphs: list[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Whole if short; else packed paragraphs, of long ones sentences, of long ones words."""
-    start, whole = 1, ""
-    for line, text in [*paragraphs, (0, " " * LONGEST)]:  # the last one never fits
-        parts = SENTENCE.split(text) if len(text) > LONGEST else [text]
-        cut = (textwrap.wrap(part, LONGEST) if part[LONGEST:] else [part] for part in parts)
-        for number, piece in enumerate(itertools.chain(*cut)):
-            joined = f"{whole}{' ' if number else chr(10) * 2}{piece}"
-            if whole and len(joined) <= LONGEST:
-                whole = joined
-                continue
-            if re.search(r"\w", whole):  # what holds no word is no passage
-                yield start, whole
-            start, whole = line, piece
+def _packed(paragraphs: list[_Paragraph]) -> list[_Paragraph]:
+    """Each passage's first line and text: as many paragraphs as fit. One without a word is none."""
+    packed = [(1, "")]
+    for line, paragraph in paragraphs:
+        gap = "\n\n"
+        for part in _parts(paragraph):
+            start, passage = packed[-1]
+            longer = f"{passage}{gap}{part}" if passage else part
+            if passage and len(longer) > MAX_PASSAGE_CHARACTERS:
+                packed.append((line, part))
+            else:
+                packed[-1] = (start if passage else line, longer)
+            gap = " "
+    return [(line, passage) for line, passage in packed if re.search(r"\w", passage)]
 
 
-def _by_lines(lines: Sequence[str], starts: dict[int, str]) -> _Sections:
-    """starts: the number of each line where a section begins, and its heading."""
-    found, blank = [("", [])], True
+def _parts(paragraph: str) -> list[str]:
+    """The paragraph if it fits into a passage, else its sentences, or the words of a long one."""
+    if len(paragraph) <= MAX_PASSAGE_CHARACTERS:
+        return [paragraph]
+    parts = []
+    for sentence in split_sentences(paragraph):
+        fits = len(sentence) <= MAX_PASSAGE_CHARACTERS
+        parts += [sentence] if fits else textwrap.wrap(sentence, MAX_PASSAGE_CHARACTERS)
+    return parts
+
+
+def _sections(lines: Sequence[str], headings: dict[int, str]) -> list[_Section]:
+    """headings: of each line number, from 1, at which a section begins."""
+    sections: list[tuple[str, list]] = [("", [])]
+    starts_paragraph = True
     for number, line in enumerate(lines, 1):
-        if number in starts:
-            found.append((starts[number], []))
-        if (blank or number in starts) and line.strip():
-            found[-1][1].append((number, []))
-        if not (blank := not line.strip()):
-            found[-1][1][-1][1].append(line.rstrip())
-    return [(heading, [(n, "\n".join(each)) for n, each in parts]) for heading, parts in found]
+        if number in headings:
+            sections.append((headings[number], []))
+        paragraphs = sections[-1][1]
+        if line.strip():
+            if starts_paragraph or not paragraphs:
+                paragraphs.append((number, []))
+            paragraphs[-1][1].append(line.rstrip())
+        starts_paragraph = not line.strip()
+    return [
+        (heading, [(number, "\n".join(texts)) for number, texts in paragraphs])
+        for heading, paragraphs in sections
+    ]
 
 
-def _plain(contents: str) -> tuple[str, _Sections]:
-    return "", _by_lines(contents.split("\n"), {})
+def _plain(contents: str) -> tuple[str, list[_Section]]:
+    return "", _sections(contents.split("\n"), {})
 
 
-def _markdown(contents: str) -> tuple[str, _Sections]:
-    lines, starts, title, fenced = contents.split("\n"), {}, "", False
+def _markdown(contents: str) -> tuple[str, list[_Section]]:
+    lines = contents.split("\n")
+    title, headings = "", {}
+    is_code = False
     for number, line in enumerate(lines, 1):
+        match = re.match(r"(#{1,6})\s+(.*?)[\s#]*$", line)
         if line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not fenced and (found := re.match(r"(#{1,6})\s+(.*?)[\s#]*$", line)):
-            starts[number], lines[number - 1] = found[2], ""
-            title = title or (found[2] if found[1] == "#" else "")
-    return title, _by_lines(lines, starts)
+            is_code = not is_code
+        elif match and not is_code:
+            headings[number] = match[2]
+            lines[number - 1] = ""
+            if match[1] == "#":
+                title = title or match[2]
+    return title, _sections(lines, headings)
 
 
-def _notebook(contents: str) -> tuple[str, _Sections]:
-    title, found = "", [("", [])]
+def _notebook(contents: str) -> tuple[str, list[_Section]]:
+    title, sections = "", [("", [])]
     for number, cell in enumerate(json.loads(contents)["cells"], 1):
-        source = "".join(cell["source"])
-        own, parts = _markdown(source) if cell["cell_type"] == "markdown" else _plain(source)
-        title = title or own
-        parts = [(heading, [(number, text) for _, text in each]) for heading, each in parts]
-        found[-1][1].extend(parts[0][1])  # still under the heading before
-        found += parts[1:]
-    return title, found
+        read_cell = _markdown if cell["cell_type"] == "markdown" else _plain
+        cell_title, cell_sections = read_cell("".join(cell["source"]))
+        title = title or cell_title
+        for heading, paragraphs in cell_sections:
+            if heading:
+                sections.append((heading, []))
+            sections[-1][1].extend((number, text) for _, text in paragraphs)
+    return title, sections
 
 
-def _python(contents: str) -> tuple[str, _Sections]:
-    starts: dict[int, str] = {}
-
-    def mark(nodes: list[ast.stmt], owner: str) -> None:
-        for node in nodes:
-            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-                name = f"{owner}.{node.name}".lstrip(".")
-                starts[min(each.lineno for each in [node, *node.decorator_list])] = name
-                mark(node.body if isinstance(node, ast.ClassDef) else [], name)
-                starts[node.end_lineno + 1] = owner
-
+def _python(contents: str) -> tuple[str, list[_Section]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler thinks of a user's strings
-        mark(ast.parse(contents).body, "")
-    together: dict[str, list] = {}  # what stands between two functions is the module's
-    for heading, paragraphs in _by_lines(contents.split("\n"), starts):
-        together.setdefault(heading, []).extend(paragraphs)
-    return "", list(together.items())
+        headings = _definitions(ast.parse(contents).body)
+    merged: dict[str, list[_Paragraph]] = {}  # what stands between two functions is the module's
+    for heading, paragraphs in _sections(contents.split("\n"), headings):
+        merged.setdefault(heading, []).extend(paragraphs)
+    return "", list(merged.items())
+
+
+def _definitions(nodes: list[ast.stmt], owner: str = "") -> dict[int, str]:
+    """The name that each function or class gives to its first line, its owner's behind its last."""
+    headings = {}
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            name = f"{owner}.{node.name}".lstrip(".")
+            headings[min(part.lineno for part in [node, *node.decorator_list])] = name
+            if isinstance(node, ast.ClassDef):
+                headings |= _definitions(node.body, name)
+            headings[node.end_lineno + 1] = owner
+    return headings
 
 
 class _Page(html.parser.HTMLParser):
     """The text of a page by its headings; scripts and styles are dropped, nothing is run."""
 
     inline = re.compile(r"a|abbr|b|bdi|cite|code|em|i|kbd|label|mark|q|s|small|span|strong|su[bp]")
-    title, inside, text, line = "", "", "", 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.title = ""
+        self.sections: list[_Section] = [("", [])]
+        self.block = ""  # the tag of the one that is open
+        self.text = ""
+        self.line = 1  # where the text begins
 
     def handle_data(self, data: str) -> None:
-        if self.inside not in ("script", "style"):
+        if self.block not in ("script", "style"):
             if not self.text.strip():
-                self.line = self.getpos()[0] + data[: -len(data.lstrip()) or None].count("\n")
+                self.line = self.getpos()[0] + data.count("\n") - data.lstrip().count("\n")
             self.text += data
 
     def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.handle_endtag(tag, tag)
+        self.handle_endtag(tag, next_block=tag)
 
-    def handle_endtag(self, tag: str, inside: str = "") -> None:
+    def handle_endtag(self, tag: str, next_block: str = "") -> None:
         if self.inline.fullmatch(tag):
             return
-        text, self.text = " ".join(self.text.split()), ""
-        if text and self.inside in ("title", "h1"):
+        text = " ".join(self.text.split())
+        if text and self.block in ("title", "h1"):
             self.title = self.title or text
-        if text and re.fullmatch("h[1-6]", self.inside):
+        if text and re.fullmatch("h[1-6]", self.block):
             self.sections.append((text, []))
-        elif text and self.inside != "title":
+        elif text and self.block != "title":
             self.sections[-1][1].append((self.line, text))
-        self.inside = inside
+        self.text = ""
+        self.block = next_block
 
 
-def _html(contents: str) -> tuple[str, _Sections]:
+def _html(contents: str) -> tuple[str, list[_Section]]:
     page = _Page()
-    page.sections = [("", [])]
     page.feed(contents + "<p>")  # the end of a text without tags
     page.close()
     return page.title, page.sections
@@ -171,26 +207,32 @@ def _html(contents: str) -> tuple[str, _Sections]:
 READERS = {".md": _markdown, ".txt": _plain, ".ipynb": _notebook, ".py": _python, ".html": _html}
 
 
-def listed(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
+def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
     """The files that can be read, with size and times; what is left out, and why."""
-    found, skipped, others = {}, [], Counter()
-    for folder, folders, files in os.walk(root):
-        place = Path(folder).relative_to(root)
-        shut = [n for n in folders if n.startswith(".") or os.path.islink(f"{folder}/{n}")]
-        skipped += [((place / n).as_posix(), "hidden, or a link: not entered") for n in shut]
-        folders[:] = sorted(set(folders) - set(shut))
-        for name in sorted(files):
-            kind, info = os.path.splitext(name)[1].lower(), os.lstat(f"{folder}/{name}")
+    files, skipped, other_kinds = {}, [], Counter()
+    for folder, subfolders, names in os.walk(root):
+        parent = Path(folder).relative_to(root)
+        for name in list(subfolders):
+            if name.startswith(".") or os.path.islink(f"{folder}/{name}"):
+                skipped.append(((parent / name).as_posix(), "hidden, or a link: not entered"))
+                subfolders.remove(name)
+        subfolders.sort()
+        for name in sorted(names):
+            path = (parent / name).as_posix()
+            kind = os.path.splitext(name)[1].lower()
+            info = os.lstat(f"{folder}/{name}")
             if name.startswith(".") or kind not in READERS:
-                others[f"*{kind or name}"] += 1
-            elif stat.S_ISREG(info.st_mode) and 0 < info.st_size <= MOST_BYTES:
-                times = [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
-                found[(place / name).as_posix()] = times
+                other_kinds[f"*{kind or name}"] += 1
+            elif not stat.S_ISREG(info.st_mode):
+                skipped.append((path, "a link, or no file"))
+            elif info.st_size == 0:
+                skipped.append((path, "empty"))
+            elif info.st_size > MAX_FILE_BYTES:
+                skipped.append((path, f"{info.st_size / 1e6:,.0f} MB: too large"))
             else:
-                reason = f"{info.st_size / 1e6:,.0f} MB: too large" if info.st_size else "empty"
-                reason = reason if stat.S_ISREG(info.st_mode) else "a link, or no file"
-                skipped.append(((place / name).as_posix(), reason))
-    return found, skipped + [(kind, f"not read: {n:,} files") for kind, n in sorted(others.items())]
+                files[path] = [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+    skipped += [(kind, f"not read: {n:,} files") for kind, n in sorted(other_kinds.items())]
+    return files, skipped
 
 
 def read(name: str, data: bytes) -> tuple[list[Passage], str]:
@@ -199,6 +241,9 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
     if "\0" in text:
         return [], "left out: binary, not text in UTF-8"
     passages, note = chunks(name, text)
+    notes = [note] if note else []
     if "\ufffd" in text:
-        note += "; " * bool(note) + "bytes that are no UTF-8 are shown as \ufffd"
-    return passages, note or ("" if passages else "left out: there is no word in it")
+        notes.append("bytes that are no UTF-8 are shown as \ufffd")
+    if not (passages or notes):
+        notes.append("left out: there is no word in it")
+    return passages, "; ".join(notes)

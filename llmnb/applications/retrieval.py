@@ -6,7 +6,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -21,9 +21,9 @@ from llmnb.applications.documents import Passage
 from llmnb.text import words
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-_FORMAT = 1  # of the index: counts up when passages are cut or read in another way
+INDEX_VERSION = 3  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
-_TOGETHER = 64  # files embedded between two savings
+FILES_PER_SAVE = 64  # embedded between two savings of the index
 
 
 @dataclass(frozen=True)
@@ -49,29 +49,35 @@ class Bm25:
         """k1: how soon a word's repetition stops counting; b: how much long texts are held back."""
         from sklearn.feature_extraction.text import CountVectorizer
 
-        self.counter = CountVectorizer(analyzer=stems)
-        counts = self.counter.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
-        (n, n_words), lengths = counts.shape, np.asarray(counts.sum(axis=1))[:, 0]
-        spread = np.bincount(counts.indices, minlength=n_words)  # texts that hold the word
-        self.idf = np.log1p((n - spread + 0.5) / (spread + 0.5))
-        self.most = float(np.log1p((n + 0.5) / 0.5))  # of a word that stands nowhere
-        long = k1 * (1 - b + b * np.repeat(lengths, np.diff(counts.indptr)) / lengths.mean())
-        counts.data = self.idf[counts.indices] * counts.data * (k1 + 1) / (counts.data + long)
+        self.vectorizer = CountVectorizer(analyzer=stems)
+        counts = self.vectorizer.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
+        n_texts, n_words = counts.shape
+        n_texts_with = np.bincount(counts.indices, minlength=n_words)  # the word
+        self.idf = np.log1p((n_texts - n_texts_with + 0.5) / (n_texts_with + 0.5))
+        self.max_idf = float(np.log1p((n_texts + 0.5) / 0.5))  # of a word that stands nowhere
+        lengths = np.asarray(counts.sum(axis=1))[:, 0]
+        relative_lengths = np.repeat(lengths, np.diff(counts.indptr)) / lengths.mean()
+        saturation = counts.data + k1 * (1 - b + b * relative_lengths)
+        counts.data = self.idf[counts.indices] * counts.data * (k1 + 1) / saturation
         self.weights = counts
 
     def scores(self, questions: Sequence[str]) -> NDArray[np.float64]:
         """(questions, texts), from 0 on; a word that a question repeats counts once."""
-        asked = (self.counter.transform(questions) > 0).astype(float)
-        return (asked @ self.weights.T).toarray()
+        has_word = (self.vectorizer.transform(questions) > 0).astype(float)
+        return (has_word @ self.weights.T).toarray()
 
-    def share(self, question: str, text: str) -> float:
-        """Which share of the question's words, weighed by their rarity, the text holds: 0 to 1."""
-        known, asked = self.counter.vocabulary_, set(stems(question))
-        rarity = {w: self.idf[known[w]] if w in known else self.most for w in asked}
-        return sum(rarity[w] for w in asked & set(stems(text))) / (sum(rarity.values()) or 1)
+    def overlap(self, question: str, text: str) -> float:
+        """Which share of the question's words, weighted by idf, the text has: 0 to 1."""
+        vocabulary = self.vectorizer.vocabulary_
+        weights = {
+            word: self.idf[vocabulary[word]] if word in vocabulary else self.max_idf
+            for word in set(stems(question))
+        }
+        shared = sum(weights[word] for word in weights.keys() & set(stems(text)))
+        return shared / (sum(weights.values()) or 1)
 
 
-@dataclass(eq=False)  # two are the same if they are one
+@dataclass(eq=False)  # compared by identity: arrays have no plain truth value
 class _File:
     """What the index keeps of a file."""
 
@@ -87,7 +93,8 @@ class Index:
 
     def __init__(self, encoder: str) -> None:
         """Empty; see `build`."""
-        self.encoder, self.embedded = encoder, 0  # files embedded at this start
+        self.encoder = encoder
+        self.embedded = 0  # files embedded at this start
         self.files: dict[str, _File] = {}
         self.skipped: list[tuple[str, str]] = []  # a file or a kind of them, and what is wrong
 
@@ -100,43 +107,43 @@ class Index:
         encoder: an asset, a folder or a Hub id. A killed build keeps the files that it finished.
         Raises ApplicationError for no folder or no text in it, AssetError for no encoder.
         """
-        root, index = Path(folder).expanduser().resolve(), cls(encoder or ENCODER)
+        root = Path(folder).expanduser().resolve()
         if not root.is_dir():
             raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
-        listed, index.skipped = documents.listed(root)
-        model = models.locate(index.encoder)
-        weights = [(each.name, each.stat().st_mtime_ns) for each in model.glob("*.safetensors")]
-        key = repr((_FORMAT, root, model, sorted(weights))).encode()
-        store = files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
-        store.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(f"{store}.lock"):
-            index._update(store, root, listed, say)
+        index = cls(encoder or ENCODER)
+        stats, index.skipped = documents.list_files(root)
+        path = _index_path(root, index.encoder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(f"{path}.lock"):
+            index._update(path, root, stats, say)
         index.skipped += [(name, file.note) for name, file in index.files.items() if file.note]
         if not index.passages:
-            kinds, why = ", ".join(documents.READERS), "; ".join(map(": ".join, index.skipped[:9]))
-            raise ApplicationError(f"{root} holds no text in {kinds}. {why or 'It is empty.'}")
+            reasons = "; ".join(map(": ".join, index.skipped[:9])) or "It is empty."
+            kinds = ", ".join(documents.READERS)
+            raise ApplicationError(f"{root} holds no text in {kinds}. {reasons}")
         return index
 
-    def _update(self, store: Path, root: Path, listed: dict[str, list[int]], say) -> None:
-        old = _load(store, say)
-        for name, times in listed.items():
+    def _update(self, path: Path, root: Path, stats: dict[str, list[int]], say) -> None:
+        """Read and embed what has changed since the index was saved at path."""
+        saved = _load(path, say)
+        for name, file_stat in stats.items():
             try:
-                self.files[name] = _current(root, name, times, old.get(name))
+                self.files[name] = _read_if_changed(root, name, file_stat, saved.get(name))
             except OSError as error:
                 self.skipped.append((name, f"can't be read: {error.strerror}"))
         todo = [file for file in self.files.values() if file.vectors is None]
         self.embedded = sum(bool(file.passages) for file in todo)
         if self.embedded:
-            say(f"Indexing {self.embedded:,} new or changed files of {len(listed):,}")
-        for start in range(0, len(todo), _TOGETHER):
-            some = todo[start : start + _TOGETHER]
-            vectors = self.embed([_searched(p) for file in some for p in file.passages])
-            ends = np.cumsum([len(file.passages) for file in some])[:-1]
-            for file, part in zip(some, np.split(vectors, ends), strict=True):
-                file.vectors = part
-            _save(store, self.files)
-        if self.files != old:  # deleted, or only touched
-            _save(store, self.files)
+            say(f"Indexing {self.embedded:,} new or changed files of {len(stats):,}")
+        for start in range(0, len(todo), FILES_PER_SAVE):
+            batch = todo[start : start + FILES_PER_SAVE]
+            vectors = self.embed([_index_text(p) for file in batch for p in file.passages])
+            ends = np.cumsum([len(file.passages) for file in batch])
+            for file, file_vectors in zip(batch, np.split(vectors, ends[:-1]), strict=True):
+                file.vectors = file_vectors
+            _save(path, self.files)
+        if self.files != saved:  # a file was deleted, or only touched
+            _save(path, self.files)
 
     @functools.cached_property
     def passages(self) -> list[Passage]:
@@ -151,7 +158,7 @@ class Index:
     @functools.cached_property
     def bm25(self) -> Bm25:
         """Over title, heading and text of the passages."""
-        return Bm25([_searched(passage) for passage in self.passages])
+        return Bm25([_index_text(passage) for passage in self.passages])
 
     @functools.cached_property
     def _model(self):
@@ -184,72 +191,80 @@ class Index:
             raise ApplicationError(f"k is {k}; it is 1 or more.")
         if not checked(questions):
             return []
-        near = (self.embed(questions) @ self.vectors.T).clip(0, 1)  # (questions, passages)
-        shared = self.bm25.scores(questions)
-        ranks = np.stack([_ranks(near), _ranks(shared)], axis=-1)  # (questions, passages, 2)
+        cosines = (self.embed(questions) @ self.vectors.T).clip(0, 1)  # (questions, passages)
+        bm25 = self.bm25.scores(questions)
+        ranks = np.stack([_ranks(cosines), _ranks(bm25)], axis=-1)  # (questions, passages, 2)
         fused = (1 / (60 + ranks)).sum(axis=-1)
-        numbers = np.stack([near, shared, fused], axis=-1)
-        found = []
-        for row, best in enumerate(np.lexsort((-near, -fused))[:, :k]):
-            facts = zip(best, numbers[row, best].tolist(), ranks[row, best].tolist(), strict=True)
-            found.append([Hit(self.passages[at], *three, tuple(two)) for at, three, two in facts])
-        return found
+        scores = np.stack([cosines, bm25, fused], axis=-1)  # as a Hit has them
+        results = []
+        for row, order in enumerate(np.lexsort((-cosines, -fused))[:, :k]):
+            numbers = zip(scores[row, order].tolist(), ranks[row, order].tolist(), strict=True)
+            pairs = zip(order, numbers, strict=True)
+            results.append([Hit(self.passages[n], *three, tuple(two)) for n, (three, two) in pairs])
+        return results
 
 
 def _ranks(scores: NDArray) -> NDArray[np.int64]:
-    """1 for the best of a row; equals share the last of their places: no word is no merit."""
+    """1 for the best of a row; equals share the last of their ranks, so no word is no merit."""
     from scipy.stats import rankdata
 
     return rankdata(-scores, method="max", axis=1).astype(int)
 
 
-def _searched(passage: Passage) -> str:
+def _index_text(passage: Passage) -> str:
+    """What is embedded and searched of a passage."""
     return f"{passage.title}: {passage.heading}\n{passage.text}"
 
 
-def _current(root: Path, name: str, times: list[int], old: _File | None) -> _File:
-    """The file as it is kept, or read again where its bytes are others."""
-    if old and old.stat == times:
-        return old
+def _index_path(root: Path, encoder: str) -> Path:
+    """The index of a folder by an encoder: changed weights give another one."""
+    model = models.locate(encoder)
+    weights = sorted((file.name, file.stat().st_mtime_ns) for file in model.glob("*.safetensors"))
+    key = repr((INDEX_VERSION, root, model, weights)).encode()
+    return files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
+
+
+def _read_if_changed(root: Path, name: str, file_stat: list[int], saved: _File | None) -> _File:
+    if saved and saved.stat == file_stat:
+        return saved
     data = (root / name).read_bytes()
     digest = hashlib.sha256(data).hexdigest()
-    if old and old.sha256 == digest:
-        return replace(old, stat=times)
+    if saved and saved.sha256 == digest:
+        return replace(saved, stat=file_stat)
     passages, note = documents.read(name, data)
-    return _File(times, digest, note, passages)
+    return _File(file_stat, digest, note, passages)
 
 
-def _save(store: Path, files: dict[str, _File]) -> None:
+def _save(path: Path, indexed: dict[str, _File]) -> None:
     """What is embedded, atomically: a killed build leaves the old index or this one."""
-    done = {name: file for name, file in files.items() if file.vectors is not None}
-    rows = [
-        [name, file.stat, file.sha256, file.note, [[*vars(p).values()] for p in file.passages]]
-        for name, file in done.items()
-    ]
-    parts = [file.vectors for file in done.values() if file.passages]
-    temporary = store.with_suffix(f".{os.getpid()}.tmp")
+    embedded = {name: file for name, file in indexed.items() if file.vectors is not None}
+    rows = {name: asdict(replace(file, vectors=None)) for name, file in embedded.items()}
+    vectors = [file.vectors for file in embedded.values() if file.passages]
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         np.savez(
             file,
             files=np.frombuffer(json.dumps(rows).encode(), np.uint8),
-            vectors=np.concatenate(parts) if parts else np.zeros((0, 0), np.float32),
+            vectors=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
         )
-    os.replace(temporary, store)
+    os.replace(temporary, path)
 
 
-def _load(store: Path, say) -> dict[str, _File]:
-    if not store.exists():
+def _load(path: Path, say) -> dict[str, _File]:
+    if not path.exists():
         return {}
     try:
-        with np.load(store, allow_pickle=False) as kept:
-            rows, vectors = json.loads(kept["files"].tobytes()), kept["vectors"]
-        files = {name: _File(*facts, [Passage(*p) for p in own]) for name, *facts, own in rows}
-        counts = [len(file.passages) for file in files.values()]
-        if sum(counts) != len(vectors):
-            raise ValueError("vectors are missing")
+        with np.load(path, allow_pickle=False) as archive:
+            rows = json.loads(archive["files"].tobytes())
+            vectors = archive["vectors"]
+        start = 0
+        for row in rows.values():
+            row["passages"] = [Passage(**fields) for fields in row["passages"]]
+            row["vectors"] = vectors[start : start + len(row["passages"])]
+            start += len(row["passages"])
+        if start != len(vectors):
+            raise ValueError(f"it has {len(vectors)} vectors of {start} passages")
+        return {name: _File(**row) for name, row in rows.items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        say(f"{store.name} in the cache is damaged ({error}): indexing everything again")
+        say(f"{path.name} in the cache is damaged ({error}): indexing everything again")
         return {}
-    for file, end in zip(files.values(), np.cumsum(counts), strict=True):
-        file.vectors = vectors[end - len(file.passages) : end]
-    return files

@@ -1,5 +1,6 @@
 """Sentiment: 04's classifier, its probabilities calibrated, silent where it is unsure (06)."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,7 +16,7 @@ from llmnb.applications.base import Application, ApplicationError, Result, check
 from llmnb.evaluation import calibration, uncertainty
 
 UNSURE = "unsure"
-_TOGETHER = 2048  # texts that are judged at once, however many there are
+TEXTS_PER_BATCH = 2048  # read at once, however many there are
 
 
 def reviews(profile: profiles.Profile) -> tuple[dict, tuple[str, ...]]:
@@ -37,10 +38,13 @@ class SentimentAnalyzer(Application):
         """classifier: fine_tuning's; window: tokens, about as many as its training texts had."""
         if not (0 <= threshold <= 1 and window >= 1):
             raise ApplicationError(f"threshold {threshold}, window {window}: 0 to 1, 1 or more.")
-        self.classifier, self.threshold, self.window = classifier, threshold, window
-        self.temperature, self.warnings = 1.0, ("The score is not calibrated: see calibrate.",)
-        base = getattr(classifier, "base", "")  # what counts words has none
-        self.tokenizer = getattr(classifier, "tokenizer", base and models.load_tokenizer(base))
+        self.classifier = classifier
+        self.threshold, self.window = threshold, window
+        self.temperature = 1.0
+        self.warnings = ("The score is not calibrated: see calibrate.",)
+        self.tokenizer = getattr(classifier, "tokenizer", None)  # none where words are counted
+        if self.tokenizer is None and getattr(classifier, "base", ""):
+            self.tokenizer = models.load_tokenizer(classifier.base)
 
     @classmethod
     def load(cls, model: str = "full", profile: str = "auto", **options) -> Self:
@@ -50,18 +54,19 @@ class SentimentAnalyzer(Application):
         has the reviews' labels it is calibrated on their validation texts. Raises FineTuningError,
         AssetError.
         """
-        cls(None, **options)  # wrong ones are told before any work
-        settings, model = profiles.resolve(profile), model or "full"
+        cls(None, **options)  # raises for a wrong option before any work
+        model = model or "full"
+        settings = profiles.resolve(profile)
         splits, label_names = reviews(settings)
         if "/" in model or Path(model).expanduser().is_dir():
             classifier = fine_tuning.load(model)
         else:
             chosen = fine_tuning.Settings(encoder=settings.encoder, decoder=settings.decoder)
             classifier = fine_tuning.trained(model, splits, label_names, chosen, say=print)
-        made = cls(classifier, **options)
-        if [name.casefold() for name in classifier.label_names] == [*label_names]:
-            made.calibrate(*(splits["validation"][column][:] for column in ("text", "label")))
-        return made
+        app = cls(classifier, **options)
+        if [name.casefold() for name in classifier.label_names] == list(label_names):
+            app.calibrate(splits["validation"]["text"][:], splits["validation"]["label"][:])
+        return app
 
     def calibrate(self, texts: Sequence[str], labels: ArrayLike) -> None:
         """Fit the temperature on texts that the classifier hasn't seen; labels: class numbers.
@@ -69,15 +74,17 @@ class SentimentAnalyzer(Application):
         Source: Guo et al. 2017. Where no temperature is best it is 1, and each result says so.
         """
         self.temperature = 1.0
-        said, labels = calibration.checked(self.probabilities(checked(texts)), labels)
+        uncalibrated = self.probabilities(checked(texts))
+        uncalibrated, labels = calibration.checked(uncalibrated, labels)
         try:
-            self.temperature, self.warnings = calibration.fit_temperature(np.log(said), labels), ()
+            self.temperature = calibration.fit_temperature(np.log(uncalibrated), labels)
+            self.warnings = ()
         except ValueError as error:
             self.warnings = (f"The score is not calibrated: {error}",)
 
     def probabilities(self, texts: Iterable[str]) -> NDArray[np.float64]:
         """The labels' calibrated probabilities: (texts, classes)."""
-        return np.array([rows[0] for _, rows, _ in self._judged(texts)])
+        return np.array([probabilities[0] for _, probabilities, _ in self._score(texts)])
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A label for each text, or UNSURE; the score is the likeliest label's probability."""
@@ -85,45 +92,58 @@ class SentimentAnalyzer(Application):
 
     def stream_batch(self, texts: Iterable[str]) -> Iterator[Result]:
         """The same, one by one, of texts that needn't all be in memory."""
-        for places, rows, seconds in self._judged(texts):
-            label = rows[0].argmax()
-            score, *parts = rows[:, label].tolist()
+        for windows, probabilities, seconds in self._score(texts):
+            label = probabilities[0].argmax()
+            score, *window_scores = probabilities[:, label].tolist()
             name = self.classifier.label_names[label] if score >= self.threshold else UNSURE
-            windows = tuple((*own, part) for own, part in zip(places, parts, strict=True))
-            yield Result(name, score, windows * (len(parts) > 1), self.warnings, seconds=seconds)
+            pairs = zip(windows, window_scores, strict=True)
+            evidence = tuple((*window, window_score) for window, window_score in pairs)
+            evidence = evidence if len(windows) > 1 else ()
+            yield Result(name, score, evidence, self.warnings, seconds=seconds)
 
-    def _judged(self, texts: Iterable[str]) -> Iterator[tuple[list, NDArray, float]]:
-        """Windows' places; probabilities of text and windows, (1 + windows, classes); seconds."""
-        texts, n = iter(checked(texts) if isinstance(texts, str) else texts), 0
-        while chunk := checked(islice(texts, _TOGETHER), n):
-            start, n = time.perf_counter(), n + len(chunk)
-            places = [self._windows(text) if self.tokenizer else [(0, len(text))] for text in chunk]
-            parts = [text[a:b] for text, own in zip(chunk, places, strict=True) for a, b in own]
-            logs = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
-            seconds, at = (time.perf_counter() - start) / len(chunk), 0
-            for own in places:
-                rows, at = logs[at : at + len(own)], at + len(own)
+    def _score(self, texts: Iterable[str]) -> Iterator[tuple[list, NDArray, float]]:
+        """A text's windows; probabilities of text and windows, (1 + windows, classes); seconds."""
+        texts = iter(checked(texts) if isinstance(texts, str) else texts)  # one string is refused
+        n_read = 0
+        while batch := checked(islice(texts, TEXTS_PER_BATCH), first=n_read):
+            n_read += len(batch)
+            start_time = time.perf_counter()
+            windows = [self.windows(text) for text in batch]
+            parts = []
+            for text, spans in zip(batch, windows, strict=True):
+                parts += [text[start:end] for start, end in spans]
+            log_p = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
+            seconds = (time.perf_counter() - start_time) / len(batch)
+            ends = np.cumsum([len(spans) for spans in windows])
+            for spans, rows in zip(windows, np.split(log_p, ends[:-1]), strict=True):
                 mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
-                rows = calibration.apply_temperature([mean, *rows], self.temperature)
-                yield own, rows, seconds
+                yield spans, calibration.apply_temperature([mean, *rows], self.temperature), seconds
 
-    def _windows(self, text: str) -> list[tuple[int, int]]:
-        """Start and end of each; of the whole where the classifier reads it at once."""
-        options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
-        marks = self.tokenizer(text, **options)["offset_mapping"]
+    def windows(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of each; of the whole text where the classifier reads it at once."""
+        if self.tokenizer is None:
+            return [(0, len(text))]
+        offsets = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
         limit = min(self.classifier.settings.max_length, self.tokenizer.model_max_length)
         limit -= self.tokenizer.num_special_tokens_to_add()
-        if len(marks) <= limit:
+        if len(offsets) <= limit:
             return [(0, len(text))]
-        pairs = [text[at - 1 : at + 1] for at, _ in marks]  # around the beginning of each token
-        cuts = {n for n, pair in enumerate(pairs) if pair.split() != [pair]}  # with white space
-        found, first = [], 0
-        while first < len(marks):
-            fits = range(min(first + self.window, first + limit, len(marks)), first, -1)
-            last = next((n for n in fits if n in cuts or n == len(marks)), fits[0])
-            found.append((marks[first][0], marks[last - 1][1]))
-            first = last
-        return found
+        word_starts = {  # tokens with white space before them, or as their first character
+            n
+            for n, (start, _) in enumerate(offsets)
+            if re.search(r"\s", text[start - 1 : start + 1])
+        }
+        spans = []
+        first = 0
+        while first < len(offsets):
+            end = min(first + self.window, first + limit, len(offsets))
+            if end < len(offsets):  # cut before a word if there is one
+                end = max(word_starts & set(range(first + 1, end + 1)), default=end)
+            spans.append((offsets[first][0], offsets[end - 1][1]))
+            first = end
+        return spans
 
 
 def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
@@ -133,11 +153,13 @@ def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike)
     where there are none. Source: El-Yaniv & Wiener 2010. Raises ValueError as calibration does.
     """
     probabilities, labels = calibration.checked(probabilities, labels)
-    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    confidence = probabilities.max(axis=1)
+    is_right = probabilities.argmax(axis=1) == labels
     rows = []
     for threshold in thresholds:
-        kept = right[sure >= threshold]
-        share = vars(uncertainty.proportion(int(kept.sum()), len(kept))) if len(kept) else {}
-        rows.append({"threshold": threshold, "answered": len(kept) / len(right)} | share)
+        answered = is_right[confidence >= threshold]
+        n = len(answered)
+        interval = vars(uncertainty.proportion(int(answered.sum()), n)) if n else {}
+        rows.append({"threshold": threshold, "answered": n / len(is_right)} | interval)
     columns = ["threshold", "answered", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"value": "accuracy"})

@@ -2,8 +2,8 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 
@@ -12,31 +12,31 @@ from llmnb.applications.base import Application, ApplicationError, Result, check
 from llmnb.generation import GREEDY, Sampling
 from llmnb.transformer import Decoder
 
-_TOGETHER = 8192  # tokens computed at once, padding and new ones included
+TOKENS_PER_BATCH = 8192  # padding and new ones included
 
 
+@dataclass(eq=False)
 class TextGenerator(Application):
     """Answers a message, or goes on from a text where the model has no chat template.
 
     What is drawn depends on the seed, the text and its place in the batch, on nothing else.
     """
 
-    def __init__(
-        self,
-        model: Decoder | fast_linear.PackedDecoder,
-        tokenizer,
-        system: str = "",
-        max_new_tokens: int = 64,
-        sampling: Sampling = GREEDY,
-        stop: Sequence[str] = (),
-    ) -> None:
-        """system: what the model is told before each message; stop: strings that end an answer."""
-        most = model.config.n_positions - 1  # one is the prompt's at least
-        if not 1 <= max_new_tokens <= most:
-            raise ApplicationError(f"max_new_tokens is {max_new_tokens}; it is 1 to {most:,}.")
-        self.model, self.tokenizer, self.system = model, tokenizer, system
-        self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        self.stop = [stop] if isinstance(stop, str) else list(stop)
+    model: Decoder | fast_linear.PackedDecoder
+    tokenizer: Any  # of transformers
+    system: str = ""  # what the model is told before each message
+    max_new_tokens: int = 64
+    sampling: Sampling = GREEDY
+    stop: Sequence[str] = ()  # strings that end an answer
+
+    def __post_init__(self) -> None:
+        """Raises ApplicationError for a limit or a stop string that can't be."""
+        limit = self.model.config.n_positions - 1  # one is the prompt's at least
+        if not 1 <= self.max_new_tokens <= limit:
+            raise ApplicationError(
+                f"max_new_tokens is {self.max_new_tokens}; it is 1 to {limit:,}."
+            )
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop)
         if "" in self.stop:
             raise ApplicationError("A stop string is empty: every answer would end at once.")
 
@@ -45,8 +45,9 @@ class TextGenerator(Application):
         """options: as for the class; max_new_tokens is the profile's. Raises AssetError."""
         settings = profiles.resolve(profile)
         decoder = Decoder.from_pretrained(model or settings.decoder)
-        half = decoder.embedding.weight.dtype == torch.bfloat16
-        if half and not fast_linear.unavailable("bf16", decoder):
+        decoder = fast_linear.optimize_for_cpu(decoder)
+        is_bf16 = decoder.embedding.weight.dtype == torch.bfloat16
+        if is_bf16 and not fast_linear.unavailable("bf16", decoder):
             decoder = fast_linear.pack(decoder)  # the same numbers, sooner
         tokenizer = models.load_tokenizer(model or settings.decoder)
         return cls(decoder, tokenizer, **{"max_new_tokens": settings.new_tokens} | options)
@@ -72,41 +73,48 @@ class TextGenerator(Application):
 
     def stream(self, text: str) -> Iterator[str]:
         """The answer in pieces."""
-        (prompt,) = [self.prompt(text) for text in checked([text])]
-        self._sizes([prompt])
+        prompt = self.prompt(*checked([text]))
+        self.prompt_sizes([prompt])
         options = (self.max_new_tokens, self.sampling, self.stop)
         yield from generation.stream(self.model, self.tokenizer, prompt, *options)
 
     def complete(self, prompts: Sequence[str]) -> list[Result]:
         """What follows each prompt, which is read as it is, control tokens too."""
-        sizes = self._sizes(prompts)
-        found: list[Result | None] = [None] * len(sizes)
-        rows = list(range(len(sizes)))
+        sizes = self.prompt_sizes(prompts)
+        results: list[Result | None] = [None] * len(sizes)
+        order = list(range(len(sizes)))
         if not self.sampling.temperature:  # what is drawn follows from the row: it keeps its place
-            rows.sort(key=sizes.__getitem__, reverse=True)
-        while rows:
-            widest = max(sizes[row] for row in rows)
-            n = max(1, _TOGETHER // (widest + self.max_new_tokens))
-            together, rows = rows[:n], rows[n:]
-            start = time.perf_counter()
-            texts = self._written([prompts[row] for row in together], together[0])
-            share = (time.perf_counter() - start) / len(together)
-            for row, text in zip(together, texts, strict=True):
-                n_tokens = len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-                cut = f"It is cut off at max_new_tokens, {self.max_new_tokens}."
-                said = (cut,) if n_tokens >= self.max_new_tokens else ()
-                found[row] = Result(text.strip(), warnings=said, tokens=n_tokens, seconds=share)
-        return found
+            order.sort(key=sizes.__getitem__, reverse=True)
+        while order:
+            widest = max(sizes[row] for row in order) + self.max_new_tokens
+            n_rows = max(1, TOKENS_PER_BATCH // widest)
+            rows = order[:n_rows]
+            order = order[n_rows:]
+            answers = self._generate([prompts[row] for row in rows], first_row=rows[0])
+            for row, answer in zip(rows, answers, strict=True):
+                results[row] = answer
+        return results
 
-    def _written(self, prompts: list[str], first: int) -> list[str]:
-        sampling = replace(self.sampling, seed=self.sampling.seed + first)
-        return generation.complete(
-            self.model, self.tokenizer, prompts, self.max_new_tokens, sampling, self.stop
-        )
+    def _generate(self, prompts: list[str], first_row: int) -> list[Result]:
+        """One batch; each row draws from a seed of its own, counted from first_row."""
+        start = time.perf_counter()
+        sampling = replace(self.sampling, seed=self.sampling.seed + first_row)
+        limit = self.max_new_tokens
+        texts = generation.complete(self.model, self.tokenizer, prompts, limit, sampling, self.stop)
+        seconds = (time.perf_counter() - start) / len(prompts)
+        results = []
+        for text in texts:
+            n_tokens = self._n_tokens(text)
+            cut = (f"It is cut off at max_new_tokens, {limit}.",) if n_tokens >= limit else ()
+            results.append(Result(text.strip(), warnings=cut, tokens=n_tokens, seconds=seconds))
+        return results
 
-    def _sizes(self, prompts: Sequence[str]) -> list[int]:
+    def _n_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt. Raises ApplicationError for one without room for an answer."""
-        sizes = [len(self.tokenizer(p, add_special_tokens=False)["input_ids"]) for p in prompts]
+        sizes = list(map(self._n_tokens, prompts))
         room = self.model.config.n_positions - self.max_new_tokens
         for number, size in enumerate(sizes):
             if not 0 < size <= room:

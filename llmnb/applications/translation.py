@@ -1,11 +1,9 @@
-"""Translation from English: a decoder shown five examples, or an encoder-decoder (notebook 06)."""
+"""Translation from English by a decoder that is shown five examples (notebook 06)."""
 
 import copy
 import json
-import re
 import textwrap
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,20 +15,16 @@ import transformers
 from llmnb import models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.handbook import RESOURCES
+from llmnb.text import is_chinese, ngrams, numbers, split_sentences, words
 
 LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "zh": "Chinese"}
-_TOGETHER = 32  # sentences computed at once
-_LONGEST = 400  # characters of a sentence; a longer one is cut
-_PENALTIES = 1.0, 1.2  # of repetition, for the first and the second try
-_BREAKS = "\n", "Ċ", "<0x0A>"  # how vocabularies write a line break
-_CHINESE = ">>cmn_Hans<< "  # opus-mt-en-zh wants to be told which Chinese
+SENTENCES_PER_BATCH = 32
+MAX_SENTENCE_CHARACTERS = 400  # a longer one is cut
+REPETITION_PENALTIES = (1.0, 1.2)  # for the first and the second attempt
+_LINE_BREAKS = ("\n", "Ċ", "<0x0A>")  # how vocabularies write one
 
-_TITLES = ["Mr", "Mrs", "Ms", "Dr", "Prof", "St", "No", "vs", "e.g", "i.e"]
-_NO_END = "".join(rf"(?<!\b{re.escape(title)}\.)" for title in _TITLES) + r"(?<!\b[A-Z]\.)"
-_SENTENCE = re.compile(_NO_END + "(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)])) (?=[^a-z])")
-_NUMBER = re.compile(r"(?<!\d)\d{1,3}(?:[\s'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*")
-_UNIT = re.compile(r"[\u4e00-\u9fff]|[^\W\d_\u4e00-\u9fff]+")  # a Chinese character, or a word
-_COMMON = {  # words, and letters beyond ASCII, that are frequent in one of the languages
+# Words, and letters beyond ASCII, that are frequent in one of the languages.
+_FREQUENT_WORDS = {
     "en": "the of and to in is are was it that this with for on have has had been not you they we "
     "she he his her their from by at as will would which who if but or do did my your our i don t",
     "fr": "le la les l un une de des du d et à en au est sont était a ont il elle ils je j nous on "
@@ -40,7 +34,8 @@ _COMMON = {  # words, and letters beyond ASCII, that are frequent in one of the 
     "de": "der die das den dem des ein eine einen einem und ist sind war nicht ich du er sie es "
     "wir ihr mit auf von zu zum zur im in am an für bei dass wenn als hat wird auch sich ß ä ö ü",
 }
-_SHARED = Counter(word for words in _COMMON.values() for word in words.split())
+_FREQUENT_WORDS = {code: listed.split() for code, listed in _FREQUENT_WORDS.items()}
+_N_LANGUAGES = Counter(word for listed in _FREQUENT_WORDS.values() for word in listed)
 
 
 def language(text: str) -> str:
@@ -49,57 +44,62 @@ def language(text: str) -> str:
     By script, then by words and letters that are frequent in a language; those of several count
     less. Another language in Latin letters may be taken for one of these.
     """
-    letters = [c for c in text.lower() if c.isalpha()]
-    if 3 * sum("\u4e00" <= c <= "\u9fff" for c in letters) > len(letters):
+    letters = [character for character in text.lower() if character.isalpha()]
+    if 3 * sum(map(is_chinese, letters)) > len(letters):
         return "zh"  # a third is enough: a Latin name has more letters than a Chinese one
-    if 2 * sum(c < "\u0250" for c in letters) < len(letters):
+    if 2 * sum(letter < "\u0250" for letter in letters) < len(letters):
         return "?"
-    seen = Counter([*re.findall(r"[^\W\d_]+", text.lower()), *(c for c in text.lower() if c > "~")])
-    score = {k: sum(min(seen[w], 3) / _SHARED[w] for w in _COMMON[k].split()) for k in _COMMON}
-    first, second = sorted(score, key=score.get, reverse=True)[:2]
-    return first if score[first] > score[second] else ""
+    counts = Counter(words(text)) + Counter(c for c in text.lower() if c > "~")
+    scores = {
+        code: sum(min(counts[word], 3) / _N_LANGUAGES[word] for word in listed)
+        for code, listed in _FREQUENT_WORDS.items()
+    }
+    best, second = sorted(scores, key=scores.get, reverse=True)[:2]
+    return best if scores[best] > scores[second] else ""
 
 
 def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     """What is visibly wrong with the translation of an English sentence; none is no praise.
 
-    Looks for: nothing said, a copy, another language, the same words again (distinct-n: Li et al.
-    2016, section 5), a length out of proportion, numbers that are missing; a number that became a
-    word, as 3 became drei, counts as missing. Raises ApplicationError for an unknown target.
+    Looks for: nothing translated, a copy, another language, the same words again (distinct-n: Li et
+    al. 2016, section 5), a length out of proportion, numbers that are missing; a number that became
+    a word, as 3 became drei, counts as missing. Raises ApplicationError for an unknown target.
     """
-    named, looks = _named(target), language(translation)
+    target_name = _language_name(target)
     if not translation.strip():
         return ("nothing was translated",)
-    said, heard = (_UNIT.findall(text.lower()) for text in (source, translation))
-    sentence = len(said) > 2  # a name, or a word that both languages have, may stay as it is
-    copied = (Counter(said) & Counter(heard)).total() > 0.7 * len(heard)
-    low, high = (0.12, 0.8) if target == "zh" else (0.5, 2)
-    fits = low * len(source) - 8 < len(translation) < high * len(source) + 12
-    there = set().union(*_numbers(translation).values())
-    missing = [written for written, meant in _numbers(source).items() if not meant & there]
-    checks = {
-        "most of it is copied from the source": sentence and copied,
-        f"it doesn't look like {named}": sentence and looks != target and (looks or target == "zh"),
-        "it repeats itself": _distinct(heard) < min(0.9, _distinct(said)),
-        f"it has {len(translation):,} characters, the source {len(source):,}": not fits,
-        f"numbers are missing: {', '.join(missing)}": missing,
-    }
-    return tuple(text for text, wrong in checks.items() if wrong)
+    source_words = [word for word in words(source) if word.isalpha()]
+    target_words = [word for word in words(translation) if word.isalpha()]
+    warnings = []
+    if len(source_words) > 2:  # a name, or a word that both languages have, may stay as it is
+        n_copied = (Counter(source_words) & Counter(target_words)).total()
+        if n_copied > 0.7 * len(target_words):
+            warnings.append("most of it is copied from the source")
+        detected = language(translation)
+        if detected != target and (detected or target == "zh"):
+            warnings.append(f"it doesn't look like {target_name}")
+    if _distinct_share(target_words) < min(0.9, _distinct_share(source_words)):
+        warnings.append("it repeats itself")
+    shortest, longest = (0.12, 0.8) if target == "zh" else (0.5, 2)  # times the source's length
+    if not shortest * len(source) - 8 < len(translation) < longest * len(source) + 12:
+        warnings.append(f"it has {len(translation):,} characters, the source {len(source):,}")
+    missing = _missing_numbers(source, translation)
+    if missing:
+        warnings.append(f"numbers are missing: {', '.join(missing)}")
+    return tuple(warnings)
 
 
-def _distinct(units: list[str]) -> float:
-    grams = list(zip(*(units[start:] for start in range(4)), strict=False))
-    return len(set(grams)) / len(grams) if grams else 1.0
+def _distinct_share(tokens: list[str]) -> float:
+    four_grams = ngrams(tokens, 4)
+    return len(set(four_grams)) / len(four_grams) if four_grams else 1.0
 
 
-def _numbers(text: str) -> dict[str, set[str]]:
-    """Each number, and what it may mean: 1,500, as 1.500, is 1500 or 1.5; 24,50 is 24.5."""
-    found = {}
-    for written in _NUMBER.findall(unicodedata.normalize("NFKC", text)):
-        *whole, last = re.sub(r"[\s'’]", "", written).replace(",", ".").split(".")
-        decimal = f"{''.join(whole)}.{last}".rstrip("0").rstrip(".") if whole else last
-        found[written] = {decimal, "".join(whole) + last if len(last) == 3 else decimal}
-    return found
+def _missing_numbers(source: str, translation: str) -> list[str]:
+    """The source's numbers that aren't in the translation; 7:45 is two, for it may be 7 h 45."""
+    values = set().union(*(number.values for number in numbers(translation.replace(":", "; "))))
+    needed = numbers(source.replace(":", "; "))
+    missing = [number.written for number in needed if not number.values & values]
+    return list(dict.fromkeys(missing))
 
 
 def pieces(text: str) -> list[tuple[str, str]]:
@@ -108,138 +108,136 @@ def pieces(text: str) -> list[tuple[str, str]]:
     A line break ends a sentence, unless the next line begins with a small letter: then it was
     wrapped. A sentence of more than 400 characters is cut between words. Indents are dropped.
     """
-    lines, gap = [], ""
+    paragraphs: list[tuple[str, list[str]]] = []  # the gap before, and the lines
+    gap = ""
     for line in text.splitlines():
-        bare = " ".join(line.split())
-        if lines and gap == "\n" and bare[:1].islower():
-            lines[-1][1].append(bare)
-        elif bare:
-            lines.append((gap, [bare]))
-        gap = "\n" if bare else gap + "\n"
-    found = []
-    for gap, wrapped in lines:
-        for sentence in _SENTENCE.split(" ".join(wrapped)):
-            for part in textwrap.wrap(sentence, _LONGEST, break_on_hyphens=False):
-                found.append((gap, part))
+        line = " ".join(line.split())
+        if paragraphs and gap == "\n" and line[:1].islower():
+            paragraphs[-1][1].append(line)
+        elif line:
+            paragraphs.append((gap, [line]))
+        gap = "\n" if line else gap + "\n"
+    result = []
+    for gap, lines in paragraphs:
+        for sentence in split_sentences(" ".join(lines)):
+            for part in textwrap.wrap(sentence, MAX_SENTENCE_CHARACTERS, break_on_hyphens=False):
+                result.append((gap, part))
                 gap = " "
-    return found
+    return result
 
 
-def _named(target: str) -> str:
+def _language_name(target: str) -> str:
     if target not in LANGUAGES:
-        known = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
-        raise ApplicationError(f"The target {target!r} is unknown; choose one of {known}.")
+        choices = ", ".join(f"{code} ({name})" for code, name in LANGUAGES.items())
+        raise ApplicationError(f"The target {target!r} is unknown; choose one of {choices}.")
     return LANGUAGES[target]
 
 
-def _loaded(name: str):
-    pairs = models.load_config(name).is_encoder_decoder
-    return models.load_seq2seq(name) if pairs else models.load_decoder(name)
-
-
 class Translator(Application):
-    """Translates English sentence by sentence; what looks wrong is said, and tried once more."""
+    """Translates English by sentences; one that looks wrong is tried once more, and reported."""
 
     def __init__(self, model, tokenizer, target: str = "fr") -> None:
-        """model, tokenizer: of transformers; target: one of LANGUAGES."""
-        self.model, self.tokenizer, self.target, self.pattern = model, tokenizer, target, ""
-        self.stop, self.before, self.after = [tokenizer.eos_token_id], " ", f"\n{_named(target)}:"
+        """model, tokenizer: a decoder of transformers; target: one of LANGUAGES."""
+        self.model, self.tokenizer, self.target = model, tokenizer, target
+        self.suffix = f"\n{_language_name(target)}:"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        vocabulary, self.cache = tokenizer.get_vocab(), None
-        if model.config.is_encoder_decoder:
-            told = target == "zh" and _CHINESE.strip() in vocabulary
-            self.before, self.after = _CHINESE if told else "", ""
-            return
-        breaks = [n for token, n in vocabulary.items() if any(mark in token for mark in _BREAKS)]
-        self.stop += [n for n in breaks if "\n" in tokenizer.decode([n])]
+        self.stop_ids = [tokenizer.eos_token_id]
+        for token, number in tokenizer.get_vocab().items():
+            if any(mark in token for mark in _LINE_BREAKS) and "\n" in tokenizer.decode([number]):
+                self.stop_ids.append(number)
         rows = json.loads((RESOURCES / "translations.json").read_text("utf-8"))["examples"]
-        shown = [f"English: {row['en']}{self.after} {row[target]}\n\n" for row in rows]
-        prompt = (tokenizer.bos_token or "") + "".join(shown) + "English:"
+        examples = [f"English: {row['en']}{self.suffix} {row[target]}\n\n" for row in rows]
+        prompt = (tokenizer.bos_token or "") + "".join(examples) + "English:"
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        self.shown = ids.to(model.device)
-        self.cache = transformers.DynamicCache(config=model.config)  # read once, for all texts
+        self.example_ids = ids.to(model.device)  # (1, tokens)
+        self.cache = transformers.DynamicCache(config=model.config)  # of the examples, read once
         with torch.inference_mode():
-            model(input_ids=self.shown, past_key_values=self.cache, logits_to_keep=1)
+            model(input_ids=self.example_ids, past_key_values=self.cache, logits_to_keep=1)
 
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", target: str = "fr") -> Self:
-        """A decoder, or an encoder-decoder such as opus-mt; {language} in a name is the target.
-
-        Raises ApplicationError for an unknown target, and AssetError.
-        """
-        _named(target)
-        pattern = model or profiles.resolve(profile).translator
-        name = pattern.replace("{language}", target)
-        made = cls(_loaded(name), models.load_tokenizer(name), target)
-        made.pattern = pattern
-        return made
+        """model: a decoder; empty: the profile's. Raises ApplicationError for an unknown target."""
+        _language_name(target)
+        name = model or profiles.resolve(profile).translator
+        return cls(models.load_decoder(name), models.load_tokenizer(name), target)
 
     def to(self, target: str) -> Self:
-        """The same for another target: with the same model, if that isn't made for one alone."""
-        if "{language}" in self.pattern:
-            return type(self).load(self.pattern, target=target)
+        """The same model with another target language."""
         return type(self)(self.model, self.tokenizer, target)
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A translation of each text; the sentences of all of them are computed together."""
         start = time.perf_counter()
         split = [pieces(text) for text in checked(texts)]
-        known = self._translated({sentence for parts in split for _, sentence in parts})
-        share = (time.perf_counter() - start) / max(1, len(split))
-        return [replace(self._joined(parts, known), seconds=share) for parts in split]
+        translations = self._translate({sentence for parts in split for _, sentence in parts})
+        seconds = (time.perf_counter() - start) / max(1, len(split))
+        return [replace(self._join(parts, translations), seconds=seconds) for parts in split]
 
     def stream(self, text: str) -> Iterator[str]:
         """The translation, sentence by sentence; rounding may choose other words than in a call."""
         for part in pieces(checked([text])[0]):
-            yield self._joined([part], self._translated({part[1]})).text
+            yield self._join([part], self._translate({part[1]})).text
 
-    def _joined(self, parts: list[tuple[str, str]], known: dict[str, Result]) -> Result:
-        text, warnings = "", []
+    def _join(self, parts: list[tuple[str, str]], translations: dict[str, Result]) -> Result:
+        text = ""
+        warnings = []
         for number, (gap, sentence) in enumerate(parts, 1):
-            where = f"sentence {number}: " if parts[1:] else ""
-            text += ("" if gap == " " and self.target == "zh" else gap) + known[sentence].text
-            warnings += [where + each for each in known[sentence].warnings]
-        tokens = sum(known[sentence].tokens for _, sentence in parts)
+            place = f"sentence {number}: " if len(parts) > 1 else ""
+            warnings += [place + warning for warning in translations[sentence].warnings]
+            text += "" if gap == " " and self.target == "zh" else gap
+            text += translations[sentence].text
+        tokens = sum(translations[sentence].tokens for _, sentence in parts)
         return Result(text, warnings=tuple(warnings), tokens=tokens)
 
-    def _translated(self, sentences: set[str]) -> dict[str, Result]:
-        """The better try at each sentence, with the tokens of both."""
-        known = {each: Result(each) for each in sentences if not any(map(str.isalpha, each))}
-        todo = sorted(sentences - known.keys(), key=lambda each: (len(each), each))
-        for penalty in _PENALTIES:
-            for start in range(0, len(todo), _TOGETHER):
-                rows = todo[start : start + _TOGETHER]
-                for row, result in zip(rows, self._written(rows, penalty), strict=True):
-                    known[row] = _better(known[row], result) if row in known else result
-            todo = [row for row in todo if known[row].warnings]
-        return known
+    def _translate(self, sentences: set[str]) -> dict[str, Result]:
+        """The better of two attempts at each sentence, with the tokens of both."""
+        results = {text: Result(text) for text in sentences if not any(map(str.isalpha, text))}
+        todo = sorted(sentences - results.keys(), key=lambda sentence: (len(sentence), sentence))
+        for penalty in REPETITION_PENALTIES:
+            for start in range(0, len(todo), SENTENCES_PER_BATCH):
+                rows = todo[start : start + SENTENCES_PER_BATCH]
+                for row, result in zip(rows, self._generate(rows, penalty), strict=True):
+                    results[row] = _better(results[row], result) if row in results else result
+            todo = [row for row in todo if results[row].warnings]
+        return results
 
-    def _written(self, rows: list[str], penalty: float) -> list[Result]:
-        """One batch. What looks like a control token in a text is read as letters."""
-        few_shot, texts = self.cache is not None, [self.before + row + self.after for row in rows]
-        how = {"add_special_tokens": not few_shot, "padding_side": "left" if few_shot else "right"}
-        how |= {"padding": True, "split_special_tokens": True, "return_tensors": "pt"}
-        given = self.tokenizer(texts, **how).to(self.model.device)
-        ids, mask = given["input_ids"], given["attention_mask"]
-        ends = {"max_new_tokens": min(256, 2 * ids.shape[1] + 16), "eos_token_id": self.stop}
-        first, past = 1, None  # where the translation begins
-        if few_shot:
-            shown = self.shown.expand(len(rows), -1)
-            ids, mask = torch.cat((shown, ids), 1), torch.cat((torch.ones_like(shown), mask), 1)
-            first, past = ids.shape[1], copy.deepcopy(self.cache)
-            past.batch_repeat_interleave(len(rows))
-        ends |= {"pad_token_id": self.tokenizer.pad_token_id, "repetition_penalty": penalty}
-        made = self.model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=past, do_sample=False, **ends
+    def _generate(self, sentences: list[str], repetition_penalty: float) -> list[Result]:
+        """One batch. What looks like a control token in a sentence is read as letters."""
+        encoded = self.tokenizer(
+            [f" {sentence}{self.suffix}" for sentence in sentences],
+            add_special_tokens=False,
+            split_special_tokens=True,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        examples = self.example_ids.expand(len(sentences), -1)
+        ids = torch.cat((examples, encoded["input_ids"]), dim=1)  # (sentences, seq)
+        mask = torch.cat((torch.ones_like(examples), encoded["attention_mask"]), dim=1)
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(len(sentences))
+        generated = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            do_sample=False,
+            repetition_penalty=repetition_penalty,
+            max_new_tokens=min(256, 2 * encoded["input_ids"].shape[1] + 16),
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.tokenizer.pad_token_id,
         )
-        pairs = zip(rows, made[:, first:].tolist(), strict=True)
-        return [self._result(source, made) for source, made in pairs]
+        new_ids = generated[:, ids.shape[1] :].tolist()
+        return [self._result(*pair) for pair in zip(sentences, new_ids, strict=True)]
 
-    def _result(self, source: str, row: list[int]) -> Result:
-        n = next((n for n, token in enumerate(row, 1) if token in self.stop), len(row))
-        text = self.tokenizer.decode(row[:n], skip_special_tokens=True).split("\n")[0].strip()
-        cut = () if row[n - 1] in self.stop else (f"it was cut off after {n} tokens",)
-        return Result(text, None, (), problems(source, text, self.target) + cut, n)
+    def _result(self, sentence: str, ids: list[int]) -> Result:
+        stops = (n for n, token in enumerate(ids, 1) if token in self.stop_ids)
+        n_tokens = next(stops, len(ids))
+        text = self.tokenizer.decode(ids[:n_tokens], skip_special_tokens=True)
+        text = text.split("\n")[0].strip()
+        warnings = problems(sentence, text, self.target)
+        if ids[n_tokens - 1] not in self.stop_ids:
+            warnings += (f"it was cut off after {n_tokens} tokens",)
+        return Result(text, warnings=warnings, tokens=n_tokens)
 
 
 def _better(first: Result, second: Result) -> Result:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmnb import files, models
+from llmnb.fast_linear import optimize_for_cpu
 from llmnb.fine_tuning.base import Classifier, FineTuningError
 from llmnb.generation import KeyValueCache
 from llmnb.transformer import Decoder
@@ -67,7 +68,7 @@ class Prompted(Classifier):
             return
         self.tokenizer = models.load_tokenizer(self.base)
         key = self.base, self.settings.dtype
-        self.model = _LOADED.get(key) or Decoder.from_pretrained(*key)
+        self.model = _LOADED.get(key) or optimize_for_cpu(Decoder.from_pretrained(*key))
         _LOADED[key] = self.model
         start = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         prefix = start + self._ids(self.instruction)
@@ -81,7 +82,8 @@ class Prompted(Classifier):
         like = self.model.embedding.weight
         self.prefix = KeyValueCache(self.model.config, 1, len(prefix), like)
         with torch.inference_mode():
-            self.model(torch.tensor([prefix], device=like.device), None, self.prefix, True)
+            ids = torch.tensor([prefix], device=like.device)
+            self.model(ids, cache=self.prefix, last_only=True)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -119,7 +121,8 @@ class Prompted(Classifier):
             self.model.config, len(rows), before + width + longest, self.model.embedding.weight
         )
         cache.copy_prefix(self.prefix)
-        first = self.model(ids, mask, cache, True)[:, -1].float().log_softmax(-1)  # (rows, vocab)
+        logits = self.model(ids, attention_mask=mask, cache=cache, last_only=True)[:, -1]
+        first = logits.float().log_softmax(-1)  # (rows, vocab)
         scores = []
         for option in self.options:
             score = first[:, option[0]]
@@ -127,7 +130,8 @@ class Prompted(Classifier):
                 cache.length = before + width  # forget the last option
                 read = torch.tensor([option[:-1]], device=device).expand(len(rows), -1)
                 seen = torch.cat((mask, mask.new_ones(len(rows), len(rest))), dim=1)
-                logs = self.model(read, seen, cache).float().log_softmax(-1)
+                logits = self.model(read, attention_mask=seen, cache=cache)
+                logs = logits.float().log_softmax(-1)
                 targets = torch.tensor(rest, device=device).expand(len(rows), -1)[:, :, None]
                 score = score + logs.gather(-1, targets).sum((1, 2))
             scores.append(score)

@@ -34,9 +34,10 @@ _STYLE = {
 
 @functools.cache
 def style() -> dict:
-    wanted = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "SimHei")
-    there = set(get_font_names())
-    return _STYLE | {"font.sans-serif": [name for name in wanted if name in there]}
+    """The matplotlib settings, with those of our fonts that are installed here."""
+    fonts = ("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "SimHei")
+    installed = set(get_font_names())
+    return _STYLE | {"font.sans-serif": [name for name in fonts if name in installed]}
 
 
 class Figure(_Figure):
@@ -70,6 +71,7 @@ def _small(buffer: io.BytesIO) -> str:
 def axes_of(
     title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1, rows: int = 1
 ):
+    """An empty figure with its title and alt text, and its axes as a flat array."""
     wrapped = textwrap.fill(title, round(width * 10))
     height += 0.2 * wrapped.count("\n")
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -80,6 +82,7 @@ def axes_of(
 
 
 def box(left: float, middle: float, width: float, colour: str, filled: bool = True) -> Rectangle:
+    """A box of height 0.72 around the line y = middle, tinted or only framed."""
     fill = colour + "33" if filled else "none"
     return Rectangle(
         (left, middle - 0.36), width, 0.72, facecolor=fill, edgecolor=colour, lw=1 if filled else 2
@@ -87,7 +90,7 @@ def box(left: float, middle: float, width: float, colour: str, filled: bool = Tr
 
 
 def label_of(text: str) -> str:
-    """Short enough to leave room for the picture; the alt text has it whole."""
+    """The text, cut after 39 characters; the alt text has it whole."""
     return text if len(text) <= 40 else text[:39] + "…"
 
 

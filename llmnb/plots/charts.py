@@ -1,4 +1,4 @@
-"""Charts: numbers over numbers, numbers by name, numbers in a table."""
+"""Charts: lines, points, bars and heatmaps. Pictures of texts and layers are in pictures.py."""
 
 import itertools
 import textwrap
@@ -20,7 +20,7 @@ def lines(
     log_y: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One line a series over x; levels: dashed lines across, named at their right end."""
+    """One line per series over x; levels are dashed horizontal lines with a name at the right."""
     need(series, "series")
     alt = _described(x_label, y_label, x, series)
     alt += "".join(f"; {name} at {level:.3g}" for name, level in (levels or {}).items())
@@ -55,7 +55,8 @@ def bars(
 ) -> Figure:
     """Horizontal bars, in the order given from the top, with intervals where there are any."""
     need(values, "values")
-    names, numbers = list(values), [float(value) for value in values.values()]
+    names = list(values)
+    numbers = [float(value) for value in values.values()]
     low = low or [None] * len(names)
     high = high or [None] * len(names)
     alt = f"Bars of {x_label}: " + "; ".join(
@@ -63,20 +64,21 @@ def bars(
     )
     with rc_context(style()):
         figure, (axes,) = axes_of(title, alt, height=0.8 + 0.46 * len(names))
-        colours = [COLOURS[name == highlight] for name in names]
+        colours = [COLOURS[1] if name == highlight else COLOURS[0] for name in names]
         axes.barh(range(len(names)), numbers, height=0.62, color=colours)
         for row, (number, bottom, top) in enumerate(zip(numbers, low, high, strict=True)):
             if bottom is not None:
                 errors = [[number - bottom], [top - number]]
                 axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
-            end = (max(number, top or number), row)
-            beside = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(form.format(number), end, **beside)
+            right_end = (max(number, top or number), row)
+            offset = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(form.format(number), right_end, **offset)
         axes.set_yticks(range(len(names)), [label_of(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlabel(textwrap.fill(x_label, 60))
         axes.margins(x=0.12)
-        if min([*numbers, *(end for end in low if end is not None)]) >= 0:
+        lower_ends = [bottom for bottom in low if bottom is not None]
+        if min(numbers + lower_ends) >= 0:
             axes.set_xlim(left=0)
         else:
             axes.axvline(0, color="#666666", linewidth=1)
@@ -87,20 +89,23 @@ def bars(
 def distributions(
     labels: Sequence[str], groups: Mapping[str, Sequence[float]], x_label: str, title: str
 ) -> Figure:
-    """The same bars side by side, one panel a group: how a distribution changes."""
+    """One panel of bars per group, side by side, to compare distributions over the labels."""
     need(groups, "groups")
     top = max(max(values) for values in groups.values())
-    panels = (f"{n}: {', '.join(f'{value:.2f}' for value in v)}" for n, v in groups.items())
-    alt = f"Panels of bars over {', '.join(labels)}: {'; '.join(panels)}"
+    descriptions = []
+    for name, values in groups.items():
+        numbers = ", ".join(f"{value:.2f}" for value in values)
+        descriptions.append(f"{name}: {numbers}")
+    alt = f"Panels of bars over {', '.join(labels)}: {'; '.join(descriptions)}"
     with rc_context(style()):
         height = 0.9 + 0.34 * len(labels)
         figure, panels = axes_of(title, alt, width=8.4, height=height, columns=len(groups))
         for panel, (name, values) in zip(panels, groups.items(), strict=True):
             panel.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
-            shown = (
-                [label_of(text) for text in labels] if panel is panels[0] else [""] * len(labels)
-            )
-            panel.set_yticks(range(len(labels)), shown)
+            tick_labels = [""] * len(labels)
+            if panel is panels[0]:
+                tick_labels = [label_of(text) for text in labels]
+            panel.set_yticks(range(len(labels)), tick_labels)
             panel.invert_yaxis()
             panel.set_title(label_of(name), fontsize=11, fontweight="normal")
             panel.set_xlim(0, top * 1.08)
@@ -124,15 +129,16 @@ def heatmap(
     log: colours on a logarithmic scale; outline(value): whether a cell gets a frame.
     """
     matrix = np.asarray(matrix, dtype=float)
-    if matrix.shape != (expected := (len(rows), len(columns))):
+    expected = (len(rows), len(columns))
+    if matrix.shape != expected:
         raise ValueError(f"The matrix is {matrix.shape}, its labels say {expected}.")
-    alt = (
-        f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
-        + ("; ".join(" ".join(form.format(value) for value in row) for row in matrix))
-    )
+    cells = [" ".join(form.format(value) for value in row) for row in matrix]
+    alt = f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
+    alt += "; ".join(cells)
     with rc_context(style() | {"axes.grid": False}):
         figure, (axes,) = axes_of(title, alt, width=8.4, height=1.4 + 0.5 * len(rows))
-        image = axes.imshow(matrix, cmap="cividis", aspect="auto", norm="log" if log else "linear")
+        norm = "log" if log else "linear"
+        image = axes.imshow(matrix, cmap="cividis", aspect="auto", norm=norm)
         for (row, column), value in np.ndenumerate(matrix):
             colour = "black" if image.norm(value) > 0.5 else "white"
             axes.text(column, row, form.format(value), ha="center", va="center", color=colour)
@@ -163,9 +169,9 @@ def points(
     levels: Mapping[str, float] | None = None,
     diagonal: str = "",
 ) -> Figure:
-    """A named point each at (x, y), with the interval (low, high) of y; levels: see `lines`.
+    """Named points: places gives each name its x, y, and the interval of y, low and high.
 
-    diagonal: a name for the line where y is x, which is drawn then.
+    levels: as in `lines`; diagonal: if given, the name of a dashed line where y equals x.
     """
     need(places, "places")
     alt = f"{y_label} over {x_label}: " + "; ".join(
@@ -181,13 +187,14 @@ def points(
             )
         for number, (name, (x, y, low, high)) in enumerate(places.items()):
             colour = COLOURS[number % len(COLOURS)]
-            ends = [[y - low], [high - y]]
-            axes.errorbar(x, y, yerr=ends, color=colour, marker="o", capsize=4, lw=1.4)
-            above = -14 if number % 2 else 6  # neighbours' names apart
-            beside = {"xytext": (8, above), "textcoords": "offset points", "color": colour}
-            axes.annotate(label_of(name), (x, y), **beside)
+            errors = [[y - low], [high - y]]
+            axes.errorbar(x, y, yerr=errors, color=colour, marker="o", capsize=4, lw=1.4)
+            vertical = -14 if number % 2 else 6  # keeps the names of neighbours apart
+            offset = {"xytext": (8, vertical), "textcoords": "offset points", "color": colour}
+            axes.annotate(label_of(name), (x, y), **offset)
         if diagonal:
-            ends = [function(place[0] for place in places.values()) for function in (min, max)]
+            xs = [x for x, _, _, _ in places.values()]
+            ends = [min(xs), max(xs)]
             axes.plot(ends, ends, color=COLOURS[6], linestyle="--", lw=1.2, label=diagonal)
             axes.legend()
         axes.set(

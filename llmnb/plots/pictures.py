@@ -1,5 +1,6 @@
-"""Pictures: texts as boxes, matrices side by side, stacks of layers."""
+"""Pictures: tokens as boxes, matrices side by side, stacks of layers. Charts: charts.py."""
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
     with rc_context(style()):
         figure, (axes,) = axes_of(title, alt, width=8.4, height=0.5 + 0.5 * len(rows))
         axes.set_axis_off()
+        right_end = 59.9
         for row, (name, pieces) in enumerate(rows.items()):
             axes.text(
                 0, -row, label_of(name), ha="right", va="center", fontsize=10, color="#444444"
@@ -44,8 +46,8 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
                 middle = left + width / 2
                 axes.text(middle, -row, piece, ha="center", va="center", fontsize=9)
                 left += width + 0.15
-        widest = max(sum(_text_width(label_of(p)) + 0.65 for p in each) for each in rows.values())
-        axes.set_xlim(0, max(widest + 0.5, 60))
+            right_end = max(right_end, left)
+        axes.set_xlim(0, right_end + 0.1)
         axes.set_ylim(-len(rows) + 0.4, 0.6)
     return figure
 
@@ -57,31 +59,37 @@ def _text_width(piece: str) -> float:
 def maps(panels: Sequence[Panel], title: str, bar_label: str, per_row: int = 4) -> Figure:
     """Matrices as small pictures side by side on one scale of colours, rows from the top."""
     need(panels, "panels")
-    lines = -(-len(panels) // per_row)
+    lines = math.ceil(len(panels) / per_row)
     columns = min(len(panels), per_row)
-    sizes = [np.asarray(panel.matrix).shape for panel in panels]
-    seen = [f"{p.name} ({rows} by {cols})" for p, (rows, cols) in zip(panels, sizes, strict=True)]
-    alt = f"Pictures of {bar_label}: {'; '.join(seen)}. {panels[0].y_label} down, "
+    descriptions = []
+    for panel in panels:
+        n_rows, n_columns = np.shape(panel.matrix)
+        descriptions.append(f"{panel.name} ({n_rows} by {n_columns})")
+    alt = f"Pictures of {bar_label}: {'; '.join(descriptions)}. {panels[0].y_label} down, "
     alt += f"{panels[0].x_label} across"
     values = np.concatenate([np.ravel(panel.matrix) for panel in panels])
     scale = {"vmin": float(np.min(values)), "vmax": float(np.max(values)), "cmap": "cividis"}
     with rc_context(style() | {"axes.grid": False}):
-        figure, axes = axes_of(title, alt, 8.4, 0.9 + 7.2 / max(columns, 2) * lines, columns, lines)
-        for place in axes[len(panels) :]:
-            place.set_axis_off()
-        for number, (place, panel) in enumerate(zip(axes, panels, strict=False)):
-            image = place.imshow(panel.matrix, aspect="auto", interpolation="nearest", **scale)
-            place.set_title(label_of(panel.name), fontsize=10, fontweight="normal")
-            for axis, texts in ((place.xaxis, panel.columns), (place.yaxis, panel.rows)):
+        height = 0.9 + 7.2 / max(columns, 2) * lines
+        figure, all_axes = axes_of(
+            title, alt, width=8.4, height=height, columns=columns, rows=lines
+        )
+        for axes in all_axes[len(panels) :]:
+            axes.set_axis_off()
+        for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
+            image = axes.imshow(panel.matrix, aspect="auto", interpolation="nearest", **scale)
+            axes.set_title(label_of(panel.name), fontsize=10, fontweight="normal")
+            for axis, texts in ((axes.xaxis, panel.columns), (axes.yaxis, panel.rows)):
                 if texts:
-                    small = {"fontsize": 8 if len(texts) <= 16 else 6}
-                    axis.set_ticks(range(len(texts)), [label_of(text) for text in texts], **small)
+                    font_size = 8 if len(texts) <= 16 else 6
+                    labels = [label_of(text) for text in texts]
+                    axis.set_ticks(range(len(texts)), labels, fontsize=font_size)
                 else:
                     axis.set_major_locator(MaxNLocator(integer=True))
-            place.tick_params(axis="x", labelrotation=90 if panel.columns else 0)
-            place.set_xlabel(panel.x_label, fontsize=9)
-            place.set_ylabel("" if number % per_row else panel.y_label, fontsize=9)
-        figure.colorbar(image, ax=list(axes), label=bar_label, shrink=0.9, format="{x:g}")
+            axes.tick_params(axis="x", labelrotation=90 if panel.columns else 0)
+            axes.set_xlabel(panel.x_label, fontsize=9)
+            axes.set_ylabel("" if number % per_row else panel.y_label, fontsize=9)
+        figure.colorbar(image, ax=list(all_axes), label=bar_label, shrink=0.9, format="{x:g}")
     return figure
 
 
@@ -96,7 +104,9 @@ def stacks(
     alt = "; ".join(f"{n}, from the bottom: {', '.join(b)}" for n, b in columns.items())
     height = max(map(len, columns.values()))
     with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt.replace("*", ""), 8.4, 0.9 + 0.52 * height)
+        figure, (axes,) = axes_of(
+            title, alt.replace("*", ""), width=8.4, height=0.9 + 0.52 * height
+        )
         axes.set_axis_off()
         for column, (name, boxes) in enumerate(columns.items()):
             axes.text(column, -0.85, name, ha="center", va="center", fontweight="bold")

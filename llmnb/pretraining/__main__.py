@@ -1,32 +1,67 @@
 """python -m llmnb.pretraining --config run.yaml: a training run without a notebook."""
+# ruff: noqa: E402 (the imports below load torch)
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
 import yaml
 
-from llmnb import LlmnbError
-from llmnb.pretraining.loop import Trainer
-from llmnb.pretraining.processes import leave
-from llmnb.pretraining.publish import check, publish
-from llmnb.pretraining.recipe import PretrainingError, Recipe, checked
-from llmnb.pretraining.tokens import LEAST, prepare
+from llmnb import LlmnbError, hardware
 
-_DATA = {"corpus": "imdb", "tokenizer": "bpe", "vocab_size": 4096, "column": "text"}
-_DATA |= {"train_bytes": None, "validation_bytes": None}
-_RUN = {"out": "pretrained", "evaluations": 20, "samples": 0, "prompt": ""}
-_RUN |= {"checkpoint_seconds": 60.0, "shard": False}
-_HELP = """The file's settings are the fields of llmnb.pretraining.recipe.Recipe, and:
+hardware.share_the_cpu()  # torch reads the environment variable when it is loaded
+
+import torch
+
+from llmnb.pretraining.checkpoint import check_publishable, publish
+from llmnb.pretraining.loop import Trainer, leave_processes
+from llmnb.pretraining.recipe import PretrainingError, Recipe, checked_settings
+from llmnb.pretraining.tokens import MIN_VOCAB_SIZE, prepare
+
+_CORPUS_DEFAULTS = {
+    "corpus": "imdb",
+    "tokenizer": "bpe",
+    "vocab_size": 4096,
+    "column": "text",
+    "train_bytes": None,
+    "validation_bytes": None,
+}
+_RUN_DEFAULTS = {
+    "out": "pretrained",
+    "evaluations": 20,
+    "samples": 0,
+    "prompt": "",
+    "checkpoint_seconds": 60.0,
+}
+_HELP = """The settings are the fields of llmnb.pretraining.recipe.Recipe, and:
 corpus (imdb, or a file or folder), column, tokenizer (bpe, bytes, characters), vocab_size,
-train_bytes, validation_bytes, out, evaluations, samples, prompt, checkpoint_seconds, shard.
-A killed run goes on from its last checkpoint when the same command is given again.
+train_bytes, validation_bytes, out, evaluations, samples, prompt, checkpoint_seconds.
+A killed run continues from its last checkpoint when the same command is given again.
 Several processes: torchrun --nproc-per-node 2 -m llmnb.pretraining --config run.yaml"""
 
 
-def _settings(file: str | None, pairs: list[str]) -> dict:
-    """The file's, then those of the command line. Raises PretrainingError."""
+def main(arguments: list[str] | None = None) -> int:
+    """Train, and save the model in out/model. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        "llmnb.pretraining", epilog=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings, as YAML")
+    parser.add_argument("pairs", nargs="*", metavar="name=value", help="further settings")
+    options = parser.parse_intermixed_args(arguments)
+    exit_code = 0
+    try:
+        _train(_settings(options.config, options.pairs))
+    except LlmnbError as error:
+        print(f"error: {error}", file=sys.stderr)
+        exit_code = 2
+    leave_processes()
+    return exit_code
+
+
+def _settings(file: str | None, pairs: list[str]) -> dict[str, Any]:
+    """The file's settings, overridden by the command line's. Raises PretrainingError."""
+    defaults = Recipe().as_dict() | _CORPUS_DEFAULTS | _RUN_DEFAULTS
     settings = {}
     if file:
         try:
@@ -39,55 +74,42 @@ def _settings(file: str | None, pairs: list[str]) -> dict:
         name, equals, value = pair.partition("=")
         if not equals:
             raise PretrainingError(f"{pair!r} is not of the form name=value.")
+        if isinstance(defaults.get(name), str):
+            settings[name] = value  # text is taken literally, whatever YAML would make of it
+            continue
         try:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise PretrainingError(f"The value of {pair!r} can't be read: {error}") from error
-    return settings
+    return checked_settings(settings, defaults)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Train, and save the model in out/model. Returns the exit code."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("llmnb.pretraining", epilog=_HELP, formatter_class=form)
-    parser.add_argument("--config", metavar="FILE", help="settings, as YAML")
-    parser.add_argument("pairs", nargs="*", metavar="name=value", help="further settings")
-    options = parser.parse_intermixed_args(arguments)
-    code = 0
-    try:
-        given = _settings(options.config, options.pairs)
-        _train(checked(given, Recipe().as_dict() | _DATA | _RUN))
-    except LlmnbError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
-    leave()
-    return code
-
-
-def _train(given: dict) -> None:
-    """Everything, what can be refused at once before the corpus is made."""
-    data, run = ({k: given.pop(k, v) for k, v in part.items()} for part in (_DATA, _RUN))
-    recipe, folder = Recipe.of(given), Path(run["out"]).expanduser() / "model"
-    source, kind = data.pop("corpus"), data.pop("tokenizer")
-    if kind not in LEAST:
-        raise PretrainingError(f"tokenizer is {kind!r}; choose one of {', '.join(LEAST)}.")
-    recipe.steps()
+def _train(settings: dict[str, Any]) -> None:
+    """Train and publish. What can be refused at once is refused before the corpus is prepared."""
+    corpus_settings = {k: settings.pop(k, v) for k, v in _CORPUS_DEFAULTS.items()}
+    run_settings = {k: settings.pop(k, v) for k, v in _RUN_DEFAULTS.items()}
+    recipe = Recipe.of(settings)
+    source = corpus_settings.pop("corpus")
+    kind = corpus_settings.pop("tokenizer")
+    if kind not in MIN_VOCAB_SIZE:
+        raise PretrainingError(f"tokenizer is {kind!r}; choose one of {', '.join(MIN_VOCAB_SIZE)}.")
+    recipe.steps()  # raises for a wrong budget
     with torch.device("meta"):
         recipe.build(vocab_size=1)
-    check(recipe, folder)
+    model_folder = Path(run_settings["out"]).expanduser() / "model"
+    check_publishable(recipe, model_folder)
     try:
-        corpus = prepare(source, kind, **data)
+        corpus = prepare(source, kind, **corpus_settings)
     except ValueError as error:
         raise PretrainingError(str(error)) from error
-    trainer = Trainer(corpus, recipe, say=_say, **run)
-    say = _say if trainer.processes.rank == 0 else lambda line: None
-    say(f"{corpus.summary()}\n{trainer.n_parameters:,} parameters, {trainer.steps:,} steps")
-    say(f"{trainer.processes.engine}, {trainer.device}, {trainer.dtype}")
+    trainer = Trainer(corpus, recipe, say=_say, **run_settings)
+    is_first = trainer.processes.rank == 0
+    if is_first:
+        _say(f"{corpus.summary()}\n{trainer.n_parameters:,} parameters, {trainer.steps:,} steps")
+        _say(f"{trainer.processes.description}, {trainer.device}, {trainer.dtype}")
     trainer.run()
-    if trainer.sharded:
-        say("No process has the whole model: run this again in one process to publish it.")
-    elif trainer.processes.rank == 0:
-        publish(trainer, folder, Path(source).name)
+    if is_first:
+        publish(trainer, model_folder, Path(source).name)
 
 
 def _say(line: str) -> None:

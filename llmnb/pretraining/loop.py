@@ -1,11 +1,16 @@
-"""The training loop: batches, gradients, steps; measured, logged, and safe against a kill."""
+"""The training loop: one process or several train a model by a recipe, safe against a kill.
+
+What a run writes to its folder, and how it is read again, is in `checkpoint.py`.
+"""
 
 import contextlib
+import gc
 import json
 import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +18,61 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llmnb import generation, hardware
+from llmnb import files, generation, hardware
 from llmnb.concepts import start_token
-from llmnb.files import write_json, write_text
-from llmnb.pretraining import objectives, snapshots
+from llmnb.pretraining import checkpoint, objectives
 from llmnb.pretraining.optimizers import learning_rate, optimizers_for
-from llmnb.pretraining.processes import Processes
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 from llmnb.pretraining.tokens import TokenCorpus, batch_at, validation_blocks
 
-_AT_ONCE = 2048  # tokens that are evaluated together: what a processor's cache holds
+EVALUATION_TOKENS = 2048  # per batch: about what fits into a processor's cache
+MAX_SAMPLE_TOKENS = 200
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is; each computes its part of every batch."""
+
+    rank: int = 0
+    count: int = 1
+    description: str = "one process"
+
+    @classmethod
+    def join(cls) -> "Processes":
+        """Join the processes that torchrun started, if it did."""
+        count = int(os.environ.get("WORLD_SIZE", 1))
+        if count == 1:
+            return cls()
+        backend = "nccl" if hardware.has_cuda() else "gloo"
+        if backend == "nccl":
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group(backend)
+        rank = int(os.environ["RANK"])
+        return cls(rank, count, f"{count} processes, DDP over {backend}")
+
+    def from_first(self, value: float) -> float:
+        """The first process's value, so that all processes decide alike."""
+        if self.count == 1:
+            return value
+        shared = torch.tensor(float(value), device="cuda" if hardware.has_cuda() else "cpu")
+        torch.distributed.broadcast(shared, 0)
+        return shared.item()
+
+
+def leave_processes() -> None:
+    """Leave the other processes, at the end of a program and after its last use of a model.
+
+    First what is no longer used is deleted: a model that is deleted later would end the process
+    group while holding Python's lock, for which the group's threads may be waiting.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 class Trainer:
-    """One training run, from its beginning or from where it was killed; `run` does it all."""
+    """One training run, new or resumed. `run` trains; `log` holds a row for every evaluation."""
 
     def __init__(
         self,
@@ -38,71 +84,78 @@ class Trainer:
         samples: int = 0,
         prompt: str = "",
         checkpoint_seconds: float = 60.0,
-        shard: bool = False,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        """out: a folder for log and checkpoints, None: nothing is written.
+        """out: the folder for log and checkpoints; None: nothing is written.
 
-        evaluations: how often the whole validation set is measured; samples: at how many of these
-        moments a text is written, behind prompt; say: takes a line each time. Raises
-        PretrainingError for what can't work, before any long work.
+        evaluations: how often to measure the loss on the whole validation set; samples: after how
+        many of these evaluations to write a text that continues the prompt; say: is called with
+        each line of progress. Raises PretrainingError if the run can't work, before any long work.
         """
-        self.corpus, self.recipe = corpus, recipe
-        self.processes = Processes.join(shard)
-        self.device, self.say = hardware.device(), say or (lambda line: None)
-        self.prompt, self.checkpoint_seconds = prompt, checkpoint_seconds
+        self.corpus = corpus
+        self.recipe = recipe
+        self.prompt = prompt
+        self.checkpoint_seconds = checkpoint_seconds
+        self.say = say or (lambda line: None)
+        self.device = hardware.device()
+        self.processes = Processes.join()
         if recipe.batch_size % (self.processes.count * recipe.accumulation):
             raise PretrainingError(
                 f"batch_size {recipe.batch_size} can't be shared evenly by {recipe.accumulation} "
                 f"parts in each of {self.processes.count} processes."
             )
         self.blocks = validation_blocks(corpus.validation, recipe.block_size)
-        batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # is there a block at all?
+        batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # fails if the text is short
         self.dtype = hardware.dtype(recipe.dtype, self.device)
         self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
-        self.sharded = self.processes.sharded
-        self.wrapped = self.processes.wrap(self.model, self.dtype)
-        rates = (recipe.lr, recipe.matrix_lr, recipe.weight_decay)
-        self.optimizers = optimizers_for(self.model, recipe.optimizer, *rates, self.dtype)
+        self.parallel_model = self.model
+        if self.processes.count > 1:
+            self.parallel_model = nn.parallel.DistributedDataParallel(self.model)
+        self.optimizers = optimizers_for(self.model, recipe, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
-        self.step, self.seconds, self.log = 0, 0.0, []
-        self.waiting: dict[str, Any] = {"losses": [], "seconds": 0.0}  # since the log's last row
+        self.step = 0
+        self.seconds = 0.0
+        self.log: list[dict[str, Any]] = []
+        self.unlogged: dict[str, Any] = {"losses": [], "seconds": 0.0}  # since the last row
         self.out = Path(out).expanduser() if out else None
-        self.steps = self._open(resume) if self.out else self._budget()
-        self.every = max(1, self.steps // max(1, evaluations))
-        early = (round(evaluations * 0.37**k) * self.every for k in range(1, samples - 1))
-        # a sharded model can't write: no process has the weights of a whole layer
-        self.moments = {0, self.steps, *early} if samples and not self.sharded else set()
+        self.steps = self._start_or_resume(resume) if self.out else self._steps_of_budget()
+        self.evaluation_interval = max(1, self.steps // max(1, evaluations))
+        self.sample_steps = {0, self.steps} if samples else set()
+        for power in range(1, samples - 1):  # most are early, when the model learns fastest
+            self.sample_steps.add(round(evaluations * 0.37**power) * self.evaluation_interval)
 
-    def batch(self, number: int) -> Tensor:
-        """This process's part of a step's blocks: (batch / processes, seq + 1)."""
-        return self._share(self._blocks(number))
+    def batch(self, step: int) -> Tensor:
+        """This process's part of a step's blocks: (batch_size / processes, block_size + 1)."""
+        return self._share(self._whole_batch(step))
 
-    def _blocks(self, number: int) -> Tensor:
-        """Of all processes."""
-        size, seed = self.recipe.batch_size, self.recipe.seed
-        blocks = batch_at(self.corpus.train, seed, number, size, self.recipe.block_size)
+    def _whole_batch(self, step: int) -> Tensor:
+        recipe = self.recipe
+        blocks = batch_at(
+            self.corpus.train, recipe.seed, step, recipe.batch_size, recipe.block_size
+        )
         return torch.from_numpy(blocks).to(self.device)
 
     def _share(self, rows: Tensor) -> Tensor:
         size = len(rows) // self.processes.count
-        return rows[self.processes.rank * size :][:size]
+        start = self.processes.rank * size
+        return rows[start : start + size]
 
     def examples(self, blocks: Tensor, seed: list[int]) -> tuple[Tensor, ...]:
-        """What the objective takes: the blocks; for a masked model, also what `hide` makes of them.
+        """The arguments of `loss`: the blocks, and for a masked model what `hide` returns for them.
 
-        seed: of what is hidden. It is drawn for a whole batch, however that is shared later.
+        seed: decides what is hidden. It is drawn for a whole batch, before processes share it.
         """
         if self.recipe.objective == "causal":
             return (blocks,)
-        tokenizer, blocks = self.corpus.tokenizer, blocks[:, 1:]
-        first = 1 + max(tokenizer.all_special_ids)
-        hidden = objectives.hide(blocks, tokenizer.mask_token_id, len(tokenizer), first, seed)
-        return blocks, *hidden
+        tokenizer = self.corpus.tokenizer
+        blocks = blocks[:, 1:]
+        first_id = 1 + max(tokenizer.all_special_ids)
+        mask_id = tokenizer.mask_token_id
+        return blocks, *objectives.hide(blocks, mask_id, len(tokenizer), first_id, seed)
 
     def loss(self, *examples: Tensor) -> Tensor:
-        """The objective, in nats a token."""
+        """The objective, in nats per token."""
         if self.recipe.objective == "causal":
             return objectives.causal_loss(self.forward, *examples)
         return objectives.masked_loss(self.forward, *examples)
@@ -112,43 +165,41 @@ class Trainer:
 
         Source: Micikevicius et al. 2018, section 3.1.
         """
-        if self.dtype == torch.float32 or self.sharded:  # FSDP has its own way
-            return self.wrapped(*inputs)
-        weights = {name: p.to(self.dtype) for name, p in self.wrapped.named_parameters()}
-        return torch.func.functional_call(self.wrapped, weights, inputs)
+        if self.dtype == torch.float32:
+            return self.parallel_model(*inputs)
+        weights = {name: p.to(self.dtype) for name, p in self.parallel_model.named_parameters()}
+        return torch.func.functional_call(self.parallel_model, weights, inputs)
 
     def train_step(self) -> float:
-        """One update; the batch's loss before it. Raises PretrainingError where it is NaN."""
-        recipe, number, total = self.recipe, self.step, torch.zeros((), device=self.device)
-        examples = self.examples(self._blocks(number), [recipe.seed, number])
-        cut = [self._share(each).chunk(recipe.accumulation) for each in examples]
-        for index, part in enumerate(zip(*cut, strict=True)):
-            last = index == recipe.accumulation - 1
-            with contextlib.nullcontext() if last else self._unsynchronized():
+        """One update; returns the batch's loss before it. Raises PretrainingError if it is NaN."""
+        recipe = self.recipe
+        total = torch.zeros((), device=self.device)
+        examples = self.examples(self._whole_batch(self.step), [recipe.seed, self.step])
+        parts = [self._share(tensor).chunk(recipe.accumulation) for tensor in examples]
+        for index, part in enumerate(zip(*parts, strict=True), start=1):
+            exchange_gradients = contextlib.nullcontext()
+            if self.processes.count > 1 and index < recipe.accumulation:
+                exchange_gradients = self.parallel_model.no_sync()  # once, after the last part
+            with exchange_gradients:
                 loss = self.loss(*part) / recipe.accumulation
                 self.scaler.scale(loss).backward()
             total += loss.detach()
         if self.processes.count > 1:
             torch.distributed.all_reduce(total)
-        mean = self._finite(total.item() / self.processes.count)
-        self._update(learning_rate(number, self.steps, recipe.warmup, recipe.decay))
+        mean_loss = self._need_finite(total.item() / self.processes.count)
+        self._update(learning_rate(self.step, self.steps, recipe.warmup, recipe.decay))
         self.step += 1
-        return mean
+        return mean_loss
 
-    def _finite(self, loss: float) -> float:
+    def _need_finite(self, loss: float) -> float:
         if math.isfinite(loss):
             return loss
         recipe = self.recipe
         raise PretrainingError(
-            f"The loss is {loss} at step {self.step}. Mostly the learning rate is too high: "
+            f"The loss is {loss} at step {self.step}. Usually the learning rate is too high: "
             f"halve lr ({recipe.lr:g}) and matrix_lr ({recipe.matrix_lr:g}), or lengthen "
             f"warmup ({recipe.warmup:g}); dtype fp32 rules out an overflow."
         )
-
-    def _unsynchronized(self):
-        """Gradients are exchanged once a step, after its last part."""
-        no_sync = getattr(self.wrapped, "no_sync", None)
-        return no_sync() if no_sync else contextlib.nullcontext()
 
     def _update(self, rate: float) -> None:
         for optimizer in self.optimizers:
@@ -164,162 +215,135 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Nats a token over the whole validation set, with the same tokens hidden each time."""
-        self.wrapped.eval()
-        at_once, total = max(1, _AT_ONCE // self.recipe.block_size), 0.0
-        for start in range(0, len(self.blocks), at_once):
-            blocks = torch.from_numpy(self.blocks[start : start + at_once]).to(self.device)
+        """The validation loss in nats per token; a masked model has the same tokens hidden."""
+        self.parallel_model.eval()
+        rows_per_batch = max(1, EVALUATION_TOKENS // self.recipe.block_size)
+        total = 0.0
+        for start in range(0, len(self.blocks), rows_per_batch):
+            blocks = torch.from_numpy(self.blocks[start : start + rows_per_batch]).to(self.device)
             total += len(blocks) * self.loss(*self.examples(blocks, [start])).item()
-        self.wrapped.train()
-        return self._finite(total / len(self.blocks))
+        self.parallel_model.train()
+        return self._need_finite(total / len(self.blocks))
 
     def run(self) -> list[dict[str, Any]]:
-        """The steps that are left; the log's rows. Afterwards the model is in eval mode."""
+        """Train to the end and return the log's rows. The model is then in eval mode."""
         if not self.log:
-            self._note({"loss": None, "validation_loss": self.evaluate()})
+            self._add_row({"loss": None, "validation_loss": self.evaluate()})
         saved = time.monotonic()
         while self.step < self.steps:
             start = time.perf_counter()
-            with self._memory_explained():
-                self.waiting["losses"].append(self.train_step())
-            self.waiting["seconds"] += time.perf_counter() - start
-            if self.step % self.every == 0 or self.step == self.steps:
-                self._measure()
-            late = time.monotonic() - saved >= self.checkpoint_seconds
-            if self.out and self.processes.first(late or self.step == self.steps):
+            with self.recipe.explaining_memory_errors():
+                self.unlogged["losses"].append(self.train_step())
+            self.unlogged["seconds"] += time.perf_counter() - start
+            is_last = self.step == self.steps
+            if is_last or self.step % self.evaluation_interval == 0:
+                self._add_row(self._measurements())
+            is_due = is_last or time.monotonic() - saved >= self.checkpoint_seconds
+            if self.out and self.processes.from_first(is_due):
                 self.save()
                 saved = time.monotonic()
         self.model.eval()
         return self.log
 
-    def _measure(self) -> None:
-        losses, seconds = self.waiting.values()
-        self.waiting = {"losses": [], "seconds": 0.0}
+    def _measurements(self) -> dict[str, Any]:
+        """A row's values, from the steps since the last row."""
+        losses = self.unlogged["losses"]
+        seconds = self.unlogged["seconds"]
+        self.unlogged = {"losses": [], "seconds": 0.0}
         self.seconds += seconds
         row = {"loss": float(np.mean(losses)), "lr": self.optimizers[0].param_groups[0]["lr"]}
         row["tokens_per_second"] = len(losses) * self.recipe.step_tokens / seconds
-        self._note(row | {"validation_loss": self.evaluate()})
+        return row | {"validation_loss": self.evaluate()}
 
-    def _note(self, row: dict[str, Any]) -> None:
-        place = {"step": self.step, "tokens": self.step * self.recipe.step_tokens}
-        row = place | {"seconds": self.seconds} | row
-        if self.step in self.moments and self.recipe.objective == "causal":
+    def _add_row(self, values: dict[str, Any]) -> None:
+        n_tokens = self.step * self.recipe.step_tokens
+        row = {"step": self.step, "tokens": n_tokens, "seconds": self.seconds} | values
+        if self.step in self.sample_steps and self.recipe.objective == "causal":
             row["sample"] = self.sample()
         self.log.append(row)
         if self.processes.rank:
             return
         if self.out:
-            with open(self.out / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        learned = f"training {row['loss']:.3f}  " if row["loss"] is not None else ""
+            checkpoint.append_log(self.out / "log.jsonl", row)
+        training = f"training {row['loss']:.3f}  " if row["loss"] is not None else ""
         self.say(
             f"{100 * self.step / self.steps:3.0f} %  {self.seconds:6.1f} s  "
-            f"{row['tokens']:>12,} tokens  {learned}validation {row['validation_loss']:.3f}"
+            f"{n_tokens:>12,} tokens  {training}validation {row['validation_loss']:.3f}"
         )
 
-    def sample(self, n: int = 0, seed: int = 0) -> str:
-        """A text behind the prompt, n tokens at most (0: as many as a block holds)."""
+    def sample(self, seed: int = 0) -> str:
+        """A text that continues the prompt, as long as a block holds, at most 200 tokens."""
         tokenizer = self.corpus.tokenizer
+        block_size = self.recipe.block_size
         ids = [start_token(tokenizer), *tokenizer(self.prompt, add_special_tokens=False).input_ids]
-        new = max(1, min(n or 200, self.recipe.block_size - len(ids)))
-        ids = torch.tensor([ids[-self.recipe.block_size + 1 :]], device=self.device)
-        chosen = generation.Sampling(temperature=0.8, seed=seed)
-        written = generation.generate(self.model, ids, None, new, chosen)
+        n_new = max(1, min(MAX_SAMPLE_TOKENS, block_size - len(ids)))
+        ids = torch.tensor([ids[-block_size + 1 :]], device=self.device)
+        sampling = generation.Sampling(temperature=0.8, seed=seed)
+        written = generation.generate(self.model, ids, max_new_tokens=n_new, sampling=sampling)
         return tokenizer.decode(written[0, 1:])
 
     def save(self) -> None:
-        """All that a resumed run needs, in one file."""
-        facts = {"step": self.step, "seconds": self.seconds, "waiting": self.waiting}
+        """Write everything that a resumed run needs into one file."""
+        if self.processes.rank:
+            return
+        facts = {"step": self.step, "seconds": self.seconds, "unlogged": self.unlogged}
         facts["scaler"] = self.scaler.state_dict()
-        snapshots.save(self.out / "checkpoint.safetensors", self.model, self.optimizers, facts)
+        path = self.out / "checkpoint.safetensors"
+        checkpoint.save_state(path, self.model, self.optimizers, facts)
 
-    def _open(self, resume: bool) -> int:
-        """Take up the run in the folder, or begin one; the number of its steps."""
+    def _start_or_resume(self, resume: bool) -> int:
+        """Start a run in the folder, or resume the one it holds; returns its number of steps."""
         facts = {"recipe": self.recipe.as_dict(), "corpus": self.corpus.folder.name}
         facts["dtype"] = str(self.dtype).removeprefix("torch.")
-        file, snapshot = self.out / "run.json", self.out / "checkpoint.safetensors"
-        if not self.processes.first(file.exists()):  # who looks later may see what it wrote
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise PretrainingError(f"out can't be {self.out}: {error}") from error
-            facts["steps"] = self._budget()
-            if self.processes.rank == 0:
-                write_json(file, facts)
-            return facts["steps"]
-        if not resume:
-            raise PretrainingError(
-                f"{self.out} holds a run already: resume it, or name another folder."
-            )
-        known = json.loads(file.read_text(encoding="utf-8"))
-        before, now = _flat(known), _flat(facts | {"steps": known["steps"]})
-        for key in now | before:
-            if before.get(key) != now.get(key):
+        file = self.out / "run.json"
+        # The first process decides: the others may look when it has already written the file.
+        if self.processes.from_first(file.exists()):
+            if not resume:
                 raise PretrainingError(
-                    f"{self.out} holds another run: its {key} is {before.get(key)!r}, not "
-                    f"{now.get(key)!r}. "
-                    f"Name another folder, or give the settings in its run.json."
+                    f"{self.out} holds a run already: resume it, or name another folder."
                 )
-        if snapshot.exists():
-            state = snapshots.load(snapshot, self.model, self.optimizers)
-            self.step, self.seconds = state["step"], state["seconds"]
-            self.waiting = state["waiting"]
+            return self._resume(json.loads(file.read_text(encoding="utf-8")), facts)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PretrainingError(f"out can't be {self.out}: {error}") from error
+        facts["steps"] = self._steps_of_budget()
+        if self.processes.rank == 0:
+            files.write_json(file, facts)
+        return facts["steps"]
+
+    def _resume(self, before: dict[str, Any], facts: dict[str, Any]) -> int:
+        steps = before["steps"]
+        checkpoint.need_same_run(self.out, before, facts | {"steps": steps})
+        path = self.out / "checkpoint.safetensors"
+        if path.exists():
+            state = checkpoint.load_state(path, self.model, self.optimizers)
+            self.step = state["step"]
+            self.seconds = state["seconds"]
+            self.unlogged = state["unlogged"]
             self.scaler.load_state_dict(state["scaler"])
-        self.log = self._read_log()
+        log = self.out / "log.jsonl"
+        self.log = checkpoint.read_log(log, self.step)
         if self.processes.rank == 0:
-            self.say(f"resumed at step {self.step:,} of {known['steps']:,}")
-        return known["steps"]
+            checkpoint.write_log(log, self.log)
+            self.say(f"resumed at step {self.step:,} of {steps:,}")
+        return steps
 
-    def _read_log(self) -> list[dict[str, Any]]:
-        """The rows up to the checkpoint; those behind it will be made again."""
-        path, rows = self.out / "log.jsonl", []
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for line in text.split("\n"):  # splitlines would also split at a sample's U+2028
-            with contextlib.suppress(json.JSONDecodeError):  # the line that the kill cut in two
-                rows.append(json.loads(line))
-        rows = [row for row in rows if row["step"] <= self.step]
-        if self.processes.rank == 0:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_text(path, "".join(lines))
-        return rows
-
-    def _budget(self) -> int:
-        """Steps for the recipe's tokens; for minutes, as many as this machine does in them."""
-        recipe, first = self.recipe, self.processes.first
+    def _steps_of_budget(self) -> int:
+        """Steps for the recipe's tokens, or as many as this machine does in its minutes."""
+        recipe = self.recipe
         if steps := recipe.steps():
             return steps
         endless = replace(recipe, minutes=0.0, tokens=10**6 * recipe.step_tokens)
-        probe = Trainer(self.corpus, endless, shard=self.sharded)
-        limit, seconds = time.perf_counter() + max(1.0, 2 * recipe.minutes), []
-        while len(seconds) < 5 or (len(seconds) < 50 and first(time.perf_counter() < limit)):
+        probe = Trainer(self.corpus, endless)
+        deadline = time.perf_counter() + max(1.0, 2 * recipe.minutes)
+        seconds = []
+        while len(seconds) < 5 or (
+            len(seconds) < 50 and self.processes.from_first(time.perf_counter() < deadline)
+        ):
             start = time.perf_counter()
-            with self._memory_explained():
+            with recipe.explaining_memory_errors():
                 probe.train_step()
             seconds.append(time.perf_counter() - start)
-        per_step = first(float(np.median(seconds[2:])))
+        per_step = self.processes.from_first(float(np.median(seconds[2:])))  # two warm up
         return max(1, round(60 * recipe.minutes / per_step))
-
-    @contextlib.contextmanager
-    def _memory_explained(self):
-        try:
-            yield
-        except (MemoryError, RuntimeError) as error:
-            text = str(error)
-            wanted = ("out of memory", "not enough memory", "can't allocate memory")
-            if not isinstance(error, MemoryError) and not any(w in text.lower() for w in wanted):
-                raise
-            recipe = self.recipe
-            raise PretrainingError(
-                f"The memory is not enough for a step. Compute it in more parts: accumulation "
-                f"{2 * recipe.accumulation} (now {recipe.accumulation}, of batch_size "
-                f"{recipe.batch_size}) gives the same result; or lower block_size "
-                f"({recipe.block_size}), then d_model ({recipe.d_model})."
-            ) from error
-
-
-def _flat(facts: dict[str, Any], before: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in facts.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{before}{key}.") if nested else {before + key: value}
-    return flat

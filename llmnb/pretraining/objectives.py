@@ -1,4 +1,4 @@
-"""What a model is asked to predict: the next token, or tokens that were hidden."""
+"""What a model learns to predict: the next token (causal) or the hidden tokens (masked)."""
 
 import numpy as np
 import torch
@@ -7,22 +7,22 @@ from torch import Tensor, nn
 
 from llmnb.transformer import Decoder, Encoder, TransformerConfig
 
-HIDDEN = 0.15  # of the tokens
+MASKED_SHARE = 0.15  # of the tokens
 
 
 class MaskedModel(nn.Module):
-    """An Encoder that says which token was at a position: BERT's masked language model.
+    """An Encoder that predicts which token was hidden: BERT's masked language model.
 
     Source: Devlin et al. 2019, section 3.1; the layers of BertForMaskedLM.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        """Random weights; the output matrix is the embedding matrix, with a bias of its own.
+        """Random weights; the output matrix is the embedding matrix, plus a bias.
 
-        Raises ValueError for a config with another output matrix.
+        Raises ValueError for a config that isn't tied.
         """
         if not config.tied:
-            raise ValueError("tied is False; a masked model's output matrix is its embedding.")
+            raise ValueError("tied is False; a masked model's output matrix must be its embedding.")
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
@@ -34,16 +34,19 @@ class MaskedModel(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.head.weight = self.encoder.embedding.weight
 
-    def forward(self, input_ids: Tensor, at: Tensor | None = None) -> Tensor:
-        """Logits (batch, seq, vocab); at positions at, (batch, n), alone: (batch, n, vocab)."""
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits (batch, seq, vocab), or (batch, n, vocab) at the given positions (batch, n)."""
         states = self.encoder(input_ids)
-        if at is not None:
-            states = states.gather(1, at[..., None].expand(-1, -1, states.shape[-1]))
+        if positions is not None:
+            index = positions[..., None].expand(-1, -1, states.shape[-1])
+            states = states.gather(1, index)
         return self.head(self.transform_norm(F.gelu(self.transform(states))))
 
 
 def causal_loss(model: Decoder, blocks: Tensor) -> Tensor:
-    """Mean of -log P(w_t | w_<t) over the blocks, (batch, seq + 1), each token's in nats.
+    """The mean of -log P(w_t | w_<t) over all tokens of the blocks but the first, in nats.
+
+    blocks: (batch, seq + 1) token ids.
 
     Source: Radford et al. 2018, equation 1.
     """
@@ -54,31 +57,37 @@ def causal_loss(model: Decoder, blocks: Tensor) -> Tensor:
 def hide(
     blocks: Tensor, mask_id: int, vocab_size: int, first_id: int, seed: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """BERT's corruption: 15 % of each row's tokens; of them 80 % become the mask, 10 % another one.
+    """BERT's corruption: choose 15 % of the tokens in each row, and replace most of them.
 
-    The last 10 % stay, so that the model can't trust what it reads. blocks: (batch, seq) to the
-    corrupted blocks and the chosen positions, (batch, n). first_id: the smallest ordinary token.
-    The number is the same in each row, so that a mean over processes is the mean over all.
+    Of the chosen tokens, 80 % become the mask, 10 % become a random token, and 10 % stay as they
+    are, so that the model can't trust any token it reads. Every row has the same number of chosen
+    tokens, so the mean over several processes' losses is the mean over all tokens.
+
+    blocks: (batch, seq) token ids; first_id: the smallest id of an ordinary token.
+    Returns the corrupted blocks, (batch, seq), and the chosen positions, (batch, n).
     Source: Devlin et al. 2019, section 3.1, task 1.
     """
     rows, seq = blocks.shape
     generator = np.random.default_rng(seed)
-    n = max(1, round(HIDDEN * seq))
-    at = generator.random((rows, seq)).argpartition(n - 1, axis=1)[:, :n]
-    dice = torch.from_numpy(generator.random((rows, n)))
-    others = torch.from_numpy(generator.integers(first_id, vocab_size, (rows, n)))
-    at = torch.from_numpy(at)
-    dice, others, at = (each.to(blocks.device) for each in (dice, others, at))
-    kept = blocks.gather(1, at)
-    shown = torch.where(dice < 0.8, mask_id, torch.where(dice < 0.9, others, kept))
-    return blocks.scatter(1, at, shown), at
+    n = max(1, round(MASKED_SHARE * seq))
+    positions = generator.random((rows, seq)).argpartition(n - 1, axis=1)[:, :n]
+    dice = torch.from_numpy(generator.random((rows, n))).to(blocks.device)
+    random_ids = generator.integers(first_id, vocab_size, (rows, n))
+    random_ids = torch.from_numpy(random_ids).to(blocks.device)
+    positions = torch.from_numpy(positions).to(blocks.device)
+    original = blocks.gather(1, positions)
+    random_or_original = torch.where(dice < 0.9, random_ids, original)
+    replacements = torch.where(dice < 0.8, mask_id, random_or_original)
+    return blocks.scatter(1, positions, replacements), positions
 
 
-def masked_loss(model: MaskedModel, blocks: Tensor, corrupted: Tensor, at: Tensor) -> Tensor:
-    """Mean of -log P(token | the corrupted text) over the hidden positions, in nats.
+def masked_loss(model: MaskedModel, blocks: Tensor, corrupted: Tensor, positions: Tensor) -> Tensor:
+    """The mean of -log P(token | corrupted text) over the chosen positions, in nats.
 
-    No factorization: the hidden tokens are guessed independently, from both sides, so this is not
-    the probability of a text. Source: Devlin et al. 2019, section 3.1.
+    blocks: (batch, seq) ids; corrupted and positions: as `hide` returns them. The hidden tokens are
+    predicted independently of each other, so this is not the probability of a text.
+    Source: Devlin et al. 2019, section 3.1.
     """
-    logits = model(corrupted, at)  # (batch, n, vocab)
-    return F.cross_entropy(logits.flatten(0, 1).float(), blocks.gather(1, at).flatten())
+    logits = model(corrupted, positions)  # (batch, n, vocab)
+    targets = blocks.gather(1, positions)
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())

@@ -2,36 +2,39 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# Jordan et al. 2024: a quintic whose iteration brings singular values near 1, quickly and roughly.
+from llmnb.pretraining.recipe import Recipe
+
+# Jordan et al. 2024: the iteration of this quintic quickly brings singular values near 1.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest matrices with equal singular values, roughly: (n, rows, columns) to the same.
+    """Each matrix with all its singular values brought near 1; shape (n, rows, columns).
 
-    A Newton-Schulz iteration, all matrices at once. Source: Jordan et al. 2024, Muon; the idea
-    from Bernstein & Newhouse 2024, section 4.
+    This is Newton-Schulz iteration, for all matrices at once.
+    Source: Jordan et al. 2024, Muon; the idea from Bernstein & Newhouse 2024, section 4.
     """
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     a, b, c = _COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, gram, x, beta=a)
-    return x.mT if tall else x
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized: every direction of a matrix learns at the same pace.
+    """Momentum, orthogonalized, so that every direction of a matrix learns at the same pace.
 
-    The numbers are torch.optim.Muon's with adjust_lr_fn="original"; here, matrices of one shape
-    are orthogonalized together. Source: Jordan et al. 2024.
+    Its results are those of torch.optim.Muon with adjust_lr_fn="original", but it is faster because
+    it orthogonalizes all matrices of one shape together. Source: Jordan et al. 2024.
     """
 
     def __init__(
@@ -42,12 +45,16 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        """params: matrices; dtype: what the iteration is computed in. ValueError for a vector."""
+        """params: matrices; dtype: the precision of the Newton-Schulz iteration.
+
+        Raises ValueError for a parameter that isn't a matrix.
+        """
         params = list(params)
-        if wrong := [tuple(p.shape) for p in params if p.dim() != 2]:
-            raise ValueError(f"Muon is for matrices; there is a parameter of shape {wrong[0]}.")
-        settings = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        super().__init__(params, settings)
+        for parameter in params:
+            if parameter.dim() != 2:
+                shape = tuple(parameter.shape)
+                raise ValueError(f"Muon is for matrices; there is a parameter of shape {shape}.")
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
 
     @torch.no_grad()
@@ -58,79 +65,62 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     by_shape[parameter.shape].append(parameter)
-            for alike in by_shape.values():
-                self._update(alike, group["lr"], group["momentum"], group["weight_decay"])
+            for parameters in by_shape.values():
+                self._update(parameters, group)
 
-    def _update(self, alike: list[Tensor], lr: float, momentum: float, decay: float) -> None:
-        rows, columns = alike[0].shape
-        for parameter in alike:
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices of one shape."""
+        rows, columns = parameters[0].shape
+        momentum = group["momentum"]
+        for parameter in parameters:
             if "momentum" not in self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum"] for parameter in alike]
-        gradients = [parameter.grad for parameter in alike]
+        buffers = [self.state[parameter]["momentum"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov's look ahead
-        stacked = torch.stack([whole(each) for each in ahead]).to(self.dtype)
-        updates = orthogonalized(stacked).to(alike[0].dtype).unbind()
-        torch._foreach_mul_(alike, 1 - lr * decay)
-        updates = [split_as(update, old) for update, old in zip(updates, alike, strict=True)]
-        torch._foreach_add_(alike, updates, alpha=-lr * max(1, rows / columns) ** 0.5)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that FSDP has split over the processes, put together; others as they are."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def split_as(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of it, if FSDP has split the other."""
-    if not hasattr(like, "full_tensor"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+        nesterov = torch._foreach_lerp(gradients, buffers, momentum)
+        updates = orthogonalized(torch.stack(nesterov).to(self.dtype))
+        updates = updates.to(parameters[0].dtype).unbind()
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        scale = max(1, rows / columns) ** 0.5
+        torch._foreach_add_(parameters, updates, alpha=-group["lr"] * scale)
 
 
 def optimizers_for(
-    model: nn.Module,
-    kind: str,
-    lr: float,
-    matrix_lr: float,
-    weight_decay: float,
-    dtype: torch.dtype = torch.bfloat16,
+    model: nn.Module, recipe: Recipe, dtype: torch.dtype = torch.bfloat16
 ) -> list[torch.optim.Optimizer]:
-    """kind "muon": Muon for the blocks' matrices, AdamW for the rest; "adamw": AdamW for all.
+    """AdamW for all parameters, or as the recipe says Muon for the blocks' matrices and AdamW else.
 
-    Norms and biases do not decay. dtype: the model's products'; Muon computes in it too, but not in
-    fp16, in which small gradients are 0. Raises ValueError for another kind.
+    Norms and biases have no weight decay. dtype: what the model computes in; Muon computes in it
+    too, except in fp16, where small gradients would become 0.
     """
-    if kind not in ("muon", "adamw"):
-        raise ValueError(f"optimizer is {kind!r}; choose one of muon, adamw.")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = [p for name, p in named if "blocks." in name and p.dim() == 2]
-    chosen = {id(p) for p in matrices} if kind == "muon" else set()
-    rest = [p for _, p in named if id(p) not in chosen]
+    for_muon = {id(p) for p in matrices} if recipe.optimizer == "muon" else set()
+    rest = [p for _, p in named if id(p) not in for_muon]
     groups = [
-        {"params": [p for p in rest if p.dim() == 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() == 2], "weight_decay": recipe.weight_decay},
         {"params": [p for p in rest if p.dim() != 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = all(not hasattr(p, "full_tensor") for p in rest)  # one kernel for all parameters
-    adamw = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, fused=fused)
-    settings = {"lr": matrix_lr, "weight_decay": weight_decay}
-    settings["dtype"] = torch.float32 if dtype == torch.float16 else dtype
-    muon = [Muon(matrices, **settings)] if chosen else []
-    for optimizer in (adamw, *muon):
+    adamw = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    optimizers = [adamw]
+    if for_muon:
+        muon_dtype = torch.float32 if dtype == torch.float16 else dtype
+        muon = Muon(matrices, recipe.matrix_lr, weight_decay=recipe.weight_decay, dtype=muon_dtype)
+        optimizers.append(muon)
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-    return [adamw, *muon]
+    return optimizers
 
 
 def learning_rate(step: int, steps: int, warmup: float, decay: float) -> float:
-    """The share of the full rate at a step, 0 … steps - 1: up, level, and linearly down to 0.
+    """The learning rate at a step (0 … steps - 1), as a share of the full rate.
 
-    warmup, decay: shares of the steps. Source: the trapezoid of Hägele et al. 2024, section 3.
+    It rises linearly, stays level, and falls linearly to 0. warmup, decay: how long it rises and
+    falls, as shares of the steps. Source: the trapezoid of Hägele et al. 2024, section 3.
     """
-    up = min(1.0, (step + 1) / max(1, round(warmup * steps)))
-    down = min(1.0, (steps - step) / max(1, round(decay * steps)))
-    return min(up, down)
+    rising = min(1.0, (step + 1) / max(1, round(warmup * steps)))
+    falling = min(1.0, (steps - step) / max(1, round(decay * steps)))
+    return min(rising, falling)

@@ -1,19 +1,19 @@
-"""What a record says of where it was made, and writing files so that none is ever half there."""
+"""What a record says about where its run was made: the machine, the versions, the commit."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
-_VERSIONS = ("llmnb", "torch", "transformers", "datasets", "numpy", "papermill", "nbclient")
+PACKAGES = ("llmnb", "torch", "transformers", "datasets", "numpy", "papermill", "nbclient")
+GIT_TIMEOUT_SECONDS = 30
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, as far as its results depend on it."""
+    """The machine, as far as a run's results depend on it."""
     import psutil
 
     return {
@@ -25,28 +25,30 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python's and the libraries' versions."""
-    found = {"python": platform.python_version()}
-    for name in _VERSIONS:
+    """The versions of Python and of the libraries that decide a result."""
+    by_name = {"python": platform.python_version()}
+    for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            by_name[name] = importlib.metadata.version(name)
+    return by_name
 
 
 def git_commit(path: Path) -> str | None:
-    """The commit of the notebook's checkout, with + where files differ from it."""
-    if not (git := shutil.which("git")):
-        return None
-    command = [git, "-C", str(path.resolve().parent)]
+    """The commit of the checkout that a notebook lies in, with "+" if tracked files differ from it.
+
+    None outside a checkout, and where git is missing or hangs.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(path.resolve().parent), *arguments]
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS
+        )
+        return result.stdout.strip()
+
     try:
-        where = subprocess.run(
-            [*command, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-        if where.returncode:
-            return None
-        state = subprocess.run(
-            [*command, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
-        )
-    except (subprocess.TimeoutExpired, OSError):
+        commit = git("rev-parse", "--short=12", "HEAD")
+        is_changed = bool(git("status", "--porcelain", "-uno"))
+    except (subprocess.SubprocessError, OSError):
         return None
-    return where.stdout.strip() + ("+" if state.stdout.strip() else "")
+    return commit + "+" if is_changed else commit

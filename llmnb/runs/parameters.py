@@ -1,11 +1,10 @@
 """What a notebook declares, what it is given, and the digest that says which run it is.
 
-papermill only warns of an unknown parameter and executes code in a name: here both are errors,
-before anything runs.
+papermill only warns about an unknown parameter, and executes code in a parameter's name. Here both
+are errors, before anything runs.
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import math
@@ -19,9 +18,11 @@ import nbformat
 from llmnb import LlmnbError, assets, files, profiles
 
 REDACTED = "•••"
-_INVALID = (nbformat.ValidationError, nbformat.reader.NotJSONError)
-_SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
-_SECRET_WORDS |= {"apikey", "passphrase"}
+SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
+SECRET_WORDS |= {"apikey", "passphrase"}
+KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # before "key", they make a secret
+SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
+_UNREADABLE = (nbformat.ValidationError, nbformat.reader.NotJSONError)
 
 
 class ParameterError(LlmnbError, ValueError):
@@ -29,102 +30,134 @@ class ParameterError(LlmnbError, ValueError):
 
 
 def notebook_folders() -> list[Path]:
-    """Where notebooks are looked for, in order."""
+    """Where notebooks are looked for, in this order."""
     package = Path(__file__).parents[1]
     return [Path("notebooks"), package.parent / "notebooks", package / "notebooks"]
 
 
+def notebooks_in(folder: Path) -> list[Path]:
+    """The numbered notebooks of a folder, in their order: 01_…, 04_…, 04a_…, 05_…."""
+    paths = [path for path in folder.glob("*.ipynb") if re.match(r"\d\d[a-z]?_", path.name)]
+    return sorted(paths, key=number_of)
+
+
+def number_of(notebook: Path) -> str:
+    """The number in a notebook's name, with its letter: "06c" for 06c_question_answering.ipynb."""
+    return notebook.stem.partition("_")[0]
+
+
+def subject_of(notebook: Path) -> str:
+    """The name behind the number: "question_answering" for 06c_question_answering.ipynb."""
+    return notebook.stem.partition("_")[2]
+
+
 def all_notebooks() -> list[Path]:
     """The numbered notebooks of the first folder that holds any."""
-    for folder in notebook_folders():
-        if found := sorted(folder.glob("[0-9][0-9]_*.ipynb")):
-            return found
-    return []
+    return next(filter(None, map(notebooks_in, notebook_folders())), [])
 
 
 def find_notebook(name: str) -> Path:
-    """A notebook by path, name or number ("01", "1", "01_concepts"). Raises ParameterError."""
-    if name.endswith(".ipynb") and Path(name).is_file():
-        return Path(name)
-    if Path(name).name != name:
+    """A notebook by path, or by number ("06c", "6c"), subject ("applications") or full name.
+
+    Raises ParameterError where no notebook, or more than one, has the name.
+    """
+    path = Path(name)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    if path.name != name:
         raise ParameterError(f"There is no notebook file {name!r} (looked in {Path.cwd()}).")
-    known = all_notebooks()
-    stem = Path(name).name.removesuffix(".ipynb")
-    number = stem.zfill(2) if stem.isdigit() else None
-    for path in known:
-        if path.stem in (name, stem) or path.stem[:2] == number or path.stem[3:] == stem:
-            return path
-    names = ", ".join(path.stem for path in known) or "none were found"
-    raise ParameterError(f"There is no notebook {name!r}. Known by number or name: {names}.")
+    stem = name.removesuffix(".ipynb")
+    number = stem.zfill(2 + stem[-1:].isalpha())  # 6 means 06, and 6c means 06c
+    notebooks = all_notebooks()
+    matches = [p for p in notebooks if number == number_of(p) or stem in (p.stem, subject_of(p))]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        problem = f"{name!r} could be {' and '.join(p.stem for p in matches)}."
+    else:
+        names = [p.stem for p in notebooks] + [subject_of(p) for p in notebooks]
+        problem = f"There is no notebook {name!r}.{files.did_you_mean(name, names)}"
+    available = ", ".join(p.stem for p in notebooks) or "none"
+    raise ParameterError(f"{problem} The notebooks are: {available}.")
 
 
 def read_notebook(path: Path) -> nbformat.NotebookNode:
-    """The notebook, in format 4. Raises ParameterError where the file is none."""
+    """The notebook, in format 4. Raises ParameterError where the file is not a notebook."""
     try:
         return nbformat.read(path, as_version=4)
-    except (ValueError, OSError, TypeError, LookupError, AttributeError, *_INVALID) as error:
+    except (ValueError, OSError, TypeError, LookupError, AttributeError, *_UNREADABLE) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParameterError(f"{path} is no notebook that can be read: {reason}") from error
+        raise ParameterError(f"{path} can't be read as a notebook: {reason}") from error
+
+
+def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:
+    """Whether the cell has this tag."""
+    return tag in cell.metadata.get("tags", [])
 
 
 def declared(notebook: nbformat.NotebookNode) -> dict[str, Any]:
     """The parameters and their defaults, from the cell tagged "parameters"; {} without one.
 
-    Read from the syntax tree: papermill's own inspection stops at a # inside a text. Raises
-    ParameterError where a default is no plain JSON value.
+    They are read from the syntax tree, because papermill's own inspection stops at a # inside a
+    string. Raises ParameterError where a default is not a plain JSON value.
     """
-    cells = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    if not cells:
+    cell = next((cell for cell in notebook.cells if has_tag(cell, "parameters")), None)
+    if cell is None:
         return {}
     try:
-        statements = ast.parse(cells[0].source).body
+        statements = ast.parse(cell.source).body
     except SyntaxError as error:
-        raise ParameterError(f"The parameters cell is no Python: {error}") from error
-    found = {}
+        raise ParameterError(f"The parameters cell is not valid Python: {error}") from error
+    defaults = {}
     for statement in statements:
-        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-            continue
-        try:
-            found[targets[0].id] = ast.literal_eval(statement.value)
-            json.dumps(found[targets[0].id], allow_nan=False)
-        except (ValueError, TypeError) as error:
-            raise ParameterError(
-                f"The notebook's own parameter {ast.unparse(statement)} is no plain value "
-                f"(text, number, true/false, list, mapping)."
-            ) from error
-    return found
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                defaults[name] = _default(statement)
+    return defaults
+
+
+def _default(assignment: ast.Assign | ast.AnnAssign) -> Any:
+    try:
+        value = ast.literal_eval(assignment.value)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError) as error:
+        raise ParameterError(
+            f"The default in {ast.unparse(assignment)!r} is not a plain value "
+            f"(text, number, true/false, list or mapping)."
+        ) from error
+    return value
 
 
 def resolve(
     notebook: nbformat.NotebookNode, given: Mapping[str, Any], name: str = "the notebook"
 ) -> dict[str, Any]:
-    """Defaults overlaid with what is given, all checked: names declared, types as the defaults'.
+    """The notebook's defaults, overridden by the given values: {name: plain JSON value}.
 
-    Text for a parameter that is no text (from a command line) is parsed. Raises ParameterError,
-    and ProfileError for a profile that doesn't exist.
+    A value gets its default's type; text for a parameter of another type is parsed. name: the
+    notebook's, for messages. Raises ParameterError for a name that isn't declared or a value of
+    another type, and ProfileError for an unknown profile.
     """
     defaults = declared(notebook)
     for key in given:
         if key not in defaults:
-            allowed = ", ".join(defaults) or "none: no cell is tagged 'parameters'"
-            close = difflib.get_close_matches(str(key), defaults, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ParameterError(f"{name} has no parameter {key!r}.{hint} It has: {allowed}.")
+            available = ", ".join(defaults) or "none: no cell is tagged 'parameters'"
+            hint = files.did_you_mean(str(key), defaults)
+            raise ParameterError(f"{name} has no parameter {key!r}.{hint} It has: {available}.")
     values = {key: _typed(key, value, defaults[key], name) for key, value in given.items()}
-    if isinstance(defaults.get("profile"), str):  # "auto" resolved: what ran, not what was asked
+    if isinstance(defaults.get("profile"), str):  # record which profile "auto" stands for
         values["profile"] = profiles.resolve(values.get("profile", defaults["profile"])).name
     if "seed" in values and not 0 <= values["seed"] < 2**32:
-        raise ParameterError(f"{name}: seed is from 0 to 2**32 - 1, not {values['seed']}.")
+        raise ParameterError(f"{name}: seed must be from 0 to 2**32 - 1, not {values['seed']}.")
     return defaults | values
 
 
 def _typed(key: str, value: Any, default: Any, name: str) -> Any:
+    """The value as a plain one of its default's type."""
     where = f"{name}: parameter {key!r}"
+    is_free_secret = default is None and is_secret(key)  # its text is taken as it is
     if isinstance(value, Path):
         value = str(value)
-    secret = default is None and is_secret(key)  # its text is taken as it is
-    if isinstance(value, str) and not isinstance(default, str) and not secret:
+    if isinstance(value, str) and not isinstance(default, str) and not is_free_secret:
         value = _parsed(value, default, where)
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
@@ -132,15 +165,18 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
         value = list(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if secret and not isinstance(value, str | None):
-        raise ParameterError(f"{where} is named like a secret: it must be text.")
+    if is_free_secret and not isinstance(value, str | None):
+        raise ParameterError(f"{where} is named like a secret, so it must be text.")
     if default is not None and type(value) is not type(default):
-        wanted, got = type(default).__name__, type(value).__name__
-        raise ParameterError(f"{where} is {wanted} (default {default!r}); got {got} {value!r}.")
+        expected = type(default).__name__
+        actual = type(value).__name__
+        raise ParameterError(
+            f"{where} must be {expected} (default {default!r}), not {actual} {value!r}."
+        )
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ParameterError(f"{where} is no plain JSON value: {error}.") from error
+        raise ParameterError(f"{where} is not a plain JSON value: {error}.") from error
     return value
 
 
@@ -150,18 +186,18 @@ def _parsed(text: str, default: Any, where: str) -> Any:
     try:
         value = json.loads(text)
     except ValueError:
-        value = text
+        return text
     if isinstance(value, float) and not math.isfinite(value):
         raise ParameterError(f"{where} must be a finite number, not {text}.")
     return value
 
 
 def is_secret(name: str) -> bool:
-    """Whether a parameter's name says that its value must not be stored."""
-    parts = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
-    return bool(_SECRET_WORDS & set(parts)) or (
-        parts[-1] == "key" and bool({"api", "access", "private", "secret", "auth"} & set(parts))
-    )
+    """Whether a parameter's name says that its value must not be stored: api_key, hfToken, …."""
+    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
+    if words[-1] == "key" and KEY_WORDS & set(words):
+        return True
+    return bool(SECRET_WORDS & set(words))
 
 
 def secret_variable(name: str) -> str:
@@ -170,7 +206,7 @@ def secret_variable(name: str) -> str:
 
 
 def secrets(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters that must not be stored: text under a secret's name."""
+    """The parameters that must not be stored: those with a secret's name and a text."""
     return {k: v for k, v in parameters.items() if is_secret(k) and isinstance(v, str) and v}
 
 
@@ -180,10 +216,11 @@ def redacted(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def injected_cell(parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
-    """The cell that sets the parameters; it fetches secrets from the environment."""
-    lines, hidden = ["# Parameters of this run"], secrets(parameters)
+    """The cell that sets the parameters; it reads secrets from the environment."""
+    lines = ["# Parameters of this run"]
+    secret_names = secrets(parameters).keys()
     for key, value in parameters.items():
-        if key in hidden:
+        if key in secret_names:
             lines.append(f'{key} = __import__("os").environ["{secret_variable(key)}"]')
         else:
             lines.append(f"{key} = {value!r}")
@@ -193,39 +230,46 @@ def injected_cell(parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
 
 
 def inject(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> None:
-    """Put the parameters behind the cell that declares them (in place of an earlier injection)."""
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    kept = [c for c, t in zip(notebook.cells, tags, strict=True) if "injected-parameters" not in t]
-    at = next((i for i, c in enumerate(kept) if "parameters" in c.metadata.get("tags", [])), None)
-    if at is not None:
-        kept.insert(at + 1, injected_cell(parameters))
-    notebook.cells = kept
+    """Insert the parameters after the cell that declares them, replacing an earlier injection."""
+    cells = [cell for cell in notebook.cells if not has_tag(cell, "injected-parameters")]
+    for position, cell in enumerate(cells):
+        if has_tag(cell, "parameters"):
+            cells.insert(position + 1, injected_cell(parameters))
+            break
+    notebook.cells = cells
 
 
 def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> str:
-    """What the run is: parameters, files they name, the notebook's code, package and assets."""
+    """Ten hex digits that say what the run is.
+
+    They cover the parameters, the files that these name, the notebook's code, the package and the
+    assets.
+    """
     package = Path(__file__).parents[1]
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json", ".jsonl", ".md"))
+    sources = sorted(p for p in package.rglob("*") if p.suffix in SOURCE_SUFFIXES)
     facts = {
         "parameters": redacted(parameters),
         "files": {k: _file_sums(v) for k, v in parameters.items() if isinstance(v, str) and v},
         "code": [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-        "package": [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources],
+        "package": _sums(sources, package),
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def _sums(paths: list[Path], folder: Path) -> list:
+    return [[path.relative_to(folder).as_posix(), files.sha256_of(path)] for path in paths]
+
+
 def _file_sums(value: str) -> list:
-    """The sums of the file, or of each file in the folder, that a parameter names; else []."""
+    """The sums of the file, or of every file in the folder, that a parameter names; else []."""
     try:
         path = Path(value).expanduser()
         if path.is_file():
             return [files.sha256_of(path)]
         if path.is_dir():
-            paths = sorted(p for p in path.rglob("*") if p.is_file())
-            return [[p.relative_to(path).as_posix(), files.sha256_of(p)] for p in paths]
-    except (OSError, ValueError, RuntimeError):  # a long prompt is no path
+            return _sums(sorted(p for p in path.rglob("*") if p.is_file()), path)
+    except (OSError, ValueError, RuntimeError):  # a long prompt is not a path
         pass
     return []

@@ -1,12 +1,13 @@
-"""Run one notebook with parameters: checked before, watched while it runs, recorded after.
+"""Run one notebook with parameters, and leave its outputs, a report and a record in a folder.
 
-papermill's engine executes; its metadata can't be trusted after a dead kernel or a time-out, so
-the status comes from the exception.
+papermill's engine executes the cells. What it writes into the notebook can't be trusted after a
+dead kernel or a timeout, so the status comes from the exception that it raises.
 """
 
 import contextlib
 import copy
 import datetime
+import functools
 import html
 import itertools
 import json
@@ -29,12 +30,15 @@ from unittest import mock
 import nbformat
 import psutil
 
-from llmnb import files
+from llmnb import files, hardware
 from llmnb.record import METRIC_MIME, RUN_MIME
-from llmnb.runs import facts, report
+from llmnb.runs import facts, records, report
 from llmnb.runs import parameters as params
 
-SCHEMA = 1
+SECONDS_BETWEEN_SAVES = 2  # of the notebook while it runs
+SECONDS_BETWEEN_SAMPLES = 0.25  # of the kernel's memory
+MIN_SECRET_CHARACTERS = 4  # a shorter secret occurs in any text: it can't be searched for
+MAX_SOCKET_FOLDER_CHARACTERS = 60  # the path of a Unix socket is limited to about 100 bytes
 Progress = Callable[[int, int, float], None]  # cells done, cells in all, seconds
 
 
@@ -49,39 +53,41 @@ class Job:
 
 
 def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
-    """Execute the job; returns its record (DESIGN: run.json) with "folder", where it lies.
+    """Execute the job; returns its record, with the run's folder as "folder".
 
     The folder holds notebook.ipynb, report.html and run.json, for a failed run too. Raises
-    ParameterError before anything runs; a failing notebook is a record, not an exception.
+    ParameterError before anything runs. A notebook that fails raises nothing: its record says so.
     """
     path = params.find_notebook(job.notebook)
     notebook = params.read_notebook(path)
     values = params.resolve(notebook, job.parameters, path.stem)
+    secrets = params.secrets(values)
     name = f"{path.stem}-{params.digest(notebook, values)}"
     folder, attempt = _new_folder(Path(job.out) / "runs", name)
     record = _first_record(path, params.redacted(values), attempt)
     files.write_json(folder / "run.json", record)
 
-    secrets = params.secrets(values)
     params.inject(notebook, values)
-    _emptied(notebook)
-    watch = _Watch(notebook, folder, secrets, job.timeout, progress)
-    inherited = {params.secret_variable(name): value for name, value in secrets.items()}
-    inherited["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
+    _remove_outputs(notebook)
+    execution = _Execution(notebook, folder, secrets, job.timeout, progress)
+    variables = {params.secret_variable(key): secret for key, secret in secrets.items()}
+    variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
     try:
-        with mock.patch.dict(os.environ, inherited), _kernel_class() as kernel:
-            record |= watch.execute(kernel)
+        # The kernel inherits this process's environment.
+        with mock.patch.dict(os.environ, variables), _kernel_class() as kernel_class:
+            hardware.share_the_cpu()
+            record |= execution.execute(kernel_class)
     except KeyboardInterrupt:
-        record |= watch.ended("killed", "KeyboardInterrupt", "The run was interrupted.")
+        record |= execution.outcome("killed", "KeyboardInterrupt", "The run was interrupted.")
         raise
     finally:
-        _ignore_interrupts()  # a second Ctrl-C must not cost the record
-        record["seconds"] = round(time.monotonic() - watch.start, 2)
-        record["peak_memory_mb"] = watch.peak_memory_mb
-        record["metrics"] = collect(notebook, METRIC_MIME)
-        record["hardware"] |= collect(notebook, RUN_MIME).get("run", {})
-        record = watch.scrubbed(record)
-        watch.save()
+        _ignore_interrupts(True)  # a second Ctrl-C must not cost the record
+        record["seconds"] = round(time.monotonic() - execution.start, 2)
+        record["peak_memory_mb"] = execution.peak_memory_mb
+        record["metrics"] = collect(notebook.cells, METRIC_MIME)
+        record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
+        record = execution.without_secrets(record)
+        execution.save()
         files.write_json(folder / "run.json", record)
         report.write_report(folder)
         _ignore_interrupts(False)
@@ -89,7 +95,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def _new_folder(runs: Path, name: str) -> tuple[Path, int]:
-    """A folder of our own: a second attempt at the same digest gets a suffix."""
+    """A new folder and the number of the attempt; a second attempt at a name gets a suffix."""
     runs.mkdir(parents=True, exist_ok=True)
     for attempt in itertools.count(1):
         folder = runs / (name if attempt == 1 else f"{name}-{attempt}")
@@ -100,7 +106,7 @@ def _new_folder(runs: Path, name: str) -> tuple[Path, int]:
 
 def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
+        "schema": records.SCHEMA,
         "notebook": path.stem,
         "status": "running",
         "parameters": values,
@@ -118,166 +124,194 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
 
 
 class _OutOfTime(Exception):
-    """The notebook's time is used up between two cells."""
+    """The time limit was reached between two cells."""
 
 
-def _ignore_interrupts(ignored: bool = True) -> None:
+def _ignore_interrupts(ignore: bool) -> None:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_IGN if ignore else signal.default_int_handler)
 
 
 def _forms(secret: str) -> list[str]:
-    """How a secret can appear in text, longest first; a very short one is like any other text."""
-    if len(secret) < 4:
+    """How a secret can appear in text, escaped or not, longest first; [] for a very short one."""
+    if len(secret) < MIN_SECRET_CHARACTERS:
         return []
     forms = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
     forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
     return sorted(forms | {html.escape(secret)}, key=len, reverse=True)
 
 
-class _Watch:
-    """Executes the notebook, saves it as it grows, measures the kernel's memory."""
+class _Execution:
+    """Executes the notebook, saves it while it grows, and measures the kernel's memory."""
 
     def __init__(self, notebook, folder, secrets, timeout, progress) -> None:
-        self.notebook, self.folder = notebook, folder
-        self.needles = [form for secret in secrets.values() for form in _forms(secret)]
-        self.timeout, self.progress = timeout, progress
-        self.start, self.saved, self.cell = time.monotonic(), 0.0, 0
+        self.notebook = notebook
+        self.folder = folder
+        self.secret_forms = [form for secret in secrets.values() for form in _forms(secret)]
+        self.timeout = timeout
+        self.progress = progress
+        self.start = time.monotonic()
+        self.last_save = 0.0
+        self.cell_number = 0  # of the cell that runs, counted from 1
         self.peak_memory_mb: float | None = None
 
-    def execute(self, kernel: type) -> dict[str, Any]:
-        """The part of the record that the execution decides: status and error."""
+    def execute(self, kernel_class: type) -> dict[str, Any]:
+        """Run all cells; returns the record's "status" and "error"."""
         from nbclient.exceptions import CellTimeoutError, DeadKernelError
         from papermill.engines import papermill_engines
 
-        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the record says it better
+        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the record has the error
         self.save()
-        done = threading.Event()
-        threading.Thread(target=self._sample, args=(kernel, done), daemon=True).start()
+        is_done = threading.Event()
+        sample = functools.partial(self._sample_memory, kernel_class, is_done)
+        threading.Thread(target=sample, daemon=True).start()
         try:
             papermill_engines.execute_notebook_with_engine(
-                None, self.notebook, kernel_name="python3", progress_bar=False,
-                kernel_manager_class=kernel, timeout_func=self._remaining, coalesce_streams=True,
-                on_cell_start=self._cell_started, on_cell_complete=self._cell_done,
-            )  # fmt: skip
+                None,
+                self.notebook,
+                kernel_name="python3",
+                progress_bar=False,
+                kernel_manager_class=kernel_class,
+                timeout_func=self._seconds_left,
+                coalesce_streams=True,
+                on_cell_start=self._cell_started,
+                on_cell_complete=self._cell_completed,
+            )
         except (CellTimeoutError, _OutOfTime):
-            text = f"The notebook took longer than its {self.timeout:g} s."
-            return self.ended("timeout", "TimeoutError", text)
+            message = f"The notebook took longer than its {self.timeout:g} s."
+            return self.outcome("timeout", "TimeoutError", message)
         except DeadKernelError:
-            text = "The kernel died: out of memory is the usual reason. A smaller profile or input?"
-            return self.ended("failed", "DeadKernelError", f"{text} {kernel.last_words()}")
-        except Exception as error:  # the runner's own failure is recorded with its place, not lost
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{error} ({Path(where.filename).name}:{where.lineno})"
-            return self.ended("failed", type(error).__name__, text)
+            message = "The kernel died. If the memory ran out, try a smaller profile or input."
+            message += f" {kernel_class.last_stderr_line()}"
+            return self.outcome("failed", "DeadKernelError", message)
+        except Exception as error:  # a failure of the runner is recorded too, with its place
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{error} ({Path(place.filename).name}:{place.lineno})"
+            return self.outcome("failed", type(error).__name__, message)
         finally:
-            done.set()
+            is_done.set()
+        return self._first_error() or {"status": "ok", "error": None}
+
+    def _first_error(self) -> dict[str, Any] | None:
+        """The outcome that an unexpected error in a cell's outputs means."""
         for number, cell in enumerate(self.notebook.cells, start=1):
             for output in cell.get("outputs", []):
-                if output.output_type == "error" and "raises-exception" not in cell.metadata.tags:
-                    self.cell, text = number, re.sub(r"\x1b\[[\d;]*m", "", output.evalue)
-                    return self.ended("failed", output.ename, text)
-        return {"status": "ok", "error": None}
+                if output.output_type == "error" and not params.has_tag(cell, "raises-exception"):
+                    self.cell_number = number
+                    message = re.sub(r"\x1b\[[\d;]*m", "", output.evalue)
+                    return self.outcome("failed", output.ename, message)
+        return None
 
-    def ended(self, status: str, kind: str, message: str) -> dict[str, Any]:
-        return {
-            "status": status,
-            "error": {"cell": self.cell, "type": kind, "message": message.strip()},
-        }
+    def outcome(self, status: str, kind: str, message: str) -> dict[str, Any]:
+        """The record's "status" and "error", for a run that ended in the current cell."""
+        error = {"cell": self.cell_number, "type": kind, "message": message.strip()}
+        return {"status": status, "error": error}
 
-    def _remaining(self, cell) -> int | None:
-        left = (self.timeout or 0) - (time.monotonic() - self.start)
-        return None if self.timeout is None else max(1, math.ceil(left))
+    def _seconds_left(self, cell: nbformat.NotebookNode) -> int | None:
+        if self.timeout is None:
+            return None
+        return max(1, math.ceil(self.timeout - (time.monotonic() - self.start)))
 
-    def _cell_started(self, cell, cell_index: int) -> None:
-        self.cell = cell_index + 1
+    def _cell_started(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        self.cell_number = cell_index + 1
         if self.timeout is not None and time.monotonic() - self.start > self.timeout:
             raise _OutOfTime
 
-    def _cell_done(self, cell, cell_index: int) -> None:
-        if time.monotonic() - self.saved > 2:
+    def _cell_completed(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
             self.save()
         if self.progress:
             seconds = time.monotonic() - self.start
             self.progress(cell_index + 1, len(self.notebook.cells), seconds)
 
-    def _sample(self, kernel: type, done: threading.Event) -> None:
-        while not done.wait(0.25):
+    def _sample_memory(self, kernel_class: type, is_done: threading.Event) -> None:
+        while not is_done.wait(SECONDS_BETWEEN_SAMPLES):
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
-                peak = _peak_memory(kernel.last.provisioner.pid)
-                self.peak_memory_mb = max(self.peak_memory_mb or 0.0, round(peak / 1e6, 1))
+                peak_bytes = _peak_memory(kernel_class.last.provisioner.pid)
+                self.peak_memory_mb = max(self.peak_memory_mb or 0.0, round(peak_bytes / 1e6, 1))
 
-    def scrubbed(self, value: Any) -> Any:
-        """The value without the secrets, in any text inside it; keys and numbers stay."""
+    def without_secrets(self, value: Any) -> Any:
+        """The value with every secret in its texts replaced; keys and numbers stay."""
         if isinstance(value, dict):
-            return type(value)({key: self.scrubbed(each) for key, each in value.items()})
+            return type(value)({key: self.without_secrets(v) for key, v in value.items()})
         if isinstance(value, list):
-            return [self.scrubbed(each) for each in value]
-        for needle in self.needles if isinstance(value, str) else ():
-            value = value.replace(needle, params.REDACTED)
+            return [self.without_secrets(item) for item in value]
+        if isinstance(value, str):
+            for form in self.secret_forms:
+                value = value.replace(form, params.REDACTED)
         return value
 
     def save(self) -> None:
-        """Write the notebook as far as it is, without secrets and timestamps."""
-        self.saved = time.monotonic()
-        tidy = copy.deepcopy(self.notebook)
-        for part in (tidy, *tidy.cells):
+        """Write the notebook as it is so far, without secrets and without papermill's times."""
+        self.last_save = time.monotonic()
+        notebook = copy.deepcopy(self.notebook)
+        for part in (notebook, *notebook.cells):
             part.metadata.pop("papermill", None)
             part.metadata.pop("execution", None)
-        files.write_text(self.folder / "notebook.ipynb", nbformat.writes(self.scrubbed(tidy)))
+        text = nbformat.writes(self.without_secrets(notebook))
+        files.write_text(self.folder / "notebook.ipynb", text)
 
 
-def _emptied(notebook: nbformat.NotebookNode) -> None:
-    """Without outputs of an earlier run, and with the metadata that papermill's engine expects."""
+def _remove_outputs(notebook: nbformat.NotebookNode) -> None:
+    """Remove the outputs of an earlier run, and add the metadata that papermill's engine needs."""
     notebook.metadata["papermill"] = nbformat.NotebookNode()
     for cell in notebook.cells:
         cell.metadata.setdefault("tags", [])
         cell.metadata["papermill"] = nbformat.NotebookNode()
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            cell.outputs = []
+            cell.execution_count = None
 
 
 def _peak_memory(pid: int) -> float:
-    """The most memory the process has held so far, in bytes."""
+    """The most memory that the process has held so far, in bytes."""
     status = Path(f"/proc/{pid}/status")
-    found = re.search(r"VmHWM:\s+(\d+)", status.read_text()) if status.exists() else None
-    return 1024.0 * int(found[1]) if found else float(psutil.Process(pid).memory_info().rss)
+    if status.exists() and (peak_kb := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
+        return 1024.0 * int(peak_kb[1])
+    return float(psutil.Process(pid).memory_info().rss)
 
 
-def collect(notebook: nbformat.NotebookNode, mime: str) -> dict[str, dict]:
-    """What outputs of this MIME type say, by name; a later one wins."""
-    found = {}
-    for cell in notebook.cells:
+def collect(cells: list[dict], mime: str) -> dict[str, dict]:
+    """The data of this MIME type in the cells' outputs, by their "name"; a later one wins.
+
+    Data without a name is found under "run".
+    """
+    by_name = {}
+    for cell in cells:
         for output in cell.get("outputs", []):
-            if isinstance(data := output.get("data", {}).get(mime), dict):
-                found[str(data.get("name", "run"))] = {k: v for k, v in data.items() if k != "name"}
-    return found
+            data = output.get("data", {}).get(mime)
+            if isinstance(data, dict):
+                name = str(data.get("name", "run"))
+                by_name[name] = {key: value for key, value in data.items() if key != "name"}
+    return by_name
 
 
 @contextlib.contextmanager
 def _kernel_class() -> Iterator[type]:
-    """A kernel manager for this very Python, over sockets in a folder of its own.
+    """A kernel manager that starts this very Python, with its sockets in a folder of their own.
 
-    A kernelspec of the user's could name another Python; TCP ports can collide between runs.
+    A kernelspec of the user's could name another Python, and TCP ports of two runs could collide.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    short = "/tmp" if os.name != "nt" and len(tempfile.gettempdir()) > 60 else None  # for sockets
-    folder = tempfile.TemporaryDirectory(prefix="llmnb-", dir=short, ignore_cleanup_errors=True)
-    with folder as place, open(os.path.join(place, "stderr"), "wb") as log:
+    is_long = len(tempfile.gettempdir()) > MAX_SOCKET_FOLDER_CHARACTERS
+    parent = "/tmp" if is_long and os.name != "nt" else None
+    temporary = tempfile.TemporaryDirectory(prefix="llmnb-", dir=parent, ignore_cleanup_errors=True)
+    with temporary as folder, open(os.path.join(folder, "stderr"), "wb") as log:
 
         class Kernel(AsyncKernelManager):
-            last = None  # the running one, for measuring its memory
+            last = None  # the manager of the running kernel, whose memory is measured
 
             def __init__(self, **options) -> None:
                 super().__init__(**options)
                 type(self).last = self
-                self.connection_file = os.path.join(place, "kernel.json")
+                self.connection_file = os.path.join(folder, "kernel.json")
                 self._kernel_spec = KernelSpec(argv=command, language="python")
                 if os.name != "nt":
-                    self.transport, self.ip = "ipc", os.path.join(place, "kernel")
+                    self.transport = "ipc"
+                    self.ip = os.path.join(folder, "kernel")
 
             async def _async_start_kernel(self, **options) -> None:
                 await super()._async_start_kernel(**options, stderr=log)
@@ -285,7 +319,7 @@ def _kernel_class() -> Iterator[type]:
             start_kernel = _async_start_kernel
 
             @staticmethod
-            def last_words() -> str:
+            def last_stderr_line() -> str:
                 lines = Path(log.name).read_text("utf-8", "replace").splitlines()
                 return lines[-1] if lines else ""
 

@@ -13,8 +13,8 @@ from test_pretraining_tokens import FORGED, HARD
 from llmnb import checkpoints
 from llmnb.card import CardError
 from llmnb.generation import generate
+from llmnb.pretraining.checkpoint import publish
 from llmnb.pretraining.loop import Trainer
-from llmnb.pretraining.publish import publish
 from llmnb.pretraining.recipe import PretrainingError
 from llmnb.pretraining.tokens import prepare
 from llmnb.transformer import Decoder, Encoder
@@ -92,7 +92,7 @@ def test_what_it_writes_goes_on_in_transformers(corpus, tmp_path):
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     inputs = tokenizer("The cat ", return_tensors="pt")
     written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    ours = generate(trainer.model, inputs.input_ids, None, 12)
+    ours = generate(trainer.model, inputs.input_ids, max_new_tokens=12)
     assert written.tolist() == ours.tolist()
     assert model.generation_config.eos_token_id == corpus.tokenizer.eos_token_id == 0
     assert len(tokenizer.decode(written[0])) == 20
@@ -120,9 +120,9 @@ def test_the_card_is_true_and_its_code_runs(objective, corpus, tmp_path, monkeyp
     task = {"causal": "text-generation", "masked": "fill-mask"}[objective]
     assert yaml.safe_load(head) == {"library_name": "transformers", "pipeline_tag": task}
     loss = trainer.log[-1]["validation_loss"]
-    assert f"{loss:.4f} nats a {'' if objective == 'causal' else 'hidden '}token" in body
+    assert f"{loss:.4f} nats per {'' if objective == 'causal' else 'hidden '}token" in body
     bits = loss / 0.6931471805599453 / corpus.bytes_per_token
-    assert (f"{bits:.4f} bits a byte" in body) == (objective == "causal")
+    assert (f"{bits:.4f} bits per byte" in body) == (objective == "causal")
     assert f"{trainer.n_parameters:,} parameters" in body and "384 tokens" in body
     monkeypatch.chdir(tmp_path)
     found = {}
