@@ -128,7 +128,7 @@ def _constrained(model, tokenizer, prompts, grammar, max_new_tokens, sampling) -
     steps = generation.steps(
         model,
         input_ids,
-        attention_mask,
+        attention_mask=attention_mask,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         constraint=constraint,
