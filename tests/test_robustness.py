@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmnb.evaluation import robustness
-from llmnb.evaluation.robustness import TESTS, drops, prompt_drops, prompt_formats
+from llmnb.evaluation.robustness import TESTS, drops, prompt_formats
 from llmnb.evaluation.uncertainty import compare
 
 TEXTS = [
@@ -214,17 +214,6 @@ def test_prompts_ask_the_same_in_other_forms():
             prompt_formats("A film", labels)
 
 
-def test_prompt_drops_name_the_form_that_matters():
-    def first_label(prompts):  # answers with the label that is named first
-        first = np.array([prompt.index("bad") < prompt.index("good") for prompt in prompts])
-        return np.stack([first, ~first], axis=1).astype(float)
-
-    table = prompt_drops(first_label, ["dull", "sad", "fine"], [0, 0, 1], ["bad", "good"])
-    changed = table.set_index("test")["changed"]
-    assert changed["labels reversed"] == 1 and changed.drop("labels reversed").eq(0).all()
-    assert (table["items"] == 3).all() and table["before"][0] == pytest.approx(2 / 3)
-
-
 def test_what_does_not_fit_is_refused():
     def even(texts):
         return np.full((len(texts), 2), 0.5)
@@ -232,8 +221,6 @@ def test_what_does_not_fit_is_refused():
     for texts in ([], "one text"):
         with pytest.raises(ValueError, match="list of one text or more"):
             drops(even, texts, [])
-        with pytest.raises(ValueError, match="list of one text or more"):
-            prompt_drops(even, texts, [], ["a", "b"])
     with pytest.raises(ValueError, match=r"texts\[1\] is no text: None"):
         drops(even, ["a", None], [0, 0])
     with pytest.raises(ValueError, match=r"no test 'typo'\. Did you mean 'typos'"):

@@ -175,23 +175,6 @@ def drops(
     return _table(probabilities, list(texts), labels, pairs)
 
 
-def prompt_drops(
-    probabilities: Callable[[list[str]], ArrayLike],
-    texts: Sequence[str],
-    labels: ArrayLike,
-    label_names: Sequence[str],
-) -> pd.DataFrame:
-    """drops, from the plain prompt to each other of prompt_formats; probabilities takes prompts.
-
-    Raises ValueError as drops and prompt_formats do.
-    """
-    _check_texts(texts)
-    forms = pd.DataFrame([prompt_formats(text, label_names) for text in texts])
-    everything = range(len(texts))
-    pairs = {name: (everything, forms[name].tolist()) for name in forms if name != "plain"}
-    return _table(probabilities, forms["plain"].tolist(), labels, pairs)
-
-
 def _table(probabilities, texts, labels, pairs) -> pd.DataFrame:
     """One row a test, from the places of its applicable texts and what became of them."""
     before, labels = checked(_asked(probabilities, texts), labels)
