@@ -137,8 +137,8 @@ def test_the_calibration_error_by_hand_and_item_by_item():
         ([[0.7, 0.3]], [0.5], "0 to 1; got"),
         ([[1.0]], [0], "shape"),
         ([[0.5, math.nan]], [0], "between 0 and 1"),
-        ([["a", "b"]], [0], "no number"),
-        ([[0.5, 0.5], [0.2, 0.3, 0.5]], [0, 1], "more classes than others"),
+        ([["a", "b"]], [0], "are no numbers"),
+        ([[0.5, 0.5], [0.2, 0.3, 0.5]], [0, 1], "are no numbers of shape"),
     ],
 )
 def test_what_is_no_probability_is_refused(function, probabilities, labels, message):

@@ -36,16 +36,10 @@ def reliability(
         if not len(items):
             continue
         accuracy = proportion(int(is_right[items].sum()), len(items))
-        row = {
-            "left": confidence[items[0]] if equal_mass else edges[index],
-            "right": confidence[items[-1]] if equal_mass else edges[index + 1],
-            "items": len(items),
-            "confidence": confidence[items].mean(),
-            "accuracy": accuracy.value,
-            "low": accuracy.low,
-            "high": accuracy.high,
-        }
-        rows.append(row)
+        bounds = confidence[items[[0, -1]]] if equal_mass else edges[index : index + 2]
+        row = {"left": bounds[0], "right": bounds[1], "items": len(items)}
+        row |= {"confidence": confidence[items].mean(), "accuracy": accuracy.value}
+        rows.append(row | {"low": accuracy.low, "high": accuracy.high})
     return pd.DataFrame(rows)
 
 
@@ -102,9 +96,7 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArr
     try:
         probabilities = np.asarray(probabilities, dtype=float)
     except ValueError as error:
-        raise ValueError(
-            f"Some items have more classes than others, or a probability is no number ({error})."
-        ) from None
+        raise ValueError(f"These are no numbers of shape (n, classes): {error}.") from None
     if probabilities.ndim == 1:  # of class 1
         probabilities = np.stack([1 - probabilities, probabilities], axis=1)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not len(probabilities):
@@ -114,9 +106,7 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArr
     sums = probabilities.sum(axis=1)
     largest_error = np.abs(sums - 1).max()
     if largest_error > 1e-3:  # rounding in half precision stays below this
-        raise ValueError(
-            f"An item's probabilities must sum to 1; here they are {largest_error:.3g} off."
-        )
+        raise ValueError(f"An item's probabilities sum to 1; these miss it by {largest_error:.3g}.")
     _check_labels(labels, *probabilities.shape)
     return probabilities, labels.astype(int)
 
