@@ -41,7 +41,9 @@ def rms_norm(x: Tensor, doubled_weight: Tensor | None, eps: float) -> Tensor:
     return torch.layer_norm(doubled, (2 * width,), doubled_weight, None, eps)[..., :width]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
     """attention.attend, with quicker ways for short sequences and for a single query."""
     batch, heads, queries, d_k = query.shape
     is_short = 1 < queries <= MAX_PRODUCT_TOKENS

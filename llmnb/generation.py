@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from tokenizers.decoders import DecodeStream
@@ -116,6 +117,28 @@ class KeyValueCache:
         self.length = other.length
 
 
+def _check_lengths(seq: int, max_new_tokens: int, n_positions: int) -> None:
+    if not seq:
+        raise ValueError("There are no tokens: input_ids is empty.")
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
+    if seq + max_new_tokens > n_positions:
+        raise ValueError(
+            f"{seq} tokens and {max_new_tokens} new ones are more than this model's "
+            f"{n_positions} positions."
+        )
+
+
+class Constraint(Protocol):
+    """Rules out tokens before each choice."""
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """(batch, vocab) to the same, with -inf for what can't come next."""
+
+    def accept(self, tokens: Tensor) -> None:
+        """Take note of the tokens that were chosen: (batch,)."""
+
+
 @torch.inference_mode()
 def steps(
     model: Decoder,
@@ -125,23 +148,17 @@ def steps(
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
     use_cache: bool = True,
+    constraint: Constraint | None = None,
 ) -> Iterator[Tensor]:
     """The next token of each row, then the one after it, …: (batch,) each.
 
     input_ids: (batch, seq), shorter rows padded on the left; attention_mask: (batch, seq), 0 there.
+    constraint: what may come next, for example a structured.Grammar.
     Raises ValueError where prompt and new tokens are more than the model has positions.
     """
     batch, seq = input_ids.shape
-    if not seq:
-        raise ValueError("There are no tokens: input_ids is empty.")
-    if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
     total = seq + max_new_tokens
-    if total > model.config.n_positions:
-        raise ValueError(
-            f"{seq} tokens and {max_new_tokens} new ones are more than this model's "
-            f"{model.config.n_positions} positions."
-        )
+    _check_lengths(seq, max_new_tokens, model.config.n_positions)
     choose = _Chooser(sampling, batch)
     cache = None
     if use_cache:
@@ -152,7 +169,12 @@ def steps(
     new_ids = input_ids  # (batch, new tokens)
     for _ in range(max_new_tokens):
         logits = model(new_ids, attention_mask=attention_mask, cache=cache, last_only=True)
-        tokens = choose(logits[:, -1], previous_ids)  # (batch,)
+        next_logits = logits[:, -1]  # (batch, vocab)
+        if constraint is not None:
+            next_logits = constraint.restrict(next_logits)
+        tokens = choose(next_logits, previous_ids)  # (batch,)
+        if constraint is not None:
+            constraint.accept(tokens)
         yield tokens
         new_ids = tokens[:, None]
         if sampling.repetition_penalty != 1:

@@ -20,7 +20,11 @@ every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: pat
 # it once, and its replacement. Two for each notebook, one for a lettered one.
 MUTATIONS = {
     "01": [
-        ("concepts.py", "level.discount * kinds / total", "level.discount / total"),
+        (
+            "concepts.py",
+            "level.discount * level.continuations[context_index] / totals",
+            "level.discount / totals",
+        ),
         ("concepts.py", "float(nats) / math.log(2)", "float(nats)"),
     ],
     "02": [
@@ -32,7 +36,7 @@ MUTATIONS = {
         ("pretraining/checkpoint.py", "optimizer.state.get(parameter, {}).items()", "()"),
     ],
     "04": [
-        ("fine_tuning/baselines.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
+        ("embedding.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
         ("data.py", "chosen = {name: index[np", 'groups["test"] = first; chosen = {name: index[np'),
     ],
     "05": [

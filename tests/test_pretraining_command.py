@@ -230,7 +230,7 @@ def test_two_processes_agree_on_the_steps_of_minutes(text, tmp_path):
 @pytest.mark.cluster
 def test_a_batch_that_processes_can_not_share_is_refused(text, tmp_path):
     file = config(tmp_path, text, accumulation=8)
-    with start(["--config", file, f"out={tmp_path / 'out'}"], 2) as process:
+    with start(["--config", file, f"out={tmp_path / 'out'}"]) as process:
         output, _ = process.communicate(timeout=300)
     assert process.returncode != 0 and not (tmp_path / "out").exists()
     assert "batch_size 8 can't be shared evenly by 8 parts in each of 2 processes" in output

@@ -1,0 +1,245 @@
+"""Models behind a server that speaks OpenAI's chat API, named `openai:NAME`.
+
+The server and the key are found by the client's own conventions, OPENAI_BASE_URL and
+OPENAI_API_KEY, so the same name reaches OpenAI, vLLM, llama.cpp, Ollama or `transformers serve`.
+A hosted model gives text and no probabilities: what needs the next token's distribution (the
+pictures of notebooks 01 and 02, answers by likelihood) can't use one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from llmnb import LlmnbError, files
+
+PREFIX = "openai:"
+TOKENS_PER_MESSAGE = 8  # a chat template adds about this many around each message
+CHARACTERS_OF_AN_ERROR = 200  # of a server's own words, at most
+
+Message = Mapping[str, str]  # {"role": "user", "content": "…"}
+
+
+class HostedError(LlmnbError, RuntimeError):
+    """A hosted model can't be used or would cost too much; the message says what to do.
+
+    Answers that came before are in the cache: the same call goes on where it stopped.
+    """
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model answered, and the tokens that it was charged for."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    is_complete: bool  # False where it was cut off at max_tokens
+
+
+@dataclass
+class Usage:
+    """What a model's calls have cost so far; answers from the cache cost nothing."""
+
+    requests: int = 0
+    answers_from_cache: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    dollars: float = 0.0
+
+    def __str__(self) -> str:
+        tokens = f"{self.prompt_tokens:,} tokens read, {self.completion_tokens:,} written"
+        cached = f"{self.answers_from_cache:,} answers from the cache"
+        return f"{self.requests:,} requests, {cached}, {tokens}, ${self.dollars:.4f}"
+
+
+def is_hosted(name: str) -> bool:
+    """Whether the name is that of a hosted model."""
+    return name.startswith(PREFIX)
+
+
+class HostedModel:
+    """A chat model on a server. Every answer is kept on disk, so no request is sent twice."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        dollars_per_million_read: float = 0.0,
+        dollars_per_million_written: float = 0.0,
+        max_dollars: float | None = None,
+        timeout_seconds: float = 120.0,
+        max_retries: int = 5,
+    ) -> None:
+        """name: openai:NAME, where NAME is what the server calls the model.
+
+        max_dollars: the most that this object's requests may cost, by the two prices. A request is
+        not sent if it could exceed that. max_retries: after 429, 5xx and lost connections, with
+        growing pauses. Raises HostedError without the package openai, a name, or a key.
+        """
+        self.model = name.removeprefix(PREFIX)
+        if not is_hosted(name) or not self.model:
+            raise HostedError(f"{name!r} names no hosted model: write {PREFIX}NAME.")
+        prices = (dollars_per_million_read, dollars_per_million_written)
+        if min(prices) < 0 or (max_dollars is not None and max_dollars < 0):
+            raise HostedError("Prices and max_dollars are 0 or more.")
+        if max_dollars is not None and not any(prices):
+            raise HostedError("max_dollars needs prices: name the dollars per million tokens.")
+        self.price_read, self.price_written = (price / 1e6 for price in prices)
+        self.max_dollars = max_dollars
+        self.usage = Usage()
+        self._client = _connect(timeout_seconds, max_retries)
+        self.server = _without_credentials(str(self._client.base_url))
+
+    def answer(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        schema: Mapping | None = None,
+    ) -> Answer:
+        """The model's answer to a conversation, from the cache where it was asked before.
+
+        schema: a JSON schema that the answer should match; servers differ in whether they obey,
+        so check it. Raises HostedError where the server refuses, is silent, or the budget ends.
+        """
+        request = {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+        if schema is not None:
+            wrapped = {"name": "answer", "schema": dict(schema), "strict": True}
+            request["response_format"] = {"type": "json_schema", "json_schema": wrapped}
+        file = self._cache_file(request)
+        if file.is_file():
+            self.usage.answers_from_cache += 1
+            return Answer(**json.loads(file.read_text(encoding="utf-8")))
+        self._check_budget(request)
+        answer = self._send(request)
+        self.usage.requests += 1
+        self.usage.prompt_tokens += answer.prompt_tokens
+        self.usage.completion_tokens += answer.completion_tokens
+        self.usage.dollars += answer.prompt_tokens * self.price_read
+        self.usage.dollars += answer.completion_tokens * self.price_written
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(file, asdict(answer))
+        return answer
+
+    def stream(self, messages: Sequence[Message], max_tokens: int = 256) -> Iterator[str]:
+        """The answer in pieces, as the server sends them; not cached. Raises HostedError."""
+        import openai
+
+        request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
+        self._check_budget(request)
+        try:
+            for event in self._client.chat.completions.create(**request, stream=True):
+                if event.choices and event.choices[0].delta.content:
+                    yield event.choices[0].delta.content
+        except (openai.OpenAIError, OSError) as error:
+            raise self._explained(error) from None
+
+    def _send(self, request: dict) -> Answer:
+        import openai
+
+        create = self._client.chat.completions.create
+        try:
+            try:
+                completion = create(**request)
+            except openai.BadRequestError as error:
+                if "max_completion_tokens" not in str(error):
+                    raise
+                renamed = dict(request)  # OpenAI's reasoning models know the limit by this name
+                renamed["max_completion_tokens"] = renamed.pop("max_tokens")
+                completion = create(**renamed)
+        except (openai.OpenAIError, OSError) as error:
+            raise self._explained(error) from None  # the client's own text can quote the key
+        if not completion.choices or completion.usage is None:
+            raise HostedError(f"{self.server} sent an answer without text or token counts.")
+        choice = completion.choices[0]
+        return Answer(
+            text=choice.message.content or "",
+            prompt_tokens=completion.usage.prompt_tokens,
+            completion_tokens=completion.usage.completion_tokens,
+            is_complete=choice.finish_reason != "length",
+        )
+
+    def _cache_file(self, request: dict) -> Path:
+        """The file of this request's answer. Only a digest of the messages is written down."""
+        key = json.dumps([self.server, request], sort_keys=True, ensure_ascii=True)
+        digest = hashlib.sha256(key.encode()).hexdigest()
+        return files.cache_dir() / "hosted" / digest[:2] / f"{digest}.json"
+
+    def _check_budget(self, request: dict) -> None:
+        """A token has a byte or more, so the bytes bound what the server can charge for reading."""
+        if self.max_dollars is None:
+            return
+        text = json.dumps(request.get("response_format", ""))
+        n_bytes = len(text) + sum(len(m["content"].encode()) for m in request["messages"])
+        most_read = n_bytes + TOKENS_PER_MESSAGE * len(request["messages"])
+        most = most_read * self.price_read + request["max_tokens"] * self.price_written
+        if self.usage.dollars + most > self.max_dollars:
+            raise HostedError(
+                f"The budget ends here: ${self.usage.dollars:.4f} of ${self.max_dollars:.4f} are "
+                f"spent, and the next request could cost up to ${most:.4f}. Raise max_dollars and "
+                "run it again: answers that are in the cache cost nothing."
+            )
+
+    def _explained(self, error: Exception) -> HostedError:
+        """What happened and what to do, without the key."""
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return HostedError(f"{self.server} did not answer in time. Raise timeout_seconds.")
+        if isinstance(error, openai.APIConnectionError | OSError):
+            return HostedError(
+                f"Nobody answers at {self.server}. Is the server running, and is OPENAI_BASE_URL "
+                "its address (often ending in /v1)?"
+            )
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            return HostedError(f"{self.server} refused the key. Check OPENAI_API_KEY.")
+        if status == 404:
+            return HostedError(
+                f"{self.server} has no model {self.model!r}. Check name and address."
+            )
+        if status == 429:
+            return HostedError(
+                f"{self.server} asks to slow down, or the quota is used up. Try later."
+            )
+        words = " ".join(str(getattr(error, "body", "") or error).split())
+        words = words.replace(self._client.api_key, "…")[:CHARACTERS_OF_AN_ERROR]
+        return HostedError(
+            f"{self.server} refused the request for {self.model!r} "
+            f"({status or 'no status'}: {words})."
+        )
+
+
+def _connect(timeout_seconds: float, max_retries: int):
+    try:
+        import openai
+    except ImportError:
+        raise HostedError(
+            "Hosted models need the package openai: pip install 'llmnb[hosted]'"
+        ) from None
+    is_elsewhere = bool(os.environ.get("OPENAI_BASE_URL"))
+    key = os.environ.get("OPENAI_API_KEY") or ("no-key-needed" if is_elsewhere else "")
+    if not key:
+        raise HostedError(
+            "No key: set OPENAI_API_KEY, or OPENAI_BASE_URL to a server that needs none "
+            "(for example http://127.0.0.1:8000/v1)."
+        )
+    return openai.OpenAI(api_key=key, timeout=timeout_seconds, max_retries=max_retries)
+
+
+def _without_credentials(url: str) -> str:
+    """The address without a user name, password or query."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}".rstrip("/")

@@ -1,0 +1,222 @@
+"""Hosted models against a real server on loopback; a proxy between counts the requests."""
+
+import contextlib
+import functools
+import http.client
+import http.server
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from llmnb import assets, files, hosted
+from llmnb.hosted import HostedError, HostedModel
+
+KEY = "sk-test-5f2c-very-secret"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+pytestmark = pytest.mark.slow
+pytest.importorskip("openai")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`transformers serve` with the offline decoder, on a port that stays the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.process = folder, free_port(), None
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("transformers")), "serve"]
+        command += [hosted_name(), "--host", "127.0.0.1", "--port", str(self.port)]
+        environment = os.environ | {"HF_HUB_CACHE": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--device", "cpu"],
+                env=environment | {"OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        for _ in range(600):  # only to end a hang: it is up after some seconds
+            with contextlib.suppress(OSError):
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        pytest.fail("the server did not start")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@functools.cache  # the tests' own cache is empty
+def hosted_name() -> str:
+    return str(assets.fetch("SmolLM2-135M-Instruct-q4_1"))
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to the server, counts them, and answers 429 as often as it is told."""
+
+    protocol_version = "HTTP/1.1"
+    port, requests, refusals = 0, 0, 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if Proxy.refusals:
+            Proxy.refusals -= 1
+            self.reply(429, b'{"error": {"message": "slow down"}}')
+            return
+        Proxy.requests += 1
+        connection = http.client.HTTPConnection("127.0.0.1", Proxy.port)
+        try:
+            connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            self.reply(response.status, response.read())
+        except OSError:
+            self.close_connection = True  # the server is gone, so the client's connection ends
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(server, cache, monkeypatch):
+    """A fresh cache, and the address of a proxy before the server."""
+    Proxy.port, Proxy.requests, Proxy.refusals = server.port, 0, 0
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{httpd.server_port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    yield Proxy
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def model(**options) -> HostedModel:
+    return HostedModel(f"openai:{hosted_name()}", **options)
+
+
+def test_an_answer_is_asked_for_once(proxy, cache):
+    first = model()
+    answer = first.answer(QUESTION, max_tokens=16)
+    assert "Paris" in answer.text and answer.completion_tokens > 0 and proxy.requests == 1
+    again = model()
+    assert again.answer(QUESTION, max_tokens=16) == answer and proxy.requests == 1
+    assert (again.usage.requests, again.usage.answers_from_cache) == (0, 1)
+    again.answer(QUESTION, max_tokens=2)  # other options are another request
+    assert proxy.requests == 2
+    written = b"".join(path.read_bytes() for path in cache.rglob("*") if path.is_file())
+    assert KEY.encode() not in written and b"What is the capital" not in written
+
+
+def test_it_streams(proxy, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.port}/v1")
+    pieces = list(model().stream(QUESTION, max_tokens=16))
+    assert len(pieces) > 1 and "".join(pieces).strip()
+
+
+def test_the_budget_is_never_exceeded(proxy):
+    """The bound comes before the request: nothing is sent that could cost too much."""
+    priced = {"dollars_per_million_read": 1e4, "dollars_per_million_written": 1e4}
+    client = model(**priced, max_dollars=2.0)
+
+    def ask_twenty_times() -> None:
+        for number in range(20):
+            client.answer([{"role": "user", "content": f"Say {number}."}], max_tokens=4)
+
+    with pytest.raises(HostedError, match=r"budget ends here.*Raise max_dollars"):
+        ask_twenty_times()
+    assert 0 < client.usage.requests == proxy.requests < 20
+    assert 0 < client.usage.dollars <= 2.0
+    n_tokens = client.usage.prompt_tokens + client.usage.completion_tokens
+    assert client.usage.dollars == pytest.approx(n_tokens * 1e-2)
+
+
+def test_it_tries_again_after_a_429_and_gives_up_with_a_reason(proxy):
+    proxy.refusals = 2
+    assert model().answer(QUESTION, max_tokens=2).text
+    assert (proxy.refusals, proxy.requests) == (0, 1)
+    proxy.refusals = 3
+    with pytest.raises(HostedError, match="slow down"):
+        model(max_retries=1).answer(QUESTION, max_tokens=3)
+
+
+def test_a_server_killed_half_way_repeats_no_request(proxy, server):
+    questions = [[{"role": "user", "content": f"Name {n} animals."}] for n in range(2, 8)]
+    client = model(max_retries=0)
+    answers = [client.answer(question, max_tokens=4) for question in questions[:3]]
+    server.kill()
+    with pytest.raises(HostedError, match="Nobody answers at http://127"):
+        client.answer(questions[3], max_tokens=4)
+    server.start()
+    sent = proxy.requests
+    resumed = model()
+    everything = [resumed.answer(question, max_tokens=4) for question in questions]
+    assert everything[:3] == answers and proxy.requests == sent + 3
+    assert resumed.usage.answers_from_cache == 3
+
+
+def test_each_failure_says_what_to_do_and_never_the_key(proxy, monkeypatch, cache):
+    wrong = HostedModel("openai:no-such-model", max_retries=0)
+    with pytest.raises(HostedError, match="'no-such-model'") as refused:
+        wrong.answer(QUESTION)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://user:{KEY}@127.0.0.1:{free_port()}/v1")
+    with pytest.raises(HostedError, match="Is the server running") as silent:
+        model(max_retries=0).answer(QUESTION)
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{proxy.port}/v1")
+    with pytest.raises(HostedError, match="Raise timeout_seconds"):
+        model(timeout_seconds=0.01, max_retries=0).answer(QUESTION, max_tokens=64)
+    for error in (refused.value, silent.value):
+        assert KEY not in str(error) and error.__cause__ is None
+    assert not list((files.cache_dir() / "hosted").rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("gpt-4o", {}, "write openai:NAME"),
+        ("openai:", {}, "write openai:NAME"),
+        ("openai:x", {"max_dollars": 1.0}, "needs prices"),
+        ("openai:x", {"dollars_per_million_read": -1.0}, "0 or more"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(name, options, message):
+    with pytest.raises(HostedError, match=message):
+        HostedModel(name, **options)
+
+
+def test_without_a_key_it_says_which_variable(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(HostedError, match="OPENAI_API_KEY"):
+        HostedModel("openai:x")
+    assert hosted.is_hosted("openai:x") and not hosted.is_hosted("SmolLM2")
