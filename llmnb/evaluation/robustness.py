@@ -195,8 +195,7 @@ def drops(
         row = {"test": name, "kind": kind, "items": len(changed), "skipped": n_skipped}
         if len(changed) > 1:
             items = list(changed)
-            new_texts = list(changed.values())
-            after, _ = checked(_probabilities_of(new_texts, probabilities), labels[items])
+            after, _ = checked(_probabilities_of(changed.values(), probabilities), labels[items])
             if after.shape[1] != before.shape[1]:
                 raise ValueError(f"{name}: {before.shape[1]} classes became {after.shape[1]}.")
             row |= _measures(before[items], after, labels[items], kind)
