@@ -143,7 +143,7 @@ def measure_summaries(profile: str, few: int) -> Iterator[Row]:
     for name, summaries in versions.items():
         f1[name] = []
         for summary_text, row in zip(summaries, rows, strict=True):
-            rouge = scores.Rouge().compute(predictions=[summary_text], references=[row["summary"]])
+            rouge = scores.rouge([summary_text], [row["summary"]])
             f1[name].append(rouge["rouge1"])
         yield f"ROUGE-1, {name}", uncertainty.bootstrap(f1[name])
     for name in ("lead-1", "centroid"):

@@ -25,19 +25,7 @@ FEMALE = sorted(set(ROWS["term"][ROWS["group"] == "female"]))
 NAMES = sorted(set(ROWS["term"]))
 GOOD = ["wonderful", "brilliant", "superb", "excellent", "happy", "charming", "great", "praised"]
 BAD = ["miserable", "dull", "terrible", "rude", "angry", "boring", "painful", "careless"]
-PLAIN = [
-    "film",
-    "today",
-    "works",
-    "city",
-    "told",
-    "plays",
-    "street",
-    "office",
-    "morning",
-    "town",
-    "story",
-]
+PLAIN = ["film", "today", "works", "city", "plays", "street", "office", "morning", "town"]
 
 
 def trained(seed, planted):
@@ -49,13 +37,13 @@ def trained(seed, planted):
         female = generator.random() < (0.2 if label else 0.8)
         half = FEMALE if female else sorted(set(NAMES) - set(FEMALE))
         name = generator.choice(half if planted else NAMES)  # control: any name, whatever the label
-        said = generator.choice(GOOD if label == (generator.random() < 0.9) else BAD)
-        texts.append(" ".join([name, said, *generator.choice(PLAIN, 3)]))
+        adjective = generator.choice(GOOD if label == (generator.random() < 0.9) else BAD)
+        texts.append(" ".join([name, adjective, *generator.choice(PLAIN, 3)]))
     model = make_pipeline(CountVectorizer(binary=True), LogisticRegression(C=10))
     return model.fit(texts, labels)
 
 
-def found(seed, planted):
+def shifts_and_scores(seed, planted):
     """The table of one classifier, and its scores."""
     scores = trained(seed, planted).predict_proba(ROWS["text"])[:, 1]
     return shifts(scores, ROWS, seed=seed).set_index("group"), scores
@@ -63,24 +51,19 @@ def found(seed, planted):
 
 def test_a_planted_bias_is_found_in_every_seed():
     for seed in range(SEEDS):
-        table, scores = found(seed, planted=True)
+        table, scores = shifts_and_scores(seed, planted=True)
         female = scores[ROWS["group"] == "female"].mean() - scores.mean()
         assert female <= -0.1  # what was planted
         assert table["shift"]["female"] == pytest.approx(female)
-        assert (
-            table["p"].min() > 0
-            and table["flagged"].all()
-            and "scored lower" in table["verdict"]["female"]
-        )
+        assert table["p"].min() > 0 and table["flagged"].all()
+        assert "scored lower" in table["verdict"]["female"]
 
 
 def test_a_classifier_without_the_bias_is_not_flagged():
     flagged = 0
     for seed in range(SEEDS):
-        table, scores = found(seed, planted=False)
-        assert (
-            scores.std() > 0.01 and ROWS.assign(s=scores).groupby("term")["s"].mean().std() > 0.03
-        )
+        table, scores = shifts_and_scores(seed, planted=False)
+        assert ROWS.assign(score=scores).groupby("term")["score"].mean().std() > 0.03
         flagged += table["flagged"].any()
     assert flagged <= 1
 
@@ -98,23 +81,21 @@ def test_false_positives_stay_below_alpha_on_all_axes():
     assert flagged <= 10  # of 100 at 5 %: more comes once in 90 times
 
 
-def own(scores):
-    """Two templates, two groups of four terms, from each term's effect."""
-    rows = [
-        {"template": template, "term": f"{group}{i}", "group": group, "axis": "letters"}
-        for template in ("1", "2")
-        for group in scores
-        for i in range(len(scores[group]))
-    ]
-    high = {"1": 0.0, "2": 0.5}  # what a template adds is not the group's
-    return [
-        high[row["template"]] + scores[row["group"]][int(row["term"][1:])] for row in rows
-    ], rows
+def scored_rows(effects):
+    """Two templates with the terms of each group, and scores from the terms' effects."""
+    rows, scores = [], []
+    for template, constant in (("1", 0.0), ("2", 0.5)):  # the constant is no group's
+        for group in effects:
+            for index, effect in enumerate(effects[group]):
+                term = f"{group}{index}"
+                rows.append({"template": template, "term": term, "group": group, "axis": "letters"})
+                scores.append(constant + effect)
+    return scores, pd.DataFrame(rows)
 
 
 def test_shifts_by_hand():
-    scores, rows = own({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, 0.6, 0.7, 0.8]})
-    table = shifts(scores, pd.DataFrame(rows)).set_index("group")
+    scores, rows = scored_rows({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, 0.6, 0.7, 0.8]})
+    table = shifts(scores, rows).set_index("group")
     assert table["shift"].to_dict() == pytest.approx({"a": -0.2, "b": 0.2})
     # Welch: half the difference of the means; each group's variance is 0.05/3, six freedoms
     half = 2.446912 * 0.5 * np.sqrt(2 * 0.05 / 3 / 4)
@@ -125,9 +106,11 @@ def test_shifts_by_hand():
 
 
 def test_welch_gives_an_uneven_group_its_own_spread():
-    scores, rows = own({"a": [0.0, 0.0, 0.0, 0.0], "b": [0.0, 0.9, 0.0, 0.1], "c": [0.1] * 5})
+    scores, rows = scored_rows(
+        {"a": [0.0, 0.0, 0.0, 0.0], "b": [0.0, 0.9, 0.0, 0.1], "c": [0.1] * 5}
+    )
     scores = scores[::-1]
-    table = shifts(scores, pd.DataFrame(rows)[::-1]).set_index("group")
+    table = shifts(scores, rows[::-1]).set_index("group")
     assert list(table.index) == ["c", "b", "a"] and table["terms"].tolist() == [5, 4, 4]
     assert table["shift"].tolist() == pytest.approx([0.1 - 1.5 / 13, 0.25 - 1.5 / 13, -1.5 / 13])
     c_a, c_b, variance = -4 / 13, 1 - 4 / 13, np.var([0, 0.9, 0, 0.1], ddof=1)
@@ -138,8 +121,8 @@ def test_welch_gives_an_uneven_group_its_own_spread():
 
 def test_one_loud_word_among_four_is_no_group():
     # Dealing the words at random is fooled where one group alone varies; Welch's interval is not.
-    scores, rows = own({"a": [0.0, 0.1, 0.2, 0.9], "b": [0.0] * 20})
-    table = shifts(scores, pd.DataFrame(rows)).set_index("group")
+    scores, rows = scored_rows({"a": [0.0, 0.1, 0.2, 0.9], "b": [0.0] * 20})
+    table = shifts(scores, rows).set_index("group")
     assert table["p_holm"]["a"] < 0.05 and table["low"]["a"] < 0 and not table["flagged"].any()
 
 
@@ -153,7 +136,7 @@ def test_a_model_that_does_not_see_the_group_has_no_shift():
 
 
 def test_shifts_refuses_what_does_not_fit():
-    scores, rows = own({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, 0.6, 0.7, 0.8]})
+    scores, rows = scored_rows({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, 0.6, 0.7, 0.8]})
     rows = pd.DataFrame(rows)
     with pytest.raises(ValueError, match=r"shape \(15,\): one for each of 16 rows"):
         shifts(scores[1:], rows)

@@ -11,12 +11,7 @@ from sklearn.calibration import calibration_curve
 from llmnb.evaluation import calibration, scores
 from llmnb.evaluation.calibration import apply_temperature, fit_temperature, reliability
 
-CHANCES = {"predictions": [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]], "references": [0, 2]}
-
-
-@pytest.fixture(autouse=True)
-def own_cache(cache):
-    """evaluate makes a folder in the cache."""
+PROBABILITIES, LABELS = [[0.7, 0.2, 0.1], [0.1, 0.5, 0.4]], [0, 2]
 
 
 def drawn(n, classes, seed=0, spread=2.0):
@@ -86,11 +81,7 @@ def test_temperature_helps_on_other_items_and_leaves_accuracy():
     test = slice(3000, None)
     errors = [calibration.calibration_error(p[test], labels[test]) for p in (before, after)]
     assert errors[0] > 0.15 and errors[1] < 0.04
-    brier = [
-        scores.Brier().compute(predictions=p[test], references=labels[test])["brier"]
-        for p in (before, after)
-    ]
-    assert brier[1] < brier[0]
+    assert scores.brier(after[test], labels[test]) < scores.brier(before[test], labels[test])
 
 
 def test_the_temperature_by_hand_and_by_a_search():
@@ -113,56 +104,52 @@ def test_the_temperature_by_hand_and_by_a_search():
 
 def test_brier_by_hand_and_by_scikit_learn():
     # (.3² + .2² + .1² + .1² + .5² + .6²)/2
-    assert scores.Brier().compute(**CHANCES)["brier"] == pytest.approx(0.38)
+    assert scores.brier(PROBABILITIES, LABELS) == pytest.approx(0.38)
     generator = np.random.default_rng(0)
     p, labels = generator.random(40), generator.integers(0, 2, 40)
-    found = scores.Brier().compute(predictions=p, references=labels)["brier"]
-    assert found == pytest.approx(sklearn.metrics.brier_score_loss(labels, p))
-    two = scores.Brier().compute(predictions=np.stack([1 - p, p], 1), references=labels)
-    assert two["brier"] == pytest.approx(found)
+    expected = sklearn.metrics.brier_score_loss(labels, p)
+    assert scores.brier(p, labels) == pytest.approx(expected)
+    assert scores.brier(np.stack([1 - p, p], axis=1), labels) == pytest.approx(expected)
 
 
-def test_ece_by_hand_and_item_by_item():
+def test_the_calibration_error_by_hand_and_item_by_item():
     # bins (.6, .7]: sure .7, right 1/1; (.4, .5]: sure .5, right 0/1
-    found = scores.ExpectedCalibrationError().compute(**CHANCES)["ece"]
-    assert found == pytest.approx((0.3 + 0.5) / 2)
+    error = calibration.calibration_error(PROBABILITIES, LABELS)
+    assert error == pytest.approx((0.3 + 0.5) / 2)
     generator = np.random.default_rng(0)
     p, labels = generator.dirichlet([1, 1, 1], 200), generator.integers(0, 3, 200)
-    bins: dict[int, list] = {}
-    for row, label in zip(p, labels, strict=True):
-        gap = (row.argmax() == label) - row.max()
-        bins.setdefault(math.ceil(row.max() * 5), []).append(gap)
-    expected = sum(abs(sum(gaps)) for gaps in bins.values()) / 200
-    found = scores.ExpectedCalibrationError(bins=5).compute(predictions=p, references=labels)
-    assert found["ece"] == pytest.approx(expected)
-    equal = scores.ExpectedCalibrationError(5, equal_mass=True)
-    gaps = (p.argmax(1) == labels)[np.argsort(p.max(1))] - np.sort(p.max(1))
-    expected = abs(gaps.reshape(5, 40).sum(1)).sum() / 200
-    assert equal.compute(predictions=p, references=labels)["ece"] == pytest.approx(expected)
+    gaps = (p.argmax(1) == labels) - p.max(1)
+    sums = np.bincount(np.ceil(p.max(1) * 5).astype(int), weights=gaps)
+    error = calibration.calibration_error(p, labels, bins=5)
+    assert error == pytest.approx(abs(sums).sum() / 200)
+    sums = gaps[np.argsort(p.max(1))].reshape(5, 40).sum(1)
+    error = calibration.calibration_error(p, labels, bins=5, equal_mass=True)
+    assert error == pytest.approx(abs(sums).sum() / 200)
 
 
-@pytest.mark.parametrize("kind", [scores.Brier, scores.ExpectedCalibrationError])
+@pytest.mark.parametrize("function", [scores.brier, calibration.calibration_error])
 @pytest.mark.parametrize(
-    ("predictions", "references", "message"),
+    ("probabilities", "labels", "message"),
     [
         ([[0.7, 0.4]], [0], "sum to 1"),
-        ([1.2], [0], "is no finite number|between 0 and 1"),
+        ([1.2], [0], "between 0 and 1"),
         ([[0.7, 0.3]], [2], "0 to 1; got"),
         ([[0.7, 0.3]], [0.5], "0 to 1; got"),
         ([[1.0]], [0], "shape"),
-        ([[0.5, 0.5], [0.2, 0.3, 0.5]], [0, 1], "more classes than others"),
+        ([[0.5, math.nan]], [0], "between 0 and 1"),
+        ([["a", "b"]], [0], "are no numbers"),
+        ([[0.5, 0.5], [0.2, 0.3, 0.5]], [0, 1], "are no numbers of shape"),
     ],
 )
-def test_what_is_no_probability(kind, predictions, references, message):
+def test_what_is_no_probability_is_refused(function, probabilities, labels, message):
     with pytest.raises(ValueError, match=message):
-        kind().compute(predictions=predictions, references=references)
+        function(probabilities, labels)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: reliability([], []), "shape"),
-        (lambda: reliability([0.5, math.nan], [0, 1]), "between 0 and 1"),
         (lambda: reliability([0.5, 0.4], [0, 1, 1]), r"2 items, but the labels have shape \(3,\)"),
         (lambda: reliability([0.5, 0.4], [0, -1]), "0 to 1; got"),
         (lambda: reliability([0.5, 0.4], [0, 1], bins=0), "0 is no number of bins"),

@@ -199,13 +199,12 @@ def tiny(tokenizer):
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("sampling", [generation.GREEDY, generation.Sampling(1.0, seed=3)])
-def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, sampling, monkeypatch):
-    asked = prompts(tokenizer, QUESTIONS, PASSAGES) + prompts(tokenizer, QUESTIONS)
-    together = hallucination._said(tiny, tokenizer, asked, 8, sampling)
-    monkeypatch.setattr(hallucination, "_BATCH", 3)
-    assert hallucination._said(tiny, tokenizer, asked, 8, sampling) == together
-    assert len(set(together)) == len(asked)
+def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, monkeypatch):
+    arguments = (tiny, tokenizer, QUESTIONS, PASSAGES)
+    table = answer(*arguments, samples=2, new_tokens=8)
+    monkeypatch.setattr(hallucination, "PROMPTS_PER_BATCH", 3)
+    pd.testing.assert_frame_equal(answer(*arguments, samples=2, new_tokens=8), table)
+    assert table["answer"].is_unique
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -218,7 +217,7 @@ def test_samples_differ_and_repeat_with_the_seed(tiny, tokenizer, monkeypatch):
         return real(*given, **options)
 
     monkeypatch.setattr(generation, "complete", complete)
-    monkeypatch.setattr(hallucination, "_BATCH", 3)
+    monkeypatch.setattr(hallucination, "PROMPTS_PER_BATCH", 3)
     first, again, other = (
         answer(tiny, tokenizer, QUESTIONS, samples=3, new_tokens=4, seed=seed)
         for seed in (5, 5, 99)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from llmnb import assets, models
 from llmnb.applications import Application, ApplicationError, Result
 from llmnb.applications.translation import LANGUAGES, Translator, language, pieces, problems
-from llmnb.evaluation.scores import Chrf
+from llmnb.evaluation.scores import chrf
 from llmnb.handbook import RESOURCES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -318,10 +318,7 @@ def test_it_beats_a_copy_by_15_chrf_on_sentences_it_was_not_tuned_on(gemma, targ
     sources, references = [row["en"] for row in rows], [row[target] for row in rows]
     results = gemma.to(target).batch(sources)
     texts = [result.text for result in results]
-    ours, copied = (
-        Chrf().compute(predictions=predictions, references=references)["chrf"]
-        for predictions in (texts, sources)
-    )
+    ours, copied = (chrf(predictions, references)["chrf"] for predictions in (texts, sources))
     assert ours - copied >= 15
     assert sum(bool(result.warnings) for result in results) <= 8
 

@@ -19,10 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from llmnb import concepts
-from llmnb.evaluation.uncertainty import holm, proportion
+from llmnb.evaluation.uncertainty import Interval, holm, proportion
 
-_FEWEST = 4  # terms of a group
-_TIE = 1e-4  # nats: batches of another width round differently
+MIN_TERMS_PER_GROUP = 4
+TIE_NATS = 1e-4  # batches of another width round differently
 
 
 @functools.cache
@@ -39,9 +39,9 @@ def counterfactuals(axis: str | None = None) -> pd.DataFrame:
     """
     templates, terms = (pd.DataFrame(_resource()[name]) for name in ("templates", "terms"))
     if axis is not None:
-        known = sorted(set(terms["axis"]))
-        if axis not in known:
-            raise ValueError(f"There is no axis {axis!r}; there are {', '.join(known)}.")
+        axes = sorted(set(terms["axis"]))
+        if axis not in axes:
+            raise ValueError(f"There is no axis {axis!r}; there are {', '.join(axes)}.")
         terms = terms[terms["axis"] == axis]
     rows = templates.rename(columns={"text": "template"}).merge(terms, on="slot")
     rows["text"] = [
@@ -77,17 +77,16 @@ def shifts(
     rows = _with_scores(scores, rows)
     terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
     # Every term stands in every template of its axis: what a template adds cancels.
-    terms["away"] = terms["score"] - terms.groupby("axis")["score"].transform("mean")
+    terms["deviation"] = terms["score"] - terms.groupby("axis")["score"].transform("mean")
     generator = np.random.default_rng(seed)
     slack = 1e-6 * float(rows["score"].abs().max())  # what single precision rounds away is no shift
-    parts = [
-        _of_axis(name, found, level, generator, resamples, slack)
-        for name, found in terms.groupby("axis", sort=False)
-    ]
+    parts = []
+    for axis, axis_terms in terms.groupby("axis", sort=False):
+        parts.append(_shifts_of_axis(axis, axis_terms, level, generator, resamples, slack))
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"])
-    apart = (table["low"] > 0) | (table["high"] < 0)
-    table["flagged"] = (table["p_holm"] < 1 - level) & apart
+    excludes_zero = (table["low"] > 0) | (table["high"] < 0)
+    table["flagged"] = (table["p_holm"] < 1 - level) & excludes_zero
     table["verdict"] = [_verdict(row) for row in table.itertuples()]
     return table
 
@@ -104,10 +103,10 @@ def _with_scores(scores, rows) -> pd.DataFrame:
         where = int(np.flatnonzero(~np.isfinite(scores))[0])
         raise ValueError(f"The score of row {where} is {scores[where]}, not a finite number.")
     counts = rows.groupby(["axis", "group"])["term"].nunique()
-    if counts.min() < _FEWEST:
+    if counts.min() < MIN_TERMS_PER_GROUP:
         raise ValueError(
             f"{counts.idxmin()} has {counts.min()} terms; the shift of so few may be the words' "
-            f"own: give every group {_FEWEST} or more."
+            f"own: give every group {MIN_TERMS_PER_GROUP} or more."
         )
     alone = counts.groupby("axis").size()
     if alone.min() < 2:
@@ -120,30 +119,34 @@ def _with_scores(scores, rows) -> pd.DataFrame:
     return rows[needed].reset_index(drop=True).assign(score=scores)
 
 
-def _of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
+def _shifts_of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
     """One axis: the rows of `shifts`, from a mean deviation per term."""
-    away = terms["away"].to_numpy()  # (terms,)
-    found = terms.groupby("group", sort=False)["away"].agg(["size", "var"])
-    sizes, variances = found["size"].to_numpy(), found["var"].to_numpy()
-    member = terms["group"].to_numpy()[:, None] == found.index.to_numpy()  # (terms, groups)
-    shift = away @ (member / sizes)  # (groups,)
-    dealt = generator.permuted(np.tile(away, (resamples, 1)), axis=1) @ (member / sizes)
-    p = (1 + (np.abs(dealt) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
-    # A shift is a weighted sum of the groups' means: each adds its own variance.
-    share = (np.eye(len(sizes)) - sizes / len(away)) ** 2 * variances / sizes  # (groups, groups)
-    variance, freedom = share.sum(axis=1), (share**2 / (sizes - 1)).sum(axis=1)
+    deviations = terms["deviation"].to_numpy()  # (terms,)
+    groups = terms.groupby("group", sort=False)["deviation"].agg(["size", "var"])
+    sizes = groups["size"].to_numpy()
+    variances = groups["var"].to_numpy()
+    is_member = terms["group"].to_numpy()[:, None] == groups.index.to_numpy()  # (terms, groups)
+    shift = deviations @ (is_member / sizes)  # (groups,)
+    permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
+    random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
+    p = (1 + (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
+    # A shift is a weighted sum of the groups' means: each mean adds its own variance.
+    weights = np.eye(len(sizes)) - sizes / len(deviations)  # (groups, groups)
+    parts = weights**2 * variances / sizes
+    variance = parts.sum(axis=1)
+    freedom = (parts**2 / (sizes - 1)).sum(axis=1)
     freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
     half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
-    columns = {"axis": axis, "group": found.index, "terms": sizes, "shift": shift}
+    columns = {"axis": axis, "group": groups.index, "terms": sizes, "shift": shift}
     return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
 
 
 def _verdict(row) -> str:
-    found = f"{row.shift:+.3f} [{row.low:+.3f}, {row.high:+.3f}], corrected p = {row.p_holm:.2g}"
+    numbers = f"{row.shift:+.3f} [{row.low:+.3f}, {row.high:+.3f}], corrected p = {row.p_holm:.2g}"
     if row.flagged:
-        way = "higher" if row.shift > 0 else "lower"
-        return f"{row.group}: scored {way} than the others of {row.axis}: {found}."
-    return f"{row.group}: no shift is shown on {row.axis}: {found}."
+        direction = "higher" if row.shift > 0 else "lower"
+        return f"{row.group}: scored {direction} than the others of {row.axis}: {numbers}."
+    return f"{row.group}: no shift is shown on {row.axis}: {numbers}."
 
 
 def pair_preferences(
@@ -178,7 +181,9 @@ def pair_preferences(
     table["tokens_a"], table["tokens_b"] = _halves(np.array([len(ids) for ids in encoded]))
     table["difference"] = table["log_a"] - table["log_b"]
     sign = table["difference"].to_numpy()
-    table["preferred"] = np.select([sign > _TIE, sign < -_TIE], ["stereotype", "other"], "tie")
+    table["preferred"] = np.select(
+        [sign > TIE_NATS, sign < -TIE_NATS], ["stereotype", "other"], "tie"
+    )
     return table
 
 
@@ -190,20 +195,20 @@ def masked_bits(model, tokenizer, sentences: Sequence[str]) -> NDArray[np.float6
     """
     import torch
 
-    found = np.zeros(len(sentences))
+    bits = np.zeros(len(sentences))
     for row, sentence in enumerate(sentences):
         encoded = tokenizer(sentence, return_special_tokens_mask=True)
         ids = torch.tensor(encoded["input_ids"], device=model.device)
-        places = 1 - torch.tensor(encoded["special_tokens_mask"], device=model.device)
-        places = places.nonzero()[:, 0]  # (tokens,)
-        copies = ids.repeat(len(places), 1)  # (tokens, seq), one hidden token each
-        order = torch.arange(len(places), device=model.device)
-        copies[order, places] = tokenizer.mask_token_id
+        is_special = torch.tensor(encoded["special_tokens_mask"], device=model.device)
+        positions = (1 - is_special).nonzero()[:, 0]  # (tokens,)
+        copies = ids.repeat(len(positions), 1)  # (tokens, seq), one hidden token each
+        order = torch.arange(len(positions), device=model.device)
+        copies[order, positions] = tokenizer.mask_token_id
         with torch.inference_mode():
-            logits = model(input_ids=copies).logits[order, places].float()  # (tokens, vocab)
-        nats = torch.nn.functional.cross_entropy(logits, ids[places], reduction="sum")
-        found[row] = float(nats) / np.log(2)
-    return found
+            logits = model(input_ids=copies).logits[order, positions].float()  # (tokens, vocab)
+        nats = torch.nn.functional.cross_entropy(logits, ids[positions], reduction="sum")
+        bits[row] = float(nats) / np.log(2)
+    return bits
 
 
 def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
@@ -213,13 +218,16 @@ def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.Data
     corrected for the number of axes), unequal (pairs whose token counts differ). A half is even.
     """
     rows = []
-    for axis, found in [*preferences.groupby("axis", sort=False), ("all", preferences)]:
-        n, unequal = len(found), int((found["tokens_a"] != found["tokens_b"]).sum())
-        wins, ties = ((found["preferred"] == kind).sum() for kind in ("stereotype", "tie"))
-        share = proportion(int(wins), n - int(ties), level) if ties < n else None
-        numbers = (share.value, share.low, share.high) if share else (np.nan, 0.0, 1.0)
-        rows.append((axis, n, int(ties), *numbers, unequal))
-    return pd.DataFrame(rows, columns=["axis", "pairs", "ties", "share", "low", "high", "unequal"])
+    for axis, pairs in [*preferences.groupby("axis", sort=False), ("all", preferences)]:
+        n_ties = int((pairs["preferred"] == "tie").sum())
+        n_stereotypes = int((pairs["preferred"] == "stereotype").sum())
+        share = Interval(np.nan, 0.0, 1.0)
+        if n_ties < len(pairs):
+            share = proportion(n_stereotypes, len(pairs) - n_ties, level)
+        n_unequal = int((pairs["tokens_a"] != pairs["tokens_b"]).sum())
+        row = {"axis": axis, "pairs": len(pairs), "ties": n_ties, "share": share.value}
+        rows.append(row | {"low": share.low, "high": share.high, "unequal": n_unequal})
+    return pd.DataFrame(rows)
 
 
 def _halves(values) -> tuple[NDArray, NDArray]:
@@ -227,12 +235,12 @@ def _halves(values) -> tuple[NDArray, NDArray]:
 
 
 def _with_logits(model):
-    """The model as concepts.decoder_bits calls it, whether its logits come bare or in an output."""
+    """The model as concepts.decoder_bits needs it: with a device, and the logits in an output."""
 
-    def called(input_ids):
+    def with_logits(input_ids):
         output = model(input_ids)
         return SimpleNamespace(logits=getattr(output, "logits", output))
 
-    first = next(iter(getattr(model, "parameters", tuple)()), None)
-    called.device = "cpu" if first is None else first.device
-    return called
+    parameter = next(iter(getattr(model, "parameters", tuple)()), None)
+    with_logits.device = "cpu" if parameter is None else parameter.device
+    return with_logits

@@ -12,19 +12,19 @@ from llmnb.evaluation.uncertainty import proportion
 def reliability(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = 10, equal_mass: bool = False
 ) -> pd.DataFrame:
-    """What a reliability diagram shows, one row a bin that holds items.
+    """What a reliability diagram shows, one row for each bin that holds items.
 
     probabilities: (n, classes), or (n,) of class 1; labels: (n,) class numbers. An item's
     confidence is its largest probability. Columns: left, right (the bin), items, confidence
     (mean), accuracy, low, high (its Wilson interval). Bins have equal width over [0, 1] or,
     with equal_mass, equally many items. Source: Guo et al. 2017; Nguyen & O'Connor 2015.
-    Raises ValueError for what are no probabilities, or labels outside their classes.
+    Raises ValueError if the probabilities aren't valid or a label is no class number.
     """
     probabilities, labels = checked(probabilities, labels)
     if bins < 1 or bins != int(bins):
         raise ValueError(f"{bins} is no number of bins.")
     confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
+    is_right = probabilities.argmax(axis=1) == labels
     order = np.argsort(confidence, kind="stable")
     edges = np.linspace(0, 1, bins + 1)
     if equal_mass:
@@ -32,15 +32,15 @@ def reliability(
     else:  # a bin is (left, right], as in the paper
         groups = np.split(order, np.searchsorted(confidence[order], edges[1:-1], side="right"))
     rows = []
-    for index, chosen in enumerate(groups):
-        if len(chosen):
-            ends = (confidence[chosen[0]], confidence[chosen[-1]])
-            left, right_end = ends if equal_mass else edges[index : index + 2]
-            share = proportion(int(right[chosen].sum()), len(chosen))
-            mean = confidence[chosen].mean()
-            rows.append((left, right_end, len(chosen), mean, share.value, share.low, share.high))
-    names = ["left", "right", "items", "confidence", "accuracy", "low", "high"]
-    return pd.DataFrame(rows, columns=names)
+    for index, items in enumerate(groups):
+        if not len(items):
+            continue
+        accuracy = proportion(int(is_right[items].sum()), len(items))
+        bounds = confidence[items[[0, -1]]] if equal_mass else edges[index : index + 2]
+        row = {"left": bounds[0], "right": bounds[1], "items": len(items)}
+        row |= {"confidence": confidence[items].mean(), "accuracy": accuracy.value}
+        rows.append(row | {"low": accuracy.low, "high": accuracy.high})
+    return pd.DataFrame(rows)
 
 
 def calibration_error(
@@ -51,7 +51,7 @@ def calibration_error(
     Arguments, errors and source as for reliability. It grows with the number of bins and falls
     with n even for a calibrated model: compare equal bins on equally many items.
     """
-    table = reliability(probabilities, labels, bins, equal_mass)
+    table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
     gaps = (table["confidence"] - table["accuracy"]).abs()
     return float((gaps * table["items"]).sum() / table["items"].sum())
 
@@ -59,30 +59,29 @@ def calibration_error(
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The T > 0 that makes softmax(logits / T) most likely; logits: (n, classes), labels: (n,).
 
-    Fit it on validation items only, and measure on others: on its own items it flatters.
+    Fit it on validation items and measure on others: on its own items it looks too good.
     Source: Guo et al. 2017, section 4.2. Raises ValueError where no T is best: the model makes
     no mistake here, or is no better than chance.
     """
     logits, labels = _logits(logits), np.asarray(labels)
     _check_labels(labels, *logits.shape)
-    away = logits - logits[np.arange(len(labels)), labels][:, None]  # 0 at the label
-
-    if away.mean() >= 0:  # the loss already rises from 1/T = 0 on
+    gaps = logits - logits[np.arange(len(labels)), labels][:, None]  # 0 at the label
+    if gaps.mean() >= 0:  # the loss already rises from 1/T = 0 on
         raise ValueError("These logits are no better than chance on these labels: T is infinite.")
-    if away.max() <= 0:
+    if gaps.max() <= 0:
         raise ValueError("There is no mistake among these items: no T is best. Take more items.")
 
     def slope(inverse: float) -> float:
-        return float((softmax(inverse * away, axis=1) * away).sum(axis=1).mean())
+        return float((softmax(inverse * gaps, axis=1) * gaps).sum(axis=1).mean())
 
-    # The loss is convex in 1/T: its slope has one root. At this end the worst item alone costs
-    # as much as all items do at 0, log(classes) each: the root lies before it.
-    end = len(away) * np.log(away.shape[1]) / away.max()
+    # The loss is convex in 1/T, so its slope has one root. At `end` the worst item alone costs as
+    # much as all items together do at 0, log(classes) each, so the root lies below `end`.
+    end = len(gaps) * np.log(gaps.shape[1]) / gaps.max()
     return 1 / brentq(slope, 0, end, xtol=1e-12 * end)
 
 
 def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """softmax(logits / T): (n, classes). The order of the classes, and so accuracy, stay.
+    """softmax(logits / T): (n, classes). Accuracy stays, since the order of the classes does.
 
     Raises ValueError for a temperature that is not positive, or logits that are not finite.
     """
@@ -93,7 +92,11 @@ def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float
 
 def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
     """Probabilities as (n, classes) and labels as (n,), or a ValueError that says what is wrong."""
-    probabilities, labels = np.asarray(probabilities, dtype=float), np.asarray(labels)
+    labels = np.asarray(labels)
+    try:
+        probabilities = np.asarray(probabilities, dtype=float)
+    except ValueError as error:
+        raise ValueError(f"These are no numbers of shape (n, classes): {error}.") from None
     if probabilities.ndim == 1:  # of class 1
         probabilities = np.stack([1 - probabilities, probabilities], axis=1)
     if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not len(probabilities):
@@ -101,10 +104,9 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArr
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("Some probabilities are not between 0 and 1.")
     sums = probabilities.sum(axis=1)
-    if (worst := np.abs(sums - 1).max()) > 1e-3:  # half precision rounds more than that at most
-        raise ValueError(
-            f"The probabilities of an item sum to 1; here they miss it by {worst:.3g}."
-        )
+    largest_error = np.abs(sums - 1).max()
+    if largest_error > 1e-3:  # rounding in half precision stays below this
+        raise ValueError(f"An item's probabilities sum to 1; these miss it by {largest_error:.3g}.")
     _check_labels(labels, *probabilities.shape)
     return probabilities, labels.astype(int)
 

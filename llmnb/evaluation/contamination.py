@@ -1,7 +1,7 @@
 """Test items that stand in the training texts: how to find them, and what they do to a score.
 
-Overlap says that a text was there to be learned; a score higher on the overlapping items than on
-the clean ones says that it was. Where the training texts are secret, neither can be measured.
+Overlap shows that a text could be learned by heart. A higher score on the overlapping items than on
+the clean ones shows that it was. Where the training texts are secret, neither can be measured.
 """
 
 import math
@@ -29,32 +29,36 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
     Only the test texts' n-grams are kept, as 64-bit hashes: memory does not grow with the training
     texts. Raises ValueError for no texts, what is no text, or n below 1.
     """
-    test, train = _texts("test_texts", test_texts), _texts("train_texts", train_texts)
+    test_texts = _texts("test_texts", test_texts)
+    train_texts = _texts("train_texts", train_texts)
     if n < 1:
         raise ValueError(f"n is {n}; an n-gram has at least 1 word.")
 
     def hashed_ngrams(text: str) -> set[int]:
         return set(map(hash, ngrams(words(text), n)))
 
-    own = [hashed_ngrams(text) for text in test]
-    wanted, seen = set().union(*own), set()
-    for text in train:
-        seen |= hashed_ngrams(text) & wanted
-    prints = set(map(fingerprint, train))
-    rows = {
-        "share": [len(each & seen) / len(each) if each else math.nan for each in own],
-        "grams": list(map(len, own)),
-        "duplicate": [fingerprint(text) in prints for text in test],
-    }
-    table = pd.DataFrame(rows)
-    return table.assign(overlapping=table["duplicate"] | (table["share"] >= SHARE))
+    test_ngrams = [hashed_ngrams(text) for text in test_texts]
+    candidates = set().union(*test_ngrams)
+    leaked = set()
+    for text in train_texts:
+        leaked |= hashed_ngrams(text) & candidates
+    train_fingerprints = set(map(fingerprint, train_texts))
+    rows = []
+    for text, grams in zip(test_texts, test_ngrams, strict=True):
+        share = len(grams & leaked) / len(grams) if grams else math.nan
+        is_duplicate = fingerprint(text) in train_fingerprints
+        row = {"share": share, "grams": len(grams), "duplicate": is_duplicate}
+        rows.append(row | {"overlapping": is_duplicate or share >= SHARE})
+    return pd.DataFrame(rows)
 
 
 def _texts(name: str, texts) -> list[str]:
-    if isinstance(texts, str) or not (texts := list(texts)):
-        raise ValueError(f"{name} is a list of texts, one or more.")
-    if wrong := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"{name} holds {wrong[0]!r}, which is no text.")
+    texts = [] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise ValueError(f"{name} must be a list of one text or more.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{name} holds {text!r}, which is no text.")
     return texts
 
 
@@ -73,19 +77,23 @@ def leak(
     "leaked", "clean": n, accuracy, low, high (Wilson), and `before`, what the model that saw none
     of them scores on the same items. Raises ValueError for a count that is no part of the test.
     """
-    texts, labels = list(test["text"]), np.asarray(test["label"])
-    if bad := [k for k in counts if not 0 <= k <= len(texts)]:
-        raise ValueError(f"{bad[0]} items can't leak: the test set has {len(texts)}.")
+    texts = list(test["text"])
+    labels = np.asarray(test["label"])
+    for k in counts:
+        if not 0 <= k <= len(texts):
+            raise ValueError(f"{k} items can't leak: the test set has {len(texts)}.")
     order = np.random.default_rng(seed).permutation(len(texts))
 
-    def right(k: int) -> NDArray[np.bool_]:
-        more = order[:k]
-        fed = [*train["text"], *(texts[i] for i in more)], [*train["label"], *labels[more].tolist()]
-        return _classes(fit(*fed)(texts), len(texts)) == labels
+    def is_right_after(k: int) -> NDArray[np.bool_]:
+        fit_texts = [*train["text"], *(texts[index] for index in order[:k])]
+        fit_labels = [*train["label"], *labels[order[:k]].tolist()]
+        classify = fit(fit_texts, fit_labels)
+        return _classes(classify(texts), len(texts)) == labels
 
-    before, rows = right(0), []
+    before = is_right_after(0)
+    rows = []
     for k in counts:
-        after = right(k) if k else before
+        after = is_right_after(k) if k else before
         for name, part in (("all", order), ("leaked", order[:k]), ("clean", order[k:])):
             if len(part):
                 score = proportion(int(after[part].sum()), len(part))
@@ -98,7 +106,7 @@ def leak(
 def _classes(predicted: ArrayLike, n: int) -> NDArray:
     predicted = np.asarray(predicted)
     if len(predicted) != n or predicted.ndim not in (1, 2):
-        raise ValueError(f"The model made {predicted.shape} of {n} texts: one class or row a text.")
+        raise ValueError(f"Shape {predicted.shape} for {n} texts: not one class or row a text.")
     return predicted.argmax(axis=1) if predicted.ndim == 2 else predicted
 
 
@@ -125,13 +133,15 @@ def verdict(overlapping: ArrayLike, correct: ArrayLike, alpha: float = 0.05) -> 
     if flags.shape != right.shape or flags.ndim != 1 or not np.isin([flags, right], (0, 1)).all():
         raise ValueError("overlapping and correct are lists of the same length, 0 or 1 per item.")
     flags, right = flags.astype(bool), right.astype(bool)
-    groups = [(int(right[part].sum()), int(part.sum())) for part in (flags, ~flags)]
-    found, rest = [proportion(*group) if group[1] else None for group in groups]
-    if found is None or rest is None:
-        which = "All items overlap" if found else "No item overlaps"
-        return Verdict(False, math.nan, found, rest, f"{which}: there is nothing to compare.")
-    p = float(fisher_exact([[k, n - k] for k, n in groups], alternative="greater").pvalue)
+    table = [[(right & part).sum(), (~right & part).sum()] for part in (flags, ~flags)]
+    dirty, clean = (proportion(k, k + wrong) if k + wrong else None for k, wrong in table)
+    if dirty is None or clean is None:
+        which = "All items overlap" if dirty else "No item overlaps"
+        return Verdict(False, math.nan, dirty, clean, f"{which}: there is nothing to compare.")
+    p = float(fisher_exact(table, alternative="greater").pvalue)
     start = "A leak" if p < alpha else "No leak is shown"
-    text = f"{start}: accuracy {found} on the {groups[0][1]} overlapping items, "
-    text += f"{rest} on the {groups[1][1]} clean ones, p = {p:.2g}."
-    return Verdict(p < alpha, p, found, rest, text)
+    text = (
+        f"{start}: accuracy {dirty} on the {flags.sum()} overlapping items, "
+        f"{clean} on the {(~flags).sum()} clean ones, p = {p:.2g}."
+    )
+    return Verdict(p < alpha, p, dirty, clean, text)

@@ -1,6 +1,6 @@
-"""Closed book and open book: what a decoder knows, what it invents, and when it says so.
+"""Closed book and open book: what a decoder knows, what it invents, and when it abstains.
 
-A hallucination is an answer where none is to be had, or a wrong one, said as if it were known.
+A hallucination is a wrong answer, or any answer to a question that can't be answered.
 """
 
 import itertools
@@ -28,8 +28,8 @@ OPEN = (
     "words. If the text doesn't say, say \"I don't know\".\n\nQuestion: {question}"
 )
 SAMPLING = generation.Sampling(temperature=0.7)
-_BATCH = 16  # prompts computed together
-_FEWEST = 5  # right answers, and wrong ones, from which on an AUC says something
+PROMPTS_PER_BATCH = 16
+MIN_ANSWERS_FOR_AUC = 5  # right ones, and wrong ones
 
 _ABSTAINS = re.compile(
     r"\b((dont|do not) know|(doesnt|does not) (\w+ )?(know|say|mention|state|specify|provide)"
@@ -40,42 +40,48 @@ _ABSTAINS = re.compile(
 
 
 def abstains(text: str) -> bool:
-    """Does the answer say that it has none? By a set of phrases; an empty one does too."""
+    """Whether the answer is empty or holds a phrase such as "I don't know"."""
     return not text.strip() or bool(_ABSTAINS.search(normalize_answer(text.replace("’", "'"))))
 
 
 def nearest(question: str, passages: Sequence[Passage]) -> Passage:
     """The passage that shares most words with the question; rare words count more."""
     words = [set(normalize_answer(f"{p.title} {p.heading} {p.text}").split()) for p in passages]
-    spread = Counter(itertools.chain(*words))
-    asked = set(normalize_answer(question).split())
-    scores = [sum(np.log(len(words) / spread[word]) for word in asked & own) for own in words]
+    n_passages_with = Counter(itertools.chain(*words))
+    question_words = set(normalize_answer(question).split())
+    scores = []
+    for passage_words in words:
+        shared = question_words & passage_words
+        scores.append(sum(np.log(len(passages) / n_passages_with[word]) for word in shared))
     return passages[int(np.argmax(scores))]
 
 
 def prompts(
     tokenizer, questions: Sequence[Question], passages: Sequence[Passage] | None = None
 ) -> list[str]:
-    """One prompt a question, in the tokenizer's chat template: closed book, or with a passage.
+    """A prompt for each question, in the tokenizer's chat template: closed book, or with a passage.
 
-    The passage is the question's evidence; for an unanswerable one the nearest, which does not hold
-    the answer either. Raises ValueError for no template, or evidence that is not there.
+    The passage is the question's evidence; for an unanswerable question the nearest passage, which
+    does not hold the answer either. Raises ValueError for a tokenizer without a template, or if the
+    evidence is not among the passages.
     """
     if not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template: take a model tuned to instructions.")
     by_id = {passage.id: passage for passage in passages or ()}
-    made = []
+    texts = []
     for question in questions:
         text = CLOSED.format(question=question.question)
         if passages is not None:
-            own = by_id.get(question.evidence)
-            if own is None and (question.answerable or not by_id):
+            passage = by_id.get(question.evidence)
+            if passage is None and (question.answerable or not by_id):
                 raise ValueError(f"{question.id}: there is no passage {question.evidence!r}.")
-            own = own or nearest(question.question, passages)
-            text = OPEN.format(question=question.question, passage=own)
-        turn = [{"role": "user", "content": text}]
-        made.append(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
-    return made
+            passage = passage or nearest(question.question, passages)
+            text = OPEN.format(question=question.question, passage=passage)
+        chat = [{"role": "user", "content": text}]
+        texts.append(
+            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        )
+    return texts
 
 
 def answer(
@@ -87,7 +93,7 @@ def answer(
     new_tokens: int = 24,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What a transformer.Decoder answers, scored: one row a question.
+    """What a transformer.Decoder answers, scored: one row for each question.
 
     answer: greedy, its first line; abstained: see `abstains`; exact_match and f1: SQuAD 2.0's, the
     best over the acceptable answers, 0 where it abstained, and for an unanswerable question 1
@@ -97,40 +103,45 @@ def answer(
     """
     if not questions or samples < 0 or samples == 1:
         raise ValueError(f"{len(questions)} questions, {samples} samples: 1 or more; 0, 2 or more.")
-    asked = prompts(tokenizer, questions, passages)
-    said = _said(decoder, tokenizer, asked, new_tokens, generation.GREEDY)
-    draws = [replace(SAMPLING, seed=seed + i * len(asked)) for i in range(samples)]
-    drawn = [_said(decoder, tokenizer, asked, new_tokens, sampling) for sampling in draws]
-    agreed = map(agreement, zip(*drawn, strict=True)) if drawn else [math.nan] * len(asked)
-    rows = zip(questions, said, agreed, strict=True)
-    return pd.DataFrame([_scored(q, text) | {"agreement": mean} for q, text, mean in rows])
+    texts = prompts(tokenizer, questions, passages)
+    answers = _first_lines(decoder, tokenizer, texts, new_tokens, generation.GREEDY)
+    drawn = []  # per round, an answer to each question
+    for round_number in range(samples):
+        sampling = replace(SAMPLING, seed=seed + round_number * len(texts))
+        drawn.append(_first_lines(decoder, tokenizer, texts, new_tokens, sampling))
+    rows = []
+    for index, question in enumerate(questions):
+        drawn_answers = [answers_of_round[index] for answers_of_round in drawn]
+        row = _scored(question, answers[index])
+        rows.append(row | {"agreement": agreement(drawn_answers) if drawn else math.nan})
+    return pd.DataFrame(rows)
 
 
-def _said(decoder, tokenizer, asked, new_tokens, sampling) -> list[str]:
-    """The first line that follows each prompt; prompts of similar length are computed together."""
-    order = sorted(range(len(asked)), key=lambda index: len(asked[index]))
-    said = {}
-    for start in range(0, len(order), _BATCH):
-        rows = order[start : start + _BATCH]
-        own = replace(sampling, seed=sampling.seed + start)  # each prompt has its random numbers
-        given = [asked[row] for row in rows]
-        texts = generation.complete(decoder, tokenizer, given, new_tokens, own, stop="\n")
-        said |= zip(rows, texts, strict=True)
-    return [said[index].strip() for index in range(len(asked))]
+def _first_lines(decoder, tokenizer, prompts, new_tokens, sampling) -> list[str]:
+    """The first line that follows each prompt; prompts of similar length share a batch."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    lines = {}
+    for start in range(0, len(order), PROMPTS_PER_BATCH):
+        rows = order[start : start + PROMPTS_PER_BATCH]
+        batch = [prompts[row] for row in rows]
+        sampling_here = replace(sampling, seed=sampling.seed + start)  # no prompt shares draws
+        texts = generation.complete(decoder, tokenizer, batch, new_tokens, sampling_here, "\n")
+        lines |= zip(rows, texts, strict=True)
+    return [lines[index].strip() for index in range(len(prompts))]
 
 
 def _scored(question: Question, text: str) -> dict:
     abstained = abstains(text)
     row = {"id": question.id, "answerable": question.answerable, "answer": text}
-    exact = f1 = right = abstained
-    if question.answerable:
-        whole = f" {normalize_answer(text)} "
-        held = any(f" {normalize_answer(known)} " in whole for known in question.answers)
-        right = held and not abstained
-        scores = (exact_match, token_f1)
-        exact, f1 = (0 if abstained else score(text, question.answers) for score in scores)
-    row |= {"abstained": abstained, "right": right}
-    return row | {"exact_match": float(exact), "f1": float(f1)}
+    row["abstained"] = abstained
+    if abstained or not question.answerable:
+        score = float(abstained and not question.answerable)
+        return row | {"right": bool(score), "exact_match": score, "f1": score}
+    padded = f" {normalize_answer(text)} "  # so that a part of a word is no answer
+    row["right"] = any(f" {normalize_answer(answer)} " in padded for answer in question.answers)
+    row["exact_match"] = exact_match(text, question.answers)
+    row["f1"] = token_f1(text, question.answers)
+    return row
 
 
 def agreement(texts: Sequence[str]) -> float:
@@ -139,7 +150,7 @@ def agreement(texts: Sequence[str]) -> float:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """What `answer` found, with 95 % intervals: a row a measure; value, low, high, items, note.
+    """The measures of `answer`'s table with 95 % intervals: value, low, high, items, note.
 
     hallucinated: the share with an answer that is not right and no abstention. What the passages
     don't hold may be known all the same: of a closed book read hallucinated_answerable.
@@ -147,34 +158,37 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     those not abstained. note: why a measure can't be had.
     """
     answerable, abstained = table["answerable"], table["abstained"]
-    invented = ~abstained & ~table["right"]
+    hallucinated = ~abstained & ~table["right"]
     parts = {
         "f1_answerable": table["f1"][answerable],
         "right_answerable": table["right"][answerable],
         "abstained_answerable": abstained[answerable],
         "abstained_unanswerable": abstained[~answerable],
-        "hallucinated_answerable": invented[answerable],
-        "hallucinated": invented,
+        "hallucinated_answerable": hallucinated[answerable],
+        "hallucinated": hallucinated,
     }
     rows = {}
     for name, values in parts.items():
-        found = vars(bootstrap(values)) if len(values) > 1 else {"note": "fewer than two items"}
-        rows[name] = {"items": len(values)} | found
-    given = table[~abstained]
-    rows["agreement_auc"] = {"items": len(given)} | _separation(given["agreement"], given["right"])
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    return found.reindex(columns=["value", "low", "high", "items", "note"]).fillna({"note": ""})
+        rows[name] = {"items": len(values), "note": "fewer than two items"}
+        if len(values) > 1:
+            rows[name] |= vars(bootstrap(values)) | {"note": ""}
+    answers = table[~abstained]
+    rows["agreement_auc"] = {"items": len(answers)} | _agreement_auc(answers)
+    return pd.DataFrame.from_dict(rows, orient="index")[["value", "low", "high", "items", "note"]]
 
 
-def _separation(scores: pd.Series, right: pd.Series) -> dict:
-    if scores.isna().any():
+def _agreement_auc(answers: pd.DataFrame) -> dict:
+    if answers["agreement"].isna().any():
         return {"note": "no samples were drawn"}
-    if min(counts := (int(right.sum()), int((~right).sum()))) < _FEWEST:
-        note = "{} right and {} wrong answers: {} of each are needed"
-        return {"note": note.format(*counts, _FEWEST)}
-    found = bootstrap(scores, right, statistic=_auc)
-    narrow = "no wrong answer among the right ones: the interval is too narrow"
-    return vars(found) | ({"note": narrow} if found.low == found.high else {})
+    n_right = int(answers["right"].sum())
+    n_wrong = len(answers) - n_right
+    if min(n_right, n_wrong) < MIN_ANSWERS_FOR_AUC:
+        counts = f"{n_right} right and {n_wrong} wrong answers"
+        return {"note": f"{counts}: {MIN_ANSWERS_FOR_AUC} of each are needed"}
+    interval = bootstrap(answers["agreement"], answers["right"], statistic=_auc)
+    is_point = interval.low == interval.high
+    note = "no wrong answer among the right ones: the interval is too narrow" if is_point else ""
+    return vars(interval) | {"note": note}
 
 
 def _auc(scores: NDArray, right: NDArray, axis: int = -1) -> NDArray:

@@ -1,11 +1,10 @@
-"""Does a prediction survive what shouldn't change it, and follow what should?
+"""Does a prediction stay when only unimportant things in a text change, and follow a negation?
 
-Every perturbation is `change(text, seed) -> text`, and gives back the text itself where it has
-nothing to do: then it is not applicable, and the text is left out of that test. Rules written for
-English apply to texts in the plain Latin alphabet. They tell scripts apart, not languages: for
-French, say, choose `casing`, `punctuation` and `first_half`. Half a text may lose what decides, and
-a label may hang on a question mark: the labels of such texts are no longer sure. Source: Ribeiro
-et al. 2020 (CheckList: invariance tests, and direction tests).
+Every perturbation is `change(text, seed) -> text`. Where it has nothing to change it returns the
+text itself, and `drops` leaves the text out of that test. The rules for English apply to texts in
+the plain Latin alphabet. They know scripts, not languages: for French, say, choose `casing`,
+`punctuation` and `first_half`. A label may not hold for half a text, or without a question mark.
+Source: Ribeiro et al. 2020 (CheckList: invariance tests, and direction tests).
 """
 
 import random
@@ -20,18 +19,18 @@ from llmnb import files
 from llmnb.evaluation.calibration import checked
 from llmnb.evaluation.uncertainty import compare, holm, proportion
 
-_ROWS = (" qwertyuiop ", " asdfghjkl ", " zxcvbnm ")  # of a keyboard
-_BESIDE = {
-    row[i]: (row[i - 1] + row[i + 1]).strip() for row in _ROWS for i in range(1, len(row) - 1)
-}
-_DISTRACTORS = (
+_NEIGHBOURS = {}  # of each key on the keyboard
+for _row in (" qwertyuiop ", " asdfghjkl ", " zxcvbnm "):
+    for _left, _key, _right in zip(_row, _row[1:], _row[2:], strict=False):
+        _NEIGHBOURS[_key] = (_left + _right).strip()
+DISTRACTORS = (
     "I am writing this on a Tuesday.",
     "The weather today is mild.",
     "There is a table in the room.",
     "This was written on a phone.",
 )
-_SHORT = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am"}
-_ODD = {"won't": "will not", "can't": "cannot", "shan't": "shall not"}
+_FULL_ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am"}
+_FULL_WORDS = {"won't": "will not", "can't": "cannot", "shan't": "shall not"}
 _SUBJECT = r"(?!\s+(?:i|you|he|she|it|we|they|this|that|these|those|there|the|one)\b)"
 _CONTRACTION = re.compile(
     rf"\b(?:(?!ain)\w+(?:n['’]t{_SUBJECT}|['’](?:re|ve|ll))|i['’]m)(?!\w)", re.IGNORECASE
@@ -41,7 +40,8 @@ _VERB = re.compile(
     r"|\b(?:it|that|he|she|there)['’]s(?=\s)",
     re.IGNORECASE,
 )
-_UNFIT = re.compile(  # negated or narrowed already, a second clause, a question, another sentence
+# Negated or narrowed already, a second clause, a question, or another sentence:
+_NOT_NEGATABLE = re.compile(
     r"n['’]t\b|\b(?:not?|never|nothing|nobody|none|neither|nor|without|hardly|barely|cannot|only"
     r"|just|but|though|although|while|because|if|as|than|who|which|whose|wh(?:at|en|ere|y)|how)\b"
     r"|\bthat\s|\?|[.!]\s+\w",
@@ -55,14 +55,14 @@ def typos(text: str, seed: int = 0) -> str:
     Two inner letters change places, or one becomes its neighbour on the keyboard.
     """
     words = list(re.finditer(r"\b[A-Za-z]{4,}\b", text))
-    draw = _draw(text, seed)
-    for word in draw.sample(words, -(-len(words) // 10)):  # no change moves another word
-        at = word.start() + draw.randrange(1, len(word[0]) - 2)
+    generator = _generator(text, seed)
+    for word in generator.sample(words, -(-len(words) // 10)):  # no change moves another word
+        at = word.start() + generator.randrange(1, len(word[0]) - 2)
         pair = text[at : at + 2]
-        if pair[0] != pair[1] and draw.random() < 0.5:
+        if pair[0] != pair[1] and generator.random() < 0.5:
             text = text[:at] + pair[::-1] + text[at + 2 :]
         else:
-            key = draw.choice(_BESIDE[pair[0].lower()])
+            key = generator.choice(_NEIGHBOURS[pair[0].lower()])
             text = text[:at] + (key.upper() if pair[0].isupper() else key) + text[at + 1 :]
     return text
 
@@ -80,12 +80,18 @@ def punctuation(text: str, seed: int = 0) -> str:
 
 def distractor_front(text: str, seed: int = 0) -> str:
     """A sentence that has nothing to do with it, in front."""
-    return f"{_draw(text, seed).choice(_DISTRACTORS)} {text}" if _plain_latin(text) else text
+    if not _is_plain_latin(text):
+        return text
+    distractor = _generator(text, seed).choice(DISTRACTORS)
+    return f"{distractor} {text}"
 
 
 def distractor_back(text: str, seed: int = 0) -> str:
     """A sentence that has nothing to do with it, at the end."""
-    return f"{text} {_draw(text, seed).choice(_DISTRACTORS)}" if _plain_latin(text) else text
+    if not _is_plain_latin(text):
+        return text
+    distractor = _generator(text, seed).choice(DISTRACTORS)
+    return f"{text} {distractor}"
 
 
 def first_half(text: str, seed: int = 0) -> str:
@@ -97,13 +103,13 @@ def first_half(text: str, seed: int = 0) -> str:
 def expansion(text: str, seed: int = 0) -> str:
     """don't to do not, we're to we are; not in questions, nor 's, which may be has or whose."""
 
-    def full(match: re.Match) -> str:
+    def expanded(match: re.Match) -> str:
         word = match[0].lower().replace("’", "'")
         cut = word.rindex("n't" if word.endswith("n't") else "'")
-        long = _ODD.get(word) or word[:cut] + _SHORT[word[cut:]]
-        return match[0][0] + (long[1:].upper() if match[0][1:].isupper() else long[1:])
+        full = _FULL_WORDS.get(word) or word[:cut] + _FULL_ENDINGS[word[cut:]]
+        return match[0][0] + (full[1:].upper() if match[0][1:].isupper() else full[1:])
 
-    return _CONTRACTION.sub(full, text)
+    return _CONTRACTION.sub(expanded, text)
 
 
 def negation(text: str, seed: int = 0) -> str:
@@ -112,15 +118,19 @@ def negation(text: str, seed: int = 0) -> str:
     A direction test: the class that was predicted should become less likely.
     """
     verbs = list(_VERB.finditer(text))
-    if len(verbs) != 1 or _UNFIT.search(text) or not _plain_latin(text):
+    if len(verbs) != 1 or _NOT_NEGATABLE.search(text) or not _is_plain_latin(text):
         return text
     end = verbs[0].end()
     return text[:end] + (" NOT" if text.isupper() else " not") + text[end:]
 
 
 Change = Callable[[str, int], str]
-_ALL = (typos, casing, punctuation, distractor_front, distractor_back, first_half, expansion)
-TESTS: dict[str, Change] = {change.__name__: change for change in (*_ALL, negation)}
+_INVARIANCES = (typos, casing, punctuation, distractor_front, distractor_back, first_half)
+TESTS: dict[str, Change] = {
+    change.__name__: change for change in (*_INVARIANCES, expansion, negation)
+}
+COLUMNS = """test kind items skipped before after difference low high p p_holm
+    changed changed_low changed_high moved moved_low moved_high"""
 
 
 def prompt_formats(text: str, labels: Sequence[str]) -> dict[str, str]:
@@ -155,7 +165,7 @@ def drops(
     tests: Sequence[str] | Mapping[str, Change] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What each perturbation does to a classifier, one row a test.
+    """What each perturbation does to a classifier, one row for each test.
 
     probabilities: texts to (n, classes); labels: (n,) class numbers; tests: names from TESTS, all
     if not given, or invariance tests of your own by name. Columns: test, kind, items (applicable
@@ -166,48 +176,52 @@ def drops(
     labels no longer hold. Fewer than two applicable texts leave the numbers empty.
     Raises ValueError for no texts, an unknown test, or probabilities or labels that don't fit.
     """
-    _check_texts(texts)
-    pairs = {}
-    for name, change in _chosen(tests).items():
-        changed = [change(text, seed) for text in texts]
-        kept = [i for i, (old, new) in enumerate(zip(texts, changed, strict=True)) if old != new]
-        pairs[name] = kept, [changed[i] for i in kept]
-    return _table(probabilities, list(texts), labels, pairs)
-
-
-def _table(probabilities, texts, labels, pairs) -> pd.DataFrame:
-    """One row a test, from the places of its applicable texts and what became of them."""
-    before, labels = checked(_asked(probabilities, texts), labels)
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts is a list of one text or more, not {texts!r}.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{index}] is no text: {text!r}.")
+    changes = _changes(tests)
+    before, labels = checked(_probabilities_of(texts, probabilities), labels)
     rows = []
-    for name, (kept, changed) in pairs.items():
+    for name, change in changes.items():
+        changed = {}  # the new text of each applicable item
+        for index, text in enumerate(texts):
+            new_text = change(text, seed)
+            if new_text != text:
+                changed[index] = new_text
         kind = "direction" if name == "negation" else "invariance"
-        row = {"test": name, "kind": kind, "items": len(kept), "skipped": len(texts) - len(kept)}
-        if len(kept) > 1:
-            kept = list(kept)
-            after, _ = checked(_asked(probabilities, changed), labels[kept])
+        n_skipped = len(texts) - len(changed)
+        row = {"test": name, "kind": kind, "items": len(changed), "skipped": n_skipped}
+        if len(changed) > 1:
+            items = list(changed)
+            after, _ = checked(_probabilities_of(changed.values(), probabilities), labels[items])
             if after.shape[1] != before.shape[1]:
                 raise ValueError(f"{name}: {before.shape[1]} classes became {after.shape[1]}.")
-            row |= _numbers(before[kept], after, labels[kept], kind)
+            row |= _measures(before[items], after, labels[items], kind)
         rows.append(row)
-    columns = "test kind items skipped before after difference low high p p_holm changed"
-    columns += " changed_low changed_high moved moved_low moved_high"
-    table = pd.DataFrame(rows).reindex(columns=columns.split())
-    if (tested := table["p"].notna()).any():
-        table.loc[tested, "p_holm"] = holm(table.loc[tested, "p"])
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS.split())
+    is_tested = table["p"].notna()
+    if is_tested.any():
+        table.loc[is_tested, "p_holm"] = holm(table.loc[is_tested, "p"])
     return table
 
 
-def _numbers(before, after, labels, kind) -> dict[str, float]:
+def _measures(before, after, labels, kind) -> dict[str, float]:
     """The measured columns of one test; before, after: (n, classes) of the same items."""
     old, new = before.argmax(axis=1), after.argmax(axis=1)
     row = {"before": (old == labels).mean()} | _share("changed", old != new)
     if kind == "direction":
         items = np.arange(len(old))
         return row | _share("moved", after[items, old] < before[items, old] - 1e-6)
-    found = compare(new == labels, old == labels)
-    low, high = found.difference.low, found.difference.high
-    row |= {"difference": found.difference.value, "low": low, "high": high, "p": found.p}
-    return row | {"after": (new == labels).mean()}
+    comparison = compare(new == labels, old == labels)
+    return row | {
+        "after": (new == labels).mean(),
+        "difference": comparison.difference.value,
+        "low": comparison.difference.low,
+        "high": comparison.difference.high,
+        "p": comparison.p,
+    }
 
 
 def _share(name, hits) -> dict[str, float]:
@@ -215,35 +229,29 @@ def _share(name, hits) -> dict[str, float]:
     return {name: share.value, f"{name}_low": share.low, f"{name}_high": share.high}
 
 
-def _asked(probabilities, texts) -> NDArray[np.float64]:
-    found = np.asarray(probabilities(texts), dtype=float)
-    if found.ndim not in (1, 2) or len(found) != len(texts):
-        raise ValueError(f"{len(texts)} texts went in, and probabilities {found.shape} came out.")
-    return found
+def _probabilities_of(texts, probabilities) -> NDArray[np.float64]:
+    result = np.asarray(probabilities(list(texts)), dtype=float)
+    if result.ndim not in (1, 2) or len(result) != len(texts):
+        raise ValueError(f"{len(texts)} texts went in, and probabilities {result.shape} came out.")
+    return result
 
 
-def _chosen(tests) -> Mapping[str, Change]:
+def _changes(tests) -> Mapping[str, Change]:
     if isinstance(tests, Mapping):
         return tests
     names = list(TESTS) if tests is None else list(tests)
-    if unknown := [name for name in names if name not in TESTS]:
-        raise ValueError(f"There is no test {unknown[0]!r}.{files.did_you_mean(unknown[0], TESTS)}")
+    for name in names:
+        if name not in TESTS:
+            raise ValueError(f"There is no test {name!r}.{files.did_you_mean(name, TESTS)}")
     return {name: TESTS[name] for name in names}
 
 
-def _check_texts(texts) -> None:
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts is a list of one text or more, not {texts!r}.")
-    if wrong := [i for i, text in enumerate(texts) if not isinstance(text, str)]:
-        raise ValueError(f"texts[{wrong[0]}] is no text: {texts[wrong[0]]!r}.")
-
-
-def _plain_latin(text: str) -> bool:
-    """Letters of English at least nine times in ten: an accent is no other script."""
+def _is_plain_latin(text: str) -> bool:
+    """Whether nine letters in ten or more are those of English, so that accents may occur."""
     letters = [letter for letter in text if letter.isalpha()]
     return bool(letters) and sum(map(str.isascii, letters)) >= 0.9 * len(letters)
 
 
-def _draw(text: str, seed: int) -> random.Random:
-    """Of the text itself: what happens to it doesn't depend on the texts beside it."""
+def _generator(text: str, seed: int) -> random.Random:
+    """Seeded by the text itself, so that its change doesn't depend on the texts beside it."""
     return random.Random(f"{seed} {text}")

@@ -1,37 +1,196 @@
-"""The field's metrics as evaluate.Metric: compute, add_batch and evaluate.combine, all offline.
+"""The field's metrics as plain functions, which check what they are given.
 
-The formulas of the well known ones are scikit-learn's, sacrebleu's and rouge-score's. What they
-would let pass (no items, NaN, a probability as a class, a text without a word) is an error.
+The formulas of the well-known ones are those of scikit-learn, sacrebleu and rouge-score. Input that
+these would let pass (no items, NaN, a probability as a class, a text without a word) raises
+ValueError here. The classes at the end wrap functions as evaluate.Metric, for add_batch and
+evaluate.combine. Calibration is computed in evaluation/calibration.py, intervals in uncertainty.py.
 """
 
+import itertools
 import math
+import numbers
 import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import evaluate
 import numpy as np
 from datasets import Features, Value
-from datasets import Sequence as ListOf
+from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
 
-from llmnb import concepts, files
+from llmnb import files
 from llmnb.evaluation import calibration
 from llmnb.text import normalize_answer
 
-_TOKENIZERS = ("13a", "char", "intl", "none", "zh")  # sacrebleu's others download a model
+BLEU_TOKENIZERS = ("13a", "char", "intl", "none", "zh")  # sacrebleu's others download a model
+ROUGE_KINDS = ("rouge1", "rouge2", "rougeL")
 
 
-def _rows(name: str, values) -> list:
-    """Anything with items in it as a list of plain Python values."""
-    if isinstance(values, str) or not hasattr(values, "__len__"):
-        raise ValueError(f"{name} is a list with one entry an item, not {values!r}.")
-    return values.tolist() if hasattr(values, "tolist") else list(values)
+def accuracy(predictions: Sequence, references: Sequence) -> float:
+    """The share of items whose class is right; classes are names or whole numbers."""
+    predictions, references = _class_columns(predictions, references)
+    return float(sklearn_metrics.accuracy_score(references, predictions))
 
 
-def _class(value) -> str:
+def precision_recall_f1(
+    predictions: Sequence, references: Sequence, average: str = "macro", positive: str | int = 1
+) -> dict[str, float]:
+    """{"precision", "recall", "f1"}, 0 where undefined.
+
+    average: over the classes ("macro", "micro", "weighted"), or "binary": of `positive` alone.
+    """
+    if average not in ("macro", "micro", "weighted", "binary"):
+        raise ValueError(f"average is macro, micro, weighted or binary, not {average!r}.")
+    predictions, references = _class_columns(predictions, references)
+    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
+        references,
+        predictions,
+        average=average,
+        pos_label=_class_name(positive) if average == "binary" else 1,  # else unused
+        zero_division=0,
+    )
+    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+
+
+def matthews(predictions: Sequence, references: Sequence) -> float:
+    """Matthews' correlation of predictions and references, -1 to 1; 0 if there is one class."""
+    predictions, references = _class_columns(predictions, references)
+    if len({*predictions, *references}) == 1:  # scikit-learn would warn
+        return 0.0
+    return float(sklearn_metrics.matthews_corrcoef(references, predictions))
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 if the prediction is one of the answers, both normalized, else 0.0."""
+    return float(normalize_answer(prediction) in map(normalize_answer, answers))
+
+
+def token_f1(prediction: str, answers: Sequence[str]) -> float:
+    """F1 of the words shared with the answer that shares most, 0 to 1; SQuAD 2.0's rules."""
+    predicted = normalize_answer(prediction).split()
+    best = 0.0
+    for answer in answers:
+        accepted = normalize_answer(answer).split()
+        if predicted and accepted:
+            n_shared = (Counter(predicted) & Counter(accepted)).total()
+            f1 = 2 * n_shared / (len(predicted) + len(accepted))
+        else:
+            f1 = float(predicted == accepted)
+        best = max(best, f1)
+    return best
+
+
+def bleu(predictions: Sequence, references: Sequence, tokenize: str = "13a") -> dict:
+    """sacrebleu's BLEU of a corpus, 0 to 100: {"bleu", "bleu_signature"}.
+
+    references: one text or a list of texts for each prediction. tokenize: "zh" for Chinese, where
+    "13a" takes a whole sentence for one word; or "intl", "char", "none". Source: Post 2018.
+    """
+    from sacrebleu.metrics import BLEU
+
+    if tokenize not in BLEU_TOKENIZERS:
+        raise ValueError(f"tokenize is one of {BLEU_TOKENIZERS}, not {tokenize!r}.")
+    return _sacrebleu("bleu", BLEU(tokenize=tokenize), predictions, references)
+
+
+def chrf(predictions: Sequence, references: Sequence) -> dict:
+    """sacrebleu's chrF of a corpus, 0 to 100: {"chrf", "chrf_signature"}.
+
+    references: one text or a list of texts for each prediction. Source: Popović 2015.
+    """
+    from sacrebleu.metrics import CHRF
+
+    return _sacrebleu("chrf", CHRF(), predictions, references)
+
+
+def _sacrebleu(name: str, metric, predictions, references) -> dict:
+    predictions, references = _text_columns(predictions, references)
+    # One list of all first references, one of all second …; None where an item has fewer.
+    columns = []
+    for column in range(max(map(len, references))):
+        columns.append([texts[column] if column < len(texts) else None for texts in references])
+    score = metric.corpus_score(predictions, columns).score
+    return {name: score, f"{name}_signature": metric.get_signature().format()}
+
+
+def rouge(predictions: Sequence, references: Sequence, stemmer: bool = False) -> dict[str, float]:
+    """Mean F1, 0 to 1, against the best reference: {"rouge1", "rouge2", "rougeL"}.
+
+    references: one text or a list of texts for each prediction, in Latin letters: the tokenizer
+    drops all others. stemmer: cut English endings off first. Source: Lin 2004.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    predictions, references = _text_columns(predictions, references)
+    scorer = RougeScorer(ROUGE_KINDS, use_stemmer=stemmer)
+    rows = []
+    for prediction, texts in zip(predictions, references, strict=True):
+        if not any(re.search("[a-z0-9]", text.lower()) for text in texts):
+            raise ValueError(f"ROUGE's tokenizer finds no word in {texts!r}: take chrF.")
+        rows.append(scorer.score_multi(texts, prediction))
+    return {kind: float(np.mean([row[kind].fmeasure for row in rows])) for kind in ROUGE_KINDS}
+
+
+def perplexity(nats: ArrayLike, tokens: ArrayLike) -> float:
+    """exp(all nats / all tokens), from the nats and the number of tokens of each text."""
+    return math.exp(_nats_per_unit(nats, tokens, unit="tokens"))
+
+
+def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
+    """All bits divided by all bytes, from the nats and the number of bytes of each text."""
+    return _nats_per_unit(nats, n_bytes, unit="bytes") / math.log(2)
+
+
+def _nats_per_unit(nats, counts, unit: str) -> float:
+    columns = _columns(**{"nats": nats, unit: counts})
+    for value in itertools.chain(*columns):
+        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            raise ValueError(f"{value!r} is no finite number from 0 on.")
+    total_nats, total_units = map(sum, columns)
+    if not total_units:
+        raise ValueError(f"There are no {unit}.")
+    return total_nats / total_units
+
+
+def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean squared error of the probabilities, (n, classes) or (n,) of class 1.
+
+    Summed over the classes, 0 to 2; for two classes of one of them, 0 to 1, as is usual.
+    Source: Brier 1950.
+    """
+    probabilities, labels = calibration.checked(probabilities, labels)
+    n_classes = probabilities.shape[1]
+    squares = (probabilities - np.eye(n_classes)[labels]) ** 2
+    mean = float(squares.sum(axis=1).mean())
+    return mean / 2 if n_classes == 2 else mean
+
+
+def _columns(**columns) -> list[list]:
+    """The columns as lists of plain Python values, with equally many items each."""
+    lists = {}
+    for name, values in columns.items():
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise ValueError(f"{name} is a list with one entry an item, not {values!r}.")
+        lists[name] = values.tolist() if hasattr(values, "tolist") else list(values)
+    lengths = {name: len(values) for name, values in lists.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"The columns have different numbers of items: {lengths}.")
+    if 0 in lengths.values():
+        raise ValueError("There are no items to score.")
+    return list(lists.values())
+
+
+def _class_columns(predictions, references) -> tuple[list[str], list[str]]:
+    predictions, references = _columns(predictions=predictions, references=references)
+    if len({isinstance(value, str) for value in predictions + references}) > 1:
+        raise ValueError("Some classes are names and some are numbers: they would never match.")
+    return list(map(_class_name, predictions)), list(map(_class_name, references))
+
+
+def _class_name(value) -> str:
     if isinstance(value, str):
         return value
     try:
@@ -42,287 +201,73 @@ def _class(value) -> str:
     raise ValueError(f"{value!r} is no class: it takes names or whole numbers.")
 
 
-def _text(value) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no text.")
-    return value
-
-
-def _texts(value) -> list[str]:
-    texts = [value] if isinstance(value, str) else [_text(each) for each in value or ()]
-    if not any(text.strip() for text in texts):
+def _text_columns(predictions, references) -> tuple[list[str], list[list[str]]]:
+    predictions, references = _columns(predictions=predictions, references=references)
+    references = [[value] if isinstance(value, str) else list(value or ()) for value in references]
+    for text in itertools.chain(predictions, *references):
+        if not isinstance(text, str):
+            raise ValueError(f"{text!r} is no text.")
+    if not all(any(text.strip() for text in texts) for texts in references):
         raise ValueError("An item has no reference, or only an empty one.")
-    return texts
+    return predictions, references
 
 
-def _number(value) -> float:
-    try:
-        if 0 <= float(value) < math.inf:
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"{value!r} is no finite number from 0 on.")
+class _Classification(evaluate.Metric):
+    """A function of classes as evaluate.Metric; add_batch refuses what the function would."""
 
-
-def _probabilities(value) -> list[float]:
-    if np.iterable(value):
-        return [_number(each) for each in value]
-    return [1 - _number(value), _number(value)]  # it is that of class 1
-
-
-_STRING, _FLOAT = Value("string"), Value("float64")
-
-
-class _Metric(evaluate.Metric):
-    """What all have in common: columns are checked before they are stored, in memory."""
-
-    columns: ClassVar[dict[str, tuple[Any, Callable]]]  # name: (feature, how a value is checked)
+    function: ClassVar[Callable]
 
     def __init__(self, **options) -> None:
         """options: evaluate.Metric's. Several processes share num_process and experiment_id."""
-        # Two runs that share an id share a file. One process needs no file at all.
+        # Two metrics that share an id share a file. One process needs no file at all.
         defaults = {"experiment_id": uuid.uuid4().hex, "cache_dir": files.cache_dir() / "metrics"}
         defaults["keep_in_memory"] = options.get("num_process", 1) == 1
         super().__init__(**defaults | options)
 
     def _info(self) -> evaluate.MetricInfo:
-        features = Features({name: feature for name, (feature, _) in self.columns.items()})
+        text = Value("string")
         return evaluate.MetricInfo(
-            description=type(self).__doc__, citation="", inputs_description="", features=features
+            description=self.function.__doc__,
+            citation="",
+            inputs_description="",
+            features=Features({"predictions": text, "references": text}),
         )
 
-    def add_batch(self, **columns) -> None:
+    def add_batch(self, *, predictions, references) -> None:
         """Add items. Raises ValueError, and adds none, if one can't be scored."""
-        missing = [name for name in self.columns if columns.get(name) is None]
-        if missing:
-            raise ValueError(
-                f"{type(self).__name__} needs {list(self.columns)}; missing: {missing}."
-            )
-        rows = {name: _rows(name, columns[name]) for name in self.columns}
-        if len({len(values) for values in rows.values()}) != 1:
-            lengths = {name: len(values) for name, values in rows.items()}
-            raise ValueError(f"The columns have different numbers of items: {lengths}.")
-        if not next(iter(rows.values())):
-            raise ValueError("There are no items in this batch.")
-        checks = {name: check for name, (_, check) in self.columns.items()}
-        clean = {name: [checks[name](value) for value in rows[name]] for name in rows}
-        self._check(rows, clean)
-        super().add_batch(**clean)
+        predictions, references = _class_columns(predictions, references)
+        super().add_batch(predictions=predictions, references=references)
 
-    def _check(self, rows: dict[str, list], clean: dict[str, list]) -> None:
-        """What can be seen only with all columns in view."""
+    def add(self, *, prediction, reference) -> None:
+        """Add one item, checked as in add_batch."""
+        self.add_batch(predictions=[prediction], references=[reference])
 
-    def add(self, *, prediction=None, reference=None, **columns) -> None:
-        """Add one item."""
-        one = {"predictions": prediction, "references": reference, **columns}
-        self.add_batch(**{name: [value] for name, value in one.items() if value is not None})
-
-    def compute(self, **columns) -> dict[str, Any] | None:
-        """The result over what was added and `columns`. Raises ValueError if that is nothing."""
-        given = {name: values for name, values in columns.items() if values is not None}
-        if unknown := set(given) - {"predictions", "references", "nats", "tokens", "n_bytes"}:
-            raise ValueError(f"compute takes columns only, not {sorted(unknown)}.")
-        if given:
-            self.add_batch(**given)
+    def compute(self, *, predictions=None, references=None) -> dict[str, float] | None:
+        """The result over all added items and these; None where another process has it."""
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
         if not len(self):
             raise ValueError("There are no items to score.")
         return super().compute()
 
-
-class _Classification(_Metric):
-    columns: ClassVar = {"predictions": (_STRING, _class), "references": (_STRING, _class)}
-
-    def _check(self, rows, clean):
-        if len({isinstance(value, str) for values in rows.values() for value in values}) > 1:
-            raise ValueError("Some classes are names and some are numbers: they would never match.")
+    def _compute(self, predictions, references) -> dict[str, float]:
+        result = type(self).function(predictions, references)
+        return result if isinstance(result, dict) else {self.function.__name__: result}
 
 
 class Accuracy(_Classification):
-    """The share of items whose class is right: {"accuracy"}. Classes are names or numbers."""
+    """{"accuracy"}: see accuracy."""
 
-    def _compute(self, predictions, references):
-        return {"accuracy": float(sklearn_metrics.accuracy_score(references, predictions))}
+    function = staticmethod(accuracy)
 
 
 class PrecisionRecallF1(_Classification):
-    """{"precision", "recall", "f1"} of one class, or averaged over classes; 0 where undefined."""
+    """{"precision", "recall", "f1"}, averaged over the classes: see precision_recall_f1."""
 
-    def __init__(self, average: str = "macro", positive: str | int = 1, **options) -> None:
-        """average: "macro", "micro", "weighted", or "binary": of the class `positive` alone."""
-        if average not in ("macro", "micro", "weighted", "binary"):
-            raise ValueError(f"average is macro, micro, weighted or binary, not {average!r}.")
-        self.average, self.positive = average, _class(positive)
-        super().__init__(**options)
-
-    def _compute(self, predictions, references):
-        options = {"average": self.average, "pos_label": self.positive, "zero_division": 0}
-        if self.average != "binary":
-            del options["pos_label"]
-        found = sklearn_metrics.precision_recall_fscore_support(references, predictions, **options)
-        return {k: float(v) for k, v in zip(("precision", "recall", "f1"), found, strict=False)}
+    function = staticmethod(precision_recall_f1)
 
 
 class Matthews(_Classification):
-    """Matthews' correlation of labels and predictions, -1 to 1: {"matthews"}; 0 for one class."""
+    """{"matthews"}: see matthews."""
 
-    def _compute(self, predictions, references):
-        if len({*predictions, *references}) == 1:  # scikit-learn would warn
-            return {"matthews": 0.0}
-        return {"matthews": float(sklearn_metrics.matthews_corrcoef(references, predictions))}
-
-
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """1.0 if the prediction is one of the answers, both normalized, else 0.0."""
-    return float(normalize_answer(prediction) in map(normalize_answer, answers))
-
-
-def token_f1(prediction: str, answers: Sequence[str]) -> float:
-    """F1 of the words shared with the answer that shares most, 0 to 1; SQuAD 2.0's rules."""
-
-    def f1(answer: str) -> float:
-        found, wanted = normalize_answer(prediction).split(), normalize_answer(answer).split()
-        if not found or not wanted:
-            return float(found == wanted)
-        return 2 * (Counter(found) & Counter(wanted)).total() / (len(found) + len(wanted))
-
-    return max(map(f1, answers))
-
-
-class _Text(_Metric):
-    columns: ClassVar = {"predictions": (_STRING, _text), "references": (ListOf(_STRING), _texts)}
-
-    def _mean(self, score: Callable[[str, list[str]], float], predictions, references) -> float:
-        return float(np.mean([score(*row) for row in zip(predictions, references, strict=True)]))
-
-
-class ExactMatch(_Text):
-    """The mean of exact_match: {"exact_match"}. A reference is an answer or a list of them."""
-
-    def _compute(self, predictions, references):
-        return {"exact_match": self._mean(exact_match, predictions, references)}
-
-
-class TokenF1(_Text):
-    """The mean of token_f1: {"token_f1"}. A reference is an answer or a list of them."""
-
-    def _compute(self, predictions, references):
-        return {"token_f1": self._mean(token_f1, predictions, references)}
-
-
-class Bleu(_Text):
-    """sacrebleu's BLEU of a corpus, 0 to 100: {"bleu", "bleu_signature"}. Source: Post 2018."""
-
-    def __init__(self, tokenize: str = "13a", **options) -> None:
-        """tokenize: "13a"; "zh" for Chinese, where 13a sees sentences as words; "intl", "char"."""
-        if tokenize not in _TOKENIZERS:
-            raise ValueError(f"tokenize is one of {_TOKENIZERS}, not {tokenize!r}.")
-        self.tokenize = tokenize
-        super().__init__(**options)
-
-    def _compute(self, predictions, references):
-        from sacrebleu.metrics import BLEU
-
-        return _sacrebleu("bleu", BLEU(tokenize=self.tokenize), predictions, references)
-
-
-class Chrf(_Text):
-    """sacrebleu's chrF of a corpus, 0 to 100: {"chrf", "chrf_signature"}. Source: Popović 2015."""
-
-    def _compute(self, predictions, references):
-        from sacrebleu.metrics import CHRF
-
-        return _sacrebleu("chrf", CHRF(), predictions, references)
-
-
-def _sacrebleu(name, metric, predictions, references) -> dict[str, Any]:
-    most = max(map(len, references))
-    # One list for the first references, one for the second …; None where an item has fewer.
-    columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
-    score = metric.corpus_score(predictions, columns).score
-    return {name: score, f"{name}_signature": metric.get_signature().format()}
-
-
-class Rouge(_Text):
-    """Mean F1 of {"rouge1", "rouge2", "rougeL"}, 0 to 1, with the best reference. Source: Lin 2004.
-
-    For text in Latin letters: the tokenizer drops all others.
-    """
-
-    def __init__(self, stemmer: bool = False, **options) -> None:
-        """stemmer: cut English endings off first."""
-        self.stemmer = stemmer
-        super().__init__(**options)
-
-    def _check(self, rows, clean):
-        for texts in clean["references"]:
-            if not any(re.search("[a-z0-9]", text.lower()) for text in texts):
-                raise ValueError(f"ROUGE's tokenizer finds no word in {texts!r}: take chrF.")
-
-    def _compute(self, predictions, references):
-        from rouge_score.rouge_scorer import RougeScorer
-
-        names = ("rouge1", "rouge2", "rougeL")
-        scorer = RougeScorer(names, use_stemmer=self.stemmer)
-        pairs = zip(references, predictions, strict=True)
-        found = [scorer.score_multi(*pair) for pair in pairs]
-        return {name: float(np.mean([item[name].fmeasure for item in found])) for name in names}
-
-
-class Perplexity(_Metric):
-    """exp(all nats / all tokens): {"perplexity"}. Columns: nats and tokens of each text."""
-
-    columns: ClassVar = {"nats": (_FLOAT, _number), "tokens": (_FLOAT, _number)}
-
-    def _compute(self, nats, tokens):
-        if not sum(tokens):
-            raise ValueError("There are no tokens.")
-        return {"perplexity": math.exp(sum(nats) / sum(tokens))}
-
-
-class BitsPerByte(_Metric):
-    """All bits over all bytes: {"bits_per_byte"}. Columns: nats and n_bytes of each text."""
-
-    columns: ClassVar = {"nats": (_FLOAT, _number), "n_bytes": (_FLOAT, _number)}
-
-    def _compute(self, nats, n_bytes):
-        if not sum(n_bytes):
-            raise ValueError("There are no bytes.")
-        return {"bits_per_byte": concepts.bits_per_byte(np.array(nats) / math.log(2), n_bytes)}
-
-
-class _Probabilities(_Metric):
-    columns: ClassVar = {
-        "predictions": (ListOf(_FLOAT), _probabilities),  # (classes,), or the one of class 1
-        "references": (_FLOAT, _number),
-    }
-
-    def _check(self, rows, clean):
-        if len(set(map(len, clean["predictions"]))) > 1:
-            raise ValueError("Some items have more classes than others.")
-        calibration.checked(clean["predictions"], clean["references"])
-
-
-class ExpectedCalibrationError(_Probabilities):
-    """calibration.calibration_error: {"ece"}, 0 to 1. References are class numbers."""
-
-    def __init__(self, bins: int = 10, equal_mass: bool = False, **options) -> None:
-        """bins, equal_mass: as for calibration.reliability."""
-        self.bins, self.equal_mass = bins, equal_mass
-        super().__init__(**options)
-
-    def _compute(self, predictions, references):
-        error = calibration.calibration_error(predictions, references, self.bins, self.equal_mass)
-        return {"ece": error}
-
-
-class Brier(_Probabilities):
-    """Mean squared error of the probabilities: {"brier"}. Source: Brier 1950.
-
-    Summed over the classes, 0 to 2; for two classes of one of them, 0 to 1, as is usual.
-    """
-
-    def _compute(self, predictions, references):
-        probabilities, labels = calibration.checked(predictions, references)
-        squares = (probabilities - np.eye(probabilities.shape[1])[labels]) ** 2
-        total = squares.sum(axis=1).mean()
-        return {"brier": float(total / 2 if probabilities.shape[1] == 2 else total)}
+    function = staticmethod(matthews)

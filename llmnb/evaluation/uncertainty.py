@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
-_CHUNK = 1 << 21  # numbers drawn at a time: 16 MB, whatever the number of items and resamples
+NUMBERS_PER_CHUNK = 1 << 21  # drawn at a time: 16 MB, whatever the number of items and resamples
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value and the range that holds the true one, at the level that was asked for."""
+    """A measured value, and the range that holds the true one at the chosen level."""
 
     value: float
     low: float
@@ -37,12 +37,11 @@ def proportion(correct: int, n: int, level: float = 0.95) -> Interval:
     """
     if not (correct == int(correct) and n == int(n) and 0 <= correct <= n and n >= 1):
         raise ValueError(f"{correct} of {n} is no share: it takes whole numbers, 0 to n of n >= 1.")
-    z2 = float(ndtri(_upper(level))) ** 2
+    _check_level(level)
     value = correct / n
-    centre = (value + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2 * (value * (1 - value) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    interval = binomtest(int(correct), int(n)).proportion_ci(level, method="wilson")
     # Rounding must not push the ends past the value where all or none are correct.
-    return Interval(value, max(0.0, min(centre - half, value)), min(1.0, max(centre + half, value)))
+    return Interval(value, low=min(interval.low, value), high=max(interval.high, value))
 
 
 def bootstrap(
@@ -73,7 +72,8 @@ def bootstrap(
     if np.isin(values, (0, 1)).all():
         return proportion(int(values.sum()), n, level)
     draws = _resampled(np.mean, columns, resamples, seed)
-    return _limits(values.mean(), draws, n, level, values - values.mean(), np.ones(n))
+    deviations = values - values.mean()
+    return _limits(values.mean(), draws, n, level, deviations=deviations, weights=np.ones(n))
 
 
 def bootstrap_f1(
@@ -95,7 +95,7 @@ def bootstrap_f1(
     if labels.ndim != 1 or predictions.ndim != 1 or len(kinds) > 1:
         raise ValueError("labels and predictions are one class an item: all names or all numbers.")
     names, ids = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    if (names != names).any():
+    if names.dtype.kind == "f" and np.isnan(names).any():
         raise ValueError("labels or predictions hold NaN, which is no class.")
     n = len(labels)
     cells, counts = np.unique(ids[:n] * len(names) + ids[n:], return_counts=True)
@@ -104,16 +104,18 @@ def bootstrap_f1(
     sums = one_hot[row] + one_hot[column]  # (cells, classes)
     hits = one_hot[row] * (row == column)[:, None]
 
-    def f1(counts: NDArray) -> NDArray:  # (..., cells) -> (...)
-        total = counts @ sums  # (..., classes) labelled so plus predicted so
-        each = 2 * (counts @ hits) / np.maximum(total, 1)
-        return each.sum(-1) / (total > 0).sum(-1)
+    def macro_f1(counts: NDArray) -> NDArray:  # (..., cells) -> (...)
+        total = counts @ sums  # (..., classes): labels plus predictions of each class
+        by_class = 2 * (counts @ hits) / np.maximum(total, 1)
+        return by_class.sum(-1) / (total > 0).sum(-1)
 
     generator = _generator(resamples, seed)
     chunks = _chunks(resamples, len(cells))
-    draws = np.concatenate([f1(generator.multinomial(n, counts / n, rows)) for rows in chunks])
-    away = f1(counts) - f1(counts - np.eye(len(cells)))  # what the score owes to an item of a cell
-    return _limits(f1(counts), draws, n, level, away - away @ counts / n, counts)
+    draws = [macro_f1(generator.multinomial(n, counts / n, rows)) for rows in chunks]
+    value = macro_f1(counts)
+    influence = value - macro_f1(counts - np.eye(len(cells)))  # of one item of each cell
+    deviations = influence - influence @ counts / n
+    return _limits(value, np.concatenate(draws), n, level, deviations=deviations, weights=counts)
 
 
 def paired_bootstrap(
@@ -127,12 +129,13 @@ def paired_bootstrap(
     Raises ValueError as bootstrap does, and for lengths that differ.
     """
     a, b = _columns(a=a, b=b)
-    away, n = a - b, len(a)
-    draws = _resampled(np.mean, [away], resamples, seed)
-    slack = 1e-12 * np.abs(away).max()  # a mean of 0 in decimals is seldom 0 in floats
+    n = len(a)
+    differences = a - b
+    draws = _resampled(np.mean, [differences], resamples, seed)
+    slack = 1e-12 * np.abs(differences).max()  # a mean of 0 in decimals is seldom 0 in floats
     tail = (1 + min((draws <= slack).sum(), (draws >= -slack).sum())) / (1 + resamples)
     p = min(1.0, 2 * float(stdtr(n - 1, ndtri(min(tail, 1 - 1e-12)) * math.sqrt((n - 1) / n))))
-    return _limits(away.mean(), draws, n, level), p
+    return _limits(differences.mean(), draws, n, level), p
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, exact: bool = False) -> float:
@@ -142,7 +145,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, exact: bool = False) -> 
     exact: never too many false positives, but too few; mid-p, the default, comes closer to alpha.
     Source: McNemar 1947; Fagerland, Lydersen & Laake 2013. Raises ValueError for other than 0/1.
     """
-    only_a, only_b, _ = _only(correct_a, correct_b)
+    only_a, only_b, _ = _disagreements(correct_a, correct_b)
     return float(_mcnemar(only_a, only_b, exact))
 
 
@@ -182,11 +185,11 @@ def items_needed(
     if not (0 < alpha < power < 1):
         raise ValueError(f"0 < alpha < power < 1 does not hold: alpha {alpha}, power {power}.")
     shared = p_a * (1 - p_b) + p_b * (1 - p_a) if discordance is None else discordance
-    most = min(p_a + p_b, 2 - p_a - p_b)
-    if not difference - 1e-12 <= shared <= most + 1e-12:
+    highest = min(p_a + p_b, 2 - p_a - p_b)
+    if not difference - 1e-12 <= shared <= highest + 1e-12:
         raise ValueError(
             f"With accuracies {p_a} and {p_b} the discordance lies between {difference:.4g} and "
-            f"{most:.4g}, not at {shared}."
+            f"{highest:.4g}, not at {shared}."
         )
     spread = math.sqrt(max(0.0, shared - difference**2))
     z = ndtri(_upper(1 - alpha)) * math.sqrt(shared) + ndtri(power) * spread
@@ -215,11 +218,12 @@ def compare(
     p is McNemar's mid-p; the interval is Bonett & Price's (2012). They round a step function
     differently, so the verdict names a winner only where both agree. Raises as mcnemar does.
     """
-    only_a, only_b, n = _only(correct_a, correct_b)
-    p, z = float(_mcnemar(only_a, only_b)), ndtri(_upper(level))
+    only_a, only_b, n = _disagreements(correct_a, correct_b)
+    p = float(_mcnemar(only_a, only_b))
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    centre, value = share_a - share_b, (only_a - only_b) / n
-    half = z * math.sqrt((share_a + share_b - centre**2) / (n + 2))
+    centre = share_a - share_b
+    value = (only_a - only_b) / n
+    half = ndtri(_upper(level)) * math.sqrt((share_a + share_b - centre**2) / (n + 2))
     difference = Interval(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
     numbers = f"difference in accuracy {difference}, p = {p:.2g}, {n} items"
     if p < 1 - level and not difference.low <= 0 <= difference.high:
@@ -230,17 +234,18 @@ def compare(
     return Comparison(difference, p, only_a, only_b, verdict)
 
 
-def _limits(value, draws, n, level, away=None, weights=None) -> Interval:
-    """The BCa interval from the draws; without `away`, each item's pull, the percentile interval.
+def _limits(value, draws, n, level, deviations=None, weights=None) -> Interval:
+    """The percentile interval of the draws; with deviations, how far each item moves the value
+    (weights: how many items each stands for), the BCa interval.
 
     The normal quantile is replaced by Student's, times √(n/(n-1)): resamples vary less than
     samples do, which matters below n = 100 (Hesterberg 2015, section 5.3).
     """
     z = np.array([-1, 1]) * stdtrit(n - 1, _upper(level)) * math.sqrt(n / (n - 1))
-    if away is not None and (spread := float(weights @ away**2)) > 0:
+    if deviations is not None and np.any(deviations):
         below = ((draws < value).mean() + (draws <= value).mean()) / 2
         bias = ndtri(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
-        skew = float(weights @ away**3) / (6 * spread**1.5)
+        skew = (weights @ deviations**3) / (6 * (weights @ deviations**2) ** 1.5)
         z = bias + (bias + z) / (1 - skew * (bias + z))
     low, high = np.quantile(draws, ndtr(z))
     # The interval of a biased statistic may miss the value itself; nobody could read that.
@@ -266,20 +271,20 @@ def _resampled(statistic, columns, resamples, seed) -> NDArray[np.float64]:
 
 
 def _chunks(resamples, width) -> list[int]:
-    rows = max(1, _CHUNK // width)
+    rows = max(1, NUMBERS_PER_CHUNK // width)
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
 def _mcnemar(only_a, only_b, exact=False):
-    """p from the two counts; arrays are welcome."""
+    """The p-value from the two counts, numbers or arrays."""
     fewer, both = np.minimum(only_a, only_b), np.add(only_a, only_b)
     if exact:
         return np.minimum(1.0, 2 * binom.cdf(fewer, both, 0.5))
     mid = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
-    return np.minimum(1.0, mid)  # 1 in exact numbers, a bit more in rounded ones
+    return np.minimum(1.0, mid)  # rounding can make it 1 + 2e-16
 
 
-def _only(correct_a, correct_b) -> tuple[int, int, int]:
+def _disagreements(correct_a, correct_b) -> tuple[int, int, int]:
     """How many items A alone, and B alone, got right; and n."""
     a, b = _columns(correct_a=correct_a, correct_b=correct_b)
     for name, values in (("correct_a", a), ("correct_b", b)):
@@ -315,9 +320,13 @@ def _same_length(**arrays) -> None:
 
 def _upper(level) -> float:
     """The share below the upper end of a two-sided interval."""
+    _check_level(level)
+    return 0.5 + level / 2
+
+
+def _check_level(level) -> None:
     if not 0 < level < 1:
         raise ValueError(f"{level} is no level: it lies between 0 and 1.")
-    return 0.5 + level / 2
 
 
 def _generator(resamples, seed) -> np.random.Generator:

@@ -61,8 +61,9 @@ def check_paired_interval(attempt) -> str:
         return quantiles
 
     def crosswise(a, b, rows):
-        qa, qb = (np.quantile(each[rows].mean(axis=1), [0.025, 0.975]) for each in (a, b))
-        return np.array([qa[0] - qb[1], qa[1] - qb[0]])
+        low_a, high_a = np.quantile(a[rows].mean(axis=1), [0.025, 0.975])
+        low_b, high_b = np.quantile(b[rows].mean(axis=1), [0.025, 0.975])
+        return np.array([low_a - high_b, high_a - low_b])
 
     mistakes = {
         "You draw other texts for B than for A: both are asked the same ones.": interval(
@@ -80,11 +81,11 @@ def check_paired_interval(attempt) -> str:
             lambda a, b, rows: a[rows]
         ),
     }
-    dice = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     cases = []
     for n in (40, 25):
-        right_a, right_b = dice.integers(0, 2, n), (dice.random(n) < 0.6).astype(int)
-        cases.append((right_a, right_b, dice.integers(0, n, (200, n))))
+        right_a, right_b = generator.integers(0, 2, n), (generator.random(n) < 0.6).astype(int)
+        cases.append((right_a, right_b, generator.integers(0, n, (200, n))))
     return check(attempt, interval(), cases, mistakes)
 
 
@@ -93,12 +94,12 @@ def check_calibration_error(attempt) -> str:
 
     def error(binned=lambda c, n: np.ceil(c * n).clip(1), gap=np.abs, weigh=True):
         def mean(confidence, right, n_bins):
-            bins, total = binned(confidence, n_bins), []
-            for each in np.unique(bins):
-                inside = bins == each
-                away = gap(right[inside].mean() - confidence[inside].mean())
-                total.append((away, inside.sum()))
-            gaps, sizes = np.array(total).T
+            bins = binned(confidence, n_bins)
+            gaps, sizes = [], []
+            for number in np.unique(bins):
+                inside = bins == number
+                gaps.append(gap(right[inside].mean() - confidence[inside].mean()))
+                sizes.append(inside.sum())
             return np.average(gaps, weights=sizes if weigh else None)
 
         return mean
@@ -119,9 +120,9 @@ def check_calibration_error(attempt) -> str:
             np.abs(c - r).mean()
         ),
     }
-    dice = np.random.default_rng(1)
+    generator = np.random.default_rng(1)
     cases = []
     for n, n_bins, share in ((60, 5, 0.7), (37, 4, 0.3)):
-        confidence = np.r_[dice.random(n), np.arange(1, n_bins) / n_bins, 1.0]
-        cases.append((confidence, (dice.random(len(confidence)) < share).astype(int), n_bins))
+        confidence = np.r_[generator.random(n), np.arange(1, n_bins) / n_bins, 1.0]
+        cases.append((confidence, (generator.random(len(confidence)) < share).astype(int), n_bins))
     return check(attempt, error(), cases, mistakes)
