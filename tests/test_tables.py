@@ -232,7 +232,7 @@ REFUSED = {
     "one class": (table_text([(text, "pos") for text, _ in ROWS]), "one label, 'pos': add"),
     "one class of a size": (
         table_text([*ROWS[::2], *ROWS[1:34:2]]),
-        "needs 18 different texts .*but 'pos' have fewer",
+        "needs 18 different texts, .*but 'pos' have fewer",
     ),
     "a continuous target": (
         table_text([(text, n * 0.37) for text, n in NUMBERED]),
