@@ -36,7 +36,7 @@ decoder = Decoder.from_pretrained(name)
 ids = models.load_tokenizer(name)("The best films are", return_tensors="pt")["input_ids"]
 matrix = torch.ones(512, 512)
 def decode():
-    generation.generate(decoder, ids, None, new_tokens)
+    generation.generate(decoder, ids, max_new_tokens=new_tokens)
 def multiply():
     for _ in range(products):
         matrix @ matrix

@@ -93,7 +93,10 @@ class NgramModel:
         return np.log2(self._probabilities(self._pack(symbols)))
 
     def distribution(self, context: Sequence[int]) -> NDArray[np.float64]:
-        """p(w | context) for every symbol w: (vocab_size,). Only the last order-1 symbols matter."""
+        """p(w | context) for every symbol w: (vocab_size,).
+
+        Only the last order-1 symbols of the context matter.
+        """
         n_needed = self.order - 1
         context = _checked(np.asarray(context, dtype=np.int64), self.vocab_size)
         if len(context) < n_needed:

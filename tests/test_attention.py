@@ -45,8 +45,7 @@ def padding(keys):
 
 
 def random_mask(*shape):
-    generator = torch.Generator().manual_seed(1)
-    mask = torch.rand(shape, generator=generator) > 0.4
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.4
     mask[..., 0] = True
     return mask
 
