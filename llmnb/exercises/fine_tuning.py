@@ -22,7 +22,7 @@ def _f1(labels, predictions, number) -> float:
 def check_macro_f1(attempt) -> str:
     """Exercise 1: attempt(labels, predictions, n_classes) is the mean of the classes' F1."""
 
-    def mean_over_classes(score=_f1, weights_of=lambda labels, n: np.ones(n)):
+    def class_mean(score=_f1, weights_of=lambda labels, n: np.ones(n)):
         def mean(labels, predictions, n):
             scores = [score(labels, predictions, number) for number in range(n)]
             return np.average(scores, weights=weights_of(labels, n))
@@ -30,35 +30,31 @@ def check_macro_f1(attempt) -> str:
         return mean
 
     def f1_of_means(labels, predictions, n):
-        precision = mean_over_classes(_precision)(labels, predictions, n)
-        recall = mean_over_classes(_recall)(labels, predictions, n)
+        precision = class_mean(_precision)(labels, predictions, n)
+        recall = class_mean(_recall)(labels, predictions, n)
         return 2 * precision * recall / (precision + recall)
 
     mistakes = {
         "That is the accuracy: a rare class hardly counts in it.": lambda y, p, n: np.mean(y == p),
-        "You weigh the classes by their size; macro means that each counts the same.": mean_over_classes(
+        "You weigh the classes by their size; macro means that each counts the same.": class_mean(
             weights_of=lambda labels, n: np.bincount(labels, minlength=n)
         ),
-        "That is the mean recall: a class's F1 needs its precision too.": mean_over_classes(
-            _recall
-        ),
-        "That is the mean precision: a class's F1 needs its recall too.": mean_over_classes(
-            _precision
-        ),
-        "Mean of (precision + recall) / 2: F1 is their harmonic mean, 2pr / (p + r).": mean_over_classes(
+        "That is the mean recall: a class's F1 needs its precision too.": class_mean(_recall),
+        "That is the mean precision: a class's F1 needs its recall too.": class_mean(_precision),
+        "Mean of (precision + recall) / 2: F1 is their harmonic mean, 2pr / (p + r).": class_mean(
             lambda *case: (_precision(*case) + _recall(*case)) / 2
         ),
         "You average precision and recall first: take each class's F1, then the mean.": f1_of_means,
         "That is the F1 of class 1 alone: average over all classes.": lambda y, p, n: _f1(y, p, 1),
         "Half of it: F1 is 2 · hits / (labelled so + predicted so).": lambda *case: (
-            mean_over_classes()(*case) / 2
+            class_mean()(*case) / 2
         ),
     }
     cases = [
         (np.array([0, 0, 0, 0, 1, 1, 2, 0, 1]), np.array([0, 0, 0, 1, 1, 2, 2, 0, 0]), 3),
         (np.array([0, 0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0, 0, 1]), 2),
     ]
-    return check(attempt, mean_over_classes(), cases, mistakes)
+    return check(attempt, class_mean(), cases, mistakes)
 
 
 def check_merge(attempt) -> str:
