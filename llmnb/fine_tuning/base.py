@@ -1,4 +1,7 @@
-"""What every rung of the ladder is in the end: texts in, probabilities out, a folder on disk."""
+"""What all classifiers share: their settings, their methods, and how they are saved.
+
+ladder.py trains and compares them, and loads what was saved here.
+"""
 
 import dataclasses
 import shutil
@@ -14,10 +17,10 @@ from numpy.typing import NDArray
 
 from llmnb import LlmnbError, card, files
 
-FACTS = "llmnb.json"  # beside the weights: method, label names, metrics, where the data came from
+FACTS = "llmnb.json"  # a file beside the weights: method, label names, settings, metrics
 
-_CAVEATS = """It has learned the labels of that data, mistakes and prejudice included; on texts of
-another kind it can be much worse than the figures say. They were measured on texts it never saw."""
+_CAVEATS = """It has learned the labels of that data, mistakes and prejudice included. On other
+kinds of text it can be much worse than these figures, which were measured on held-out texts."""
 
 
 class FineTuningError(LlmnbError, ValueError):
@@ -26,43 +29,52 @@ class FineTuningError(LlmnbError, ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the rungs need to know; each takes what concerns it."""
+    """The settings of all rungs; each rung uses those that concern it.
 
-    encoder: str = "all-MiniLM-L6-v2"  # an asset, a folder or a Hub id
-    decoder: str = "SmolLM2-135M-Instruct-q4_1"
-    epochs: float = 2.0
-    lr: float = 0.0  # 0: the method's own
-    batch_size: int = 32
-    max_length: int = 128  # tokens of a text that are read
-    keep: str = "head"  # of a longer one: its head, or head+tail, half of each
-    lora_rank: int = 8
-    balanced: bool = False  # rare classes weigh as much as frequent ones
-    shots: int = 1  # examples a class in a few-shot prompt
-    patience: int = 2  # evaluations without a better validation F1, then training stops
-    dtype: str = "auto"
+    Raises FineTuningError for a value that makes no sense.
+    """
+
+    encoder: str = "all-MiniLM-L6-v2"  # a known model, a folder or a Hub id
+    decoder: str = "SmolLM2-135M-Instruct-q4_1"  # likewise
+    epochs: float = 2.0  # how often each training text is read
+    lr: float = 0.0  # learning rate; 0 means encoders.LEARNING_RATE of the method
+    batch_size: int = 32  # training texts per step
+    max_length: int = 128  # tokens read of each text
+    keep: str = "head"  # what is read of a longer text: "head", or "head+tail", half from each end
+    lora_rank: int = 8  # r of LoRA's matrices
+    balanced: bool = False  # whether a rare class weighs as much as a frequent one
+    shots: int = 1  # examples per class in a few-shot prompt
+    patience: int = 2  # stop after so many evaluations without a better validation macro-F1
+    dtype: str = "auto"  # or fp32, bf16, fp16
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises FineTuningError for what can't be meant."""
-        least = {"epochs": 0, "lr": 0, "batch_size": 1, "max_length": 8, "lora_rank": 1}
-        for name, low in {**least, "shots": 0, "patience": 1, "seed": 0}.items():
+        minimum = dict.fromkeys(("epochs", "lr", "shots", "seed"), 0)
+        minimum |= {"batch_size": 1, "max_length": 8, "lora_rank": 1, "patience": 1}
+        for name, low in minimum.items():
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not low <= value < float("inf"):
-                raise FineTuningError(f"{name} is {value!r}; it is a number, {low} or more.")
+                raise FineTuningError(f"{name} is {value!r}; it must be a number, {low} or more.")
         if self.keep not in ("head", "head+tail"):
-            raise FineTuningError(f'keep is {self.keep!r}; it is "head" or "head+tail".')
+            raise FineTuningError(f'keep is {self.keep!r}; it must be "head" or "head+tail".')
         if self.lr > 0.1:
-            raise FineTuningError(f"lr is {self.lr:g}; usual are 2e-5 to 2e-3.")
+            raise FineTuningError(f"lr is {self.lr:g}, which is too high: use 2e-5 to 2e-3.")
 
 
 class Classifier(ABC):
-    """Texts to probabilities of the classes that its label names name."""
+    """Texts to probabilities of the classes, which label_names names in their order.
 
-    method: str = ""
+    A subclass trains itself (in `fit`, or encoders.train) and has `probabilities`, `write` and
+    `read`. `save` writes it with everything else that ladder.load needs to make it again: it
+    calls the class with label names and settings, then `read`.
+    """
+
+    method: str = ""  # its name in ladder.METHODS
     trainable_parameters: int = 0
 
     def __init__(self, label_names: Sequence[str], settings: Settings) -> None:
-        self.label_names, self.settings = tuple(label_names), settings
+        self.label_names = tuple(label_names)
+        self.settings = settings
 
     @abstractmethod
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -70,18 +82,18 @@ class Classifier(ABC):
 
     @abstractmethod
     def write(self, folder: Path) -> None:
-        """Leave in the folder what `read` needs, beyond method, label names and settings."""
+        """Write to the folder what training added to the label names and settings."""
 
     @abstractmethod
     def read(self, folder: Path) -> None:
-        """Take it from there."""
+        """Restore what `write` wrote."""
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The most probable label of each text."""
         return [self.label_names[i] for i in self.probabilities(texts).argmax(axis=1)]
 
     def bytes_on_disk(self) -> int:
-        """What this classifier adds to the pretrained model that it stands on."""
+        """The size of what `write` writes. For an adapter, without the pretrained model."""
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
@@ -104,10 +116,15 @@ def save(
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         classifier.write(partial)
-        facts = {"kind": type(classifier).__name__, "method": classifier.method}
-        facts |= {"label_names": classifier.label_names, "metrics": dict(metrics or {})}
-        facts |= {"data": data, "trainable_parameters": classifier.trainable_parameters}
-        facts |= {"settings": dataclasses.asdict(classifier.settings)}
+        facts = {
+            "kind": type(classifier).__name__,
+            "method": classifier.method,
+            "label_names": classifier.label_names,
+            "metrics": dict(metrics or {}),
+            "data": data,
+            "trainable_parameters": classifier.trainable_parameters,
+            "settings": dataclasses.asdict(classifier.settings),
+        }
         files.write_json(partial / FACTS, facts)
         files.write_text(partial / "README.md", _model_card(classifier, facts, folder.name))
         partial.chmod(0o755)

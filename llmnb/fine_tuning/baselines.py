@@ -1,7 +1,11 @@
-"""The rungs without gradient descent in a network: the majority, word counts, frozen features."""
+"""The rungs that train no network: the majority, word counts, a frozen encoder's features.
+
+encoders.py has the rungs that train one, prompting.py those that only ask a decoder.
+"""
 
 import json
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +21,12 @@ from llmnb import embedding, models
 from llmnb.fine_tuning.base import Classifier
 from llmnb.text import WORD
 
-_HEAD = "head.safetensors"
-_LONG = 400  # characters; in longer texts pieces of words cost minutes and bring nothing
+WEIGHTS_FILE = "head.safetensors"
+MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and bring nothing
 
 
 class Majority(Classifier):
-    """Always the training set's shares: what any other rung must beat."""
+    """Always the shares of the classes in the training set: the baseline of every other rung."""
 
     shares: NDArray[np.float64]
 
@@ -37,37 +41,40 @@ class Majority(Classifier):
 
     def write(self, folder: Path) -> None:
         """The shares."""
-        save_file({"shares": self.shares}, folder / _HEAD)
+        save_file({"shares": self.shares}, folder / WEIGHTS_FILE)
 
     def read(self, folder: Path) -> None:
         """The shares."""
-        self.shares = load_file(folder / _HEAD)["shares"]
+        self.shares = load_file(folder / WEIGHTS_FILE)["shares"]
 
 
 class _Linear(Classifier):
-    """Logistic regression on features that a subclass makes of the texts."""
+    """Logistic regression; a subclass turns the texts into features."""
 
     weight: NDArray[np.float64]  # (classes, features)
     bias: NDArray[np.float64]  # (classes,)
     penalty: float  # scikit-learn's C: the inverse of the regularization's strength
 
+    @abstractmethod
     def features(self, texts: Sequence[str]):
-        """(texts, features)"""
-        raise NotImplementedError
+        """(texts, features), dense or sparse."""
 
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]):
-        """Maximize the penalized likelihood; two classes get opposite weights."""
-        weights = "balanced" if self.settings.balanced else None
-        regression = LogisticRegression(C=self.penalty, max_iter=300, class_weight=weights)
+        """Maximize the penalized likelihood. With two classes their weights are opposite."""
+        class_weight = "balanced" if self.settings.balanced else None
+        regression = LogisticRegression(C=self.penalty, max_iter=300, class_weight=class_weight)
         with warnings.catch_warnings():  # a little short of the optimum is as good here
             warnings.simplefilter("ignore", ConvergenceWarning)
             regression.fit(self.features(texts), labels)
-        weight, bias = regression.coef_, regression.intercept_
-        if len(regression.classes_) == 2 and len(weight) == 1:
-            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        weight = regression.coef_
+        bias = regression.intercept_
+        if len(regression.classes_) == 2:
+            weight = np.vstack([-weight, weight]) / 2
+            bias = np.concatenate([-bias, bias]) / 2
         self.weight = np.zeros((len(self.label_names), weight.shape[1]))
-        self.bias = np.full(len(self.label_names), -np.inf)  # a class without examples
-        self.weight[regression.classes_], self.bias[regression.classes_] = weight, bias
+        self.weight[regression.classes_] = weight
+        self.bias = np.full(len(self.label_names), -np.inf)  # a class without training texts
+        self.bias[regression.classes_] = bias
         self.trainable_parameters = regression.coef_.size + regression.intercept_.size
         return self
 
@@ -80,70 +87,75 @@ class _Linear(Classifier):
         return odds / odds.sum(axis=1, keepdims=True)
 
     def write(self, folder: Path) -> None:
-        """Weights in half the bytes: the ranking of the classes doesn't need more."""
+        """Weights and bias. The weights in fp32, which is precise enough and half as large."""
         head = {"weight": self.weight.astype(np.float32), "bias": self.bias}
-        save_file(head, folder / _HEAD)
+        save_file(head, folder / WEIGHTS_FILE)
 
     def read(self, folder: Path) -> None:
         """Weights and bias."""
-        head = load_file(folder / _HEAD)
-        self.weight, self.bias = head["weight"].astype(np.float64), head["bias"]
+        head = load_file(folder / WEIGHTS_FILE)
+        self.weight = head["weight"].astype(np.float64)
+        self.bias = head["bias"]
 
 
 class Tfidf(_Linear):
-    """Words and pairs of words, weighed by how rare they are; in short texts pieces of words too.
+    """Words and pairs of words, weighted by how rare they are; in short texts pieces of words too.
 
-    Source: Salton & Buckley 1988. The pieces, 2 to 6 letters, know "unfunny" by its parts.
+    A piece has 2 to 6 letters, so "unfunny" is understood by its parts, even if it is new.
+    Source: Salton & Buckley 1988.
     """
 
     vectorizers: list[TfidfVectorizer]
 
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Tfidf":
-        """Collect the vocabulary from the training texts, then the weights."""
-        short = sum(map(len, texts)) < _LONG * len(texts)
-        twice = {"min_df": 2 if len(texts) >= 1000 else 1}  # not what stands in one text only
-        self.vectorizers = [_words(), _pieces(**twice)] if short else [_words(**twice)]
-        self.penalty = 3.0 if short else 30.0  # like the pieces' lengths: by cross-validation
+        """Collect the vocabulary from the training texts, then train the weights."""
+        is_short = sum(map(len, texts)) < MAX_CHARACTERS_FOR_PIECES * len(texts)
+        min_texts = 2 if len(texts) >= 1000 else 1  # leaves out what stands in one text only
+        if is_short:
+            self.vectorizers = [_word_vectorizer(), _piece_vectorizer(min_df=min_texts)]
+        else:
+            self.vectorizers = [_word_vectorizer(min_df=min_texts)]
+        self.penalty = 3.0 if is_short else 30.0  # chosen, as the pieces' lengths, on held-out data
         for vectorizer in self.vectorizers:
             vectorizer.fit(texts)
         return super().fit(texts, labels)
 
     def features(self, texts: Sequence[str]):
-        """(texts, vocabulary), sparse"""
+        """(texts, vocabulary), sparse."""
         return hstack([vectorizer.transform(texts) for vectorizer in self.vectorizers], "csr")
 
     def write(self, folder: Path) -> None:
-        """Vocabularies, rarities, weights."""
+        """Weights, vocabularies, and the inverse document frequency (idf) of each entry."""
         super().write(folder)
-        words = [list(vectorizer.get_feature_names_out()) for vectorizer in self.vectorizers]
-        text = json.dumps(words, ensure_ascii=False)
+        vocabularies = [list(vectorizer.get_feature_names_out()) for vectorizer in self.vectorizers]
+        text = json.dumps(vocabularies, ensure_ascii=False)
         (folder / "vocabulary.json").write_text(text, encoding="utf-8", errors="surrogatepass")
-        rarities = {str(n): v.idf_.astype(np.float32) for n, v in enumerate(self.vectorizers)}
-        save_file(rarities, folder / "idf.safetensors")
+        idf = {str(n): v.idf_.astype(np.float32) for n, v in enumerate(self.vectorizers)}
+        save_file(idf, folder / "idf.safetensors")
 
     def read(self, folder: Path) -> None:
-        """Vocabularies, rarities, weights."""
+        """Weights, vocabularies and idf."""
         super().read(folder)
         text = (folder / "vocabulary.json").read_text(encoding="utf-8", errors="surrogatepass")
-        rarities = load_file(folder / "idf.safetensors")
-        kept = json.loads(text)
-        made = (_words, _pieces)[: len(kept)]
+        idf = load_file(folder / "idf.safetensors")
         self.vectorizers = []
-        for number, (make, words) in enumerate(zip(made, kept, strict=True)):
-            self.vectorizers.append(make(vocabulary=words))
-            self.vectorizers[-1].idf_ = rarities[str(number)].astype(np.float64)
+        for number, vocabulary in enumerate(json.loads(text)):
+            make_vectorizer = _piece_vectorizer if number else _word_vectorizer
+            vectorizer = make_vectorizer(vocabulary=vocabulary)
+            vectorizer.idf_ = idf[str(number)].astype(np.float64)
+            self.vectorizers.append(vectorizer)
 
 
-def _words(**options) -> TfidfVectorizer:
+def _word_vectorizer(**options) -> TfidfVectorizer:
     return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD, **options)
 
 
-def _pieces(**options) -> TfidfVectorizer:
+def _piece_vectorizer(**options) -> TfidfVectorizer:
     return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 6), sublinear_tf=True, **options)
 
 
 class Frozen(_Linear):
-    """The pretrained encoder as it is: the mean of its last vectors is a text's features.
+    """The pretrained encoder as it is: a text's features are the mean of its last hidden states.
 
     Source: Reimers & Gurevych 2019, section 3 (mean pooling).
     """
@@ -157,7 +169,7 @@ class Frozen(_Linear):
         return self.settings.encoder
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """(texts, d_model), each of length √d_model, so that one penalty fits every width"""
+        """(texts, d_model), each of length √d_model, so that one penalty fits every width."""
         if self._model is None:
             self._tokenizer = models.load_tokenizer(self.base)
             self._model = models.load_encoder(self.base, self.settings.dtype)
