@@ -60,7 +60,7 @@ CLAIMS = [
     ),
     (
         "Honest: intervals that hold the truth as often as they say, and failures shown",
-        "test_uncertainty_promises.py::test_intervals_cover_as_often_as_they_say",
+        "test_uncertainty_coverage.py::test_intervals_cover_as_often_as_they_say",
     ),
     (
         "A report of one file, without scripts; hostile text in it stays text",
