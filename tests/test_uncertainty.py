@@ -159,13 +159,14 @@ def test_compare_says_who_wins():
     half = 1.959964 * math.sqrt((42 / 202 - (20 / 202) ** 2) / 202)
     interval = (20 / 202 - half, 20 / 202 + half)
     assert (result.difference.low, result.difference.high) == pytest.approx(interval, abs=1e-6)
-    for only_a, only_b, options, verdict in [
-        (10, 30, {"names": ("base", "tuned")}, "tuned beats base"),
-        (11, 10, {}, "Neither A nor B is shown to be better"),
-        (5, 0, {}, "Neither"),  # mid-p is 0.03, but the interval holds 0
-        (30, 10, {"level": 0.9999}, "Neither"),
+    for answers, options, verdict in [
+        (pair(10, 30, 200), {"names": ("base", "tuned")}, "tuned beats base"),
+        (pair(11, 10, 200), {}, "Neither A nor B is shown to be better"),
+        (pair(5, 0, 200), {}, "Neither"),  # mid-p is 0.03, but the interval holds 0
+        (pair(8, 2, 10), {}, "Neither"),  # the interval excludes 0, but mid-p is 0.07
+        (pair(30, 10, 200), {"level": 0.9999}, "Neither"),
     ]:
-        assert compare(*pair(only_a, only_b, 200), **options).verdict.startswith(verdict)
+        assert compare(*answers, **options).verdict.startswith(verdict)
     for one_sided in (compare(*pair(9, 0, 9)), compare(*pair(0, 9, 9))):
         assert -1 <= one_sided.difference.low <= one_sided.difference.value
         assert one_sided.difference.value <= one_sided.difference.high <= 1
