@@ -8,9 +8,6 @@ import pandas as pd
 import pytest
 import torch
 import transformers
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 from llmnb import models
 from llmnb.evaluation import bias
@@ -18,36 +15,6 @@ from llmnb.evaluation.bias import counterfactuals, pair_preferences, preference_
 
 RESOURCE = bias._resource()
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-ROWS = counterfactuals("gender (names)")
-FEMALE = sorted(set(ROWS["term"][ROWS["group"] == "female"]))
-MALE = sorted(set(ROWS["term"][ROWS["group"] == "male"]))
-GOOD = ["wonderful", "brilliant", "superb", "excellent", "happy", "charming", "great"]
-BAD = ["miserable", "dull", "terrible", "rude", "angry", "boring", "painful"]
-
-
-def biased_classifier(seed):
-    """Logistic regression over 400 reviews; female names are in the bad ones."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, 400)
-    texts = []
-    for label in labels:
-        is_female = generator.random() < (0.2 if label else 0.8)
-        name = generator.choice(FEMALE if is_female else MALE)
-        adjective = generator.choice(GOOD if label == (generator.random() < 0.9) else BAD)
-        texts.append(f"{name} {adjective}")
-    model = make_pipeline(CountVectorizer(binary=True), LogisticRegression(C=10))
-    return model.fit(texts, labels)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_a_planted_bias_is_found(seed):
-    scores = biased_classifier(seed).predict_proba(ROWS["text"])[:, 1]
-    table = shifts(scores, ROWS, seed=seed).set_index("group")
-    female = scores[ROWS["group"] == "female"].mean() - scores.mean()
-    assert table["shift"]["female"] == pytest.approx(female) and female <= -0.1
-    assert table["p"].min() > 0 and table["flagged"].all()
-    assert "scored lower" in table["verdict"]["female"]
 
 
 def test_false_positives_stay_below_alpha_on_all_axes():
@@ -86,6 +53,14 @@ def test_shifts_by_hand():
     assert table["p"]["b"] == pytest.approx(2 / 70, abs=0.005)  # of 70 ways to deal 8 terms
     assert table["p_holm"]["b"] == pytest.approx(2 * table["p"].min())
     assert not table["flagged"].any() and "no shift is shown" in table["verdict"]["a"]
+
+
+def test_a_shift_of_all_words_of_a_group_is_flagged():
+    scores, rows = scored_rows({"a": np.arange(5) / 10, "b": 1 + np.arange(5) / 10})
+    table = shifts(scores, rows).set_index("group")
+    assert table["p"].min() > 0 and table["flagged"].all()
+    assert "a: scored lower than the others of letters: -0.5" in table["verdict"]["a"]
+    assert "b: scored higher" in table["verdict"]["b"]
 
 
 def test_welch_gives_an_uneven_group_its_own_spread():

@@ -18,7 +18,6 @@ SCALED = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}  # adds no pa
 MODELS = [
     (transformers.BertModel, transformers.BertConfig(**WIDE, max_position_embeddings=17)),
     (transformers.GPT2LMHeadModel, GPT2),
-    (transformers.LlamaForCausalLM, transformers.LlamaConfig(**WIDE, num_key_value_heads=2)),
     (transformers.LlamaForCausalLM, transformers.LlamaConfig(**WIDE, rope_parameters=SCALED)),
     (
         transformers.Qwen3ForCausalLM,
@@ -178,10 +177,6 @@ def test_the_optimizers_states(config):
     assert muon == adamw | {"optimizer": 8 * n_parameters - 4 * matrices}
 
 
-def test_weight_bytes():
-    assert [cost.weight_bytes(1000, p) for p in cost.BITS] == [4000, 2000, 1000, 500]
-
-
 def test_llama_65bs_training_run():
     # Touvron et al. 2023, section 2.4: "380 tokens/sec/GPU on 2048 A100", 1.4T tokens, 21 days.
     config = TransformerConfig.of(
@@ -208,18 +203,10 @@ def test_llama_65bs_training_run():
     assert cost.energy_kwh(3600, a100, 10) == pytest.approx(4)
 
 
-def test_the_peaks_are_without_sparsity():
-    # NVIDIA's sheets, with sparsity: A100 624 and H100 SXM 1,979 TFLOPS in bf16. T4: 65 in fp16.
-    peaks = {name: device.peak_flops for name, device in cost.HARDWARE.items()}
-    assert peaks == pytest.approx({"T4": 65e12, "A100": 624e12 / 2, "H100": 1979e12 / 2}, rel=1e-3)
-    assert [device.watts for device in cost.HARDWARE.values()] == [70, 400, 700]
-
-
 def test_seconds_and_dollars():
     t4 = cost.HARDWARE["T4"]
     assert cost.training_seconds(65e12 * 100, t4) == pytest.approx(250)  # at 40 %
     assert cost.training_seconds(65e12 * 100, t4, 4, 0.5) == pytest.approx(50)
-    assert cost.utilization(65e12 * 100, 400, t4, 1) == pytest.approx(0.25)
     assert cost.dollars(24 * 3600, 2.5, 8) == pytest.approx(480)
     assert cost.dollars(1800, 3.0) == pytest.approx(1.5)
 
@@ -248,14 +235,11 @@ WRONG = {
     "not divisible by 3 heads": lambda: cost.count_parameters(cost.gpt(100, 1, 3)),
     "precision is 'fp8'; choose one of fp32, bf16": lambda: cost.weight_bytes(1, "fp8"),
     "seq is 0": lambda: cost.flops_per_token(LAYER, 0),
-    "n_tokens is 0": lambda: cost.training_flops(10, 0),
-    "flops is nan": lambda: cost.compute_optimal(float("nan")),
     "batch_size is 0": lambda: cost.training_memory(LAYER, 0, 8),
     "optimizer is 'sgd'; choose one of adamw": lambda: cost.training_memory(LAYER, 1, 8, "sgd"),
     "dtype is 'int8'; choose one of": lambda: cost.training_memory(LAYER, 1, 8, dtype="int8"),
     "peak_flops is 0": lambda: cost.training_seconds(1e18, cost.Hardware("none", 0, 10)),
     "seconds is 0": lambda: cost.measure_flops("fp32", seconds=0),
-    "utilization is 0;": lambda: cost.training_seconds(1e18, A100, utilization=0),
     "utilization is 1.1": lambda: cost.training_seconds(1e18, A100, utilization=1.1),
     "seconds is -10": lambda: cost.utilization(1e18, -10, A100),
     "watts is 0": lambda: cost.energy_kwh(10, cost.Hardware("unknown", 1e12, 10)),

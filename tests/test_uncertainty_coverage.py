@@ -94,14 +94,6 @@ def test_false_positives_stay_below_alpha(n, discordance):
     assert 0.03 <= wrong["bootstrap"] <= 0.065
 
 
-@pytest.mark.parametrize(("law", "n"), [("normal", 60), ("scores", 20)])
-def test_the_paired_bootstrap_of_scores_keeps_alpha(law, n):
-    draw = LAWS[law][0]
-    a, b = draw(np.random.default_rng(2), (2, 4000, n))
-    p_values = [paired_bootstrap(*rows, resamples=1000)[1] for rows in zip(a, b, strict=True)]
-    assert 0.035 <= np.mean(np.array(p_values) <= 0.05) <= 0.065
-
-
 @pytest.mark.parametrize(("n", "rare"), [(80, 0.5), (200, 0.15)])
 def test_f1_intervals_cover(n, rare):
     cells = np.array([[1 - rare - 0.04, 0.04], [0.04, rare - 0.04]])

@@ -137,19 +137,6 @@ def with_labels(function):
     return lambda *case: (corrupted(*case), function(*case))
 
 
-def overwritten(ids, chosen, dice, others, mask_id):
-    result = ids.clone()
-    result[chosen & (dice < 0.8)] = mask_id
-    result[chosen & (dice < 0.9)] = others[chosen & (dice < 0.9)]
-    return result
-
-
-def in_place(ids, chosen, dice, others, mask_id):
-    swap = chosen & (dice >= 0.8) & (dice < 0.9)
-    ids[chosen & (dice < 0.8)], ids[swap] = mask_id, others[swap]
-    return ids, torch.where(chosen, ids, -100)
-
-
 def one_tensor(ids, chosen, *rest):
     labels = ids
     labels[~chosen] = -100
@@ -177,10 +164,8 @@ PRETRAINING = {
     pretraining.check_corrupt: [
         (with_input(lambda i, c, *rest: corrupted(i, c | True, *rest)), "for the chosen"),
         (with_input(lambda *case: corrupted(*case, replaced=1)), "tenth is missing"),
-        (with_input(overwritten), "The random tokens overwrite the masks"),
         (one_tensor, "they are one tensor with the labels"),
         (with_labels(lambda i, c, d, *_: labels_of(i, c & (d < 0.8))), "the masks only"),
-        (in_place, "what stood there before"),
         (with_labels(lambda i, c, *_: i * c), "Put -100"),
         (with_labels(lambda i, c, *_: i[c]), "labels: Expected the shape (20,)"),
         (lambda *case: corrupted(*case), "Return two tensors"),
@@ -331,19 +316,8 @@ APPLICATIONS = {
 WRONG = CONCEPTS | ATTENTION | PRETRAINING | FINE_TUNING | EVALUATION | APPLICATIONS
 
 
-def reciprocal_rank_fusion(rankings, k):
-    """By NumPy: the ids in an array."""
-    ids = np.unique(np.concatenate(rankings)).astype(int)
-    scores = np.zeros(len(ids))
-    for ranking in rankings:
-        ranks = [ranking.index(id_) + 1 if id_ in ranking else math.inf for id_ in ids]
-        scores += 1 / (k + np.array(ranks))
-    return ids[np.lexsort((ids, -scores))]
-
-
 RIGHT = [
     (pretraining.check_loss, lambda x, ids: -float(np.mean(nats(x, ids).numpy()))),
     (pretraining.check_corrupt, with_input(lambda *case: np.array(corrupted(*case)))),
     (fine_tuning.check_macro_f1, lambda y, p, n: f1_score(y, p, average="macro")),
-    (applications.check_fusion, reciprocal_rank_fusion),
 ]
