@@ -279,11 +279,11 @@ def entries(config) -> dict:
     family = config.family
     if family not in SETTINGS:
         raise ValueError(f"Its family is {family!r}; transformers has {', '.join(SETTINGS)}.")
+    architecture = ARCHITECTURES[family]
     usual = type(config).of(family, **{name: getattr(config, name) for name in _SIZES})
     for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
         value = getattr(config, name)
         if value != getattr(usual, name):
-            architecture = ARCHITECTURES[family]
             raise ValueError(f"Its {name} is {value!r}: {architecture} has no such thing.")
     if family == "bert" and not config.n_token_types:
         raise ValueError("Its n_token_types is 0: BertForMaskedLM has at least one.")
@@ -294,9 +294,9 @@ def entries(config) -> dict:
         result |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
         result |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
-        raise ValueError(f"Its heads are {config.heads}: {ARCHITECTURES[family]} has no such ones.")
+        raise ValueError(f"Its heads are {config.heads}: {architecture} has no such ones.")
     result |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
-    return result | {"model_type": family, "architectures": [ARCHITECTURES[family]]}
+    return result | {"model_type": family, "architectures": [architecture]}
 
 
 def _published(model: nn.Module) -> dict[str, Tensor]:

@@ -72,8 +72,7 @@ def check_schedule(attempt) -> str:
         "A quarter of a wave: take half a wave.": schedule(lambda x: cos(pi / 2 * x)),
         "cos takes radians: half a wave is π.": schedule(lambda x: (1 + cos(180 * x)) / 2),
     }
-    runs = [(12, 4), (9, 2)]
-    cases = [(step, steps, warmup) for steps, warmup in runs for step in range(steps)]
+    cases = [(step, 12, 4) for step in range(12)] + [(step, 9, 2) for step in range(9)]
     return check(attempt, schedule(), cases, mistakes)
 
 
@@ -99,15 +98,14 @@ def check_corrupt(attempt) -> str:
     def labelled(below=1.0, rest=-100):
         return lambda ids, chosen, dice, *_: ids.where(chosen & (dice < below), rest)
 
-    def everywhere(ids, chosen, *rest):
-        return corrupted()(ids, chosen | True, *rest)
+    right = corrupted()
 
     def both_in_one(*case):  # corrupted ids, and -100 where nothing is chosen
-        return torch.where(case[1], corrupted()(*case), -100)
+        return torch.where(case[1], right(*case), -100)
 
     input_mistakes = {
         "Return two tensors, input_ids and labels, (seq,) each.": lambda *case: "not two",
-        "The dice are for the chosen positions.": everywhere,
+        "The dice are for the chosen positions.": lambda i, c, *rest: right(i, c | True, *rest),
         "You mask all that are chosen; a tenth becomes random.": corrupted("mmm"),
         "Random and unchanged are exchanged: 0.8 to 0.9 means random.": corrupted("msr"),
         "The unchanged tenth is missing: from 0.9 on the token stays.": corrupted("mrr"),
@@ -130,11 +128,10 @@ def check_corrupt(attempt) -> str:
             return result[name == "labels"]
         return "not two" if hasattr(result, "__len__") else result
 
-    parts = [("input_ids", corrupted(), input_mistakes), ("labels", labelled(), label_mistakes)]
+    parts = [("input_ids", right, input_mistakes), ("labels", labelled(), label_mistakes)]
     for name, reference, mistakes in parts:
         one = partial(part, name) if callable(attempt) else attempt
         verdict = check(one, reference, [_row(20, 4), _row(9, 103)], mistakes)
         if verdict != RIGHT:
-            is_difference = verdict.startswith(("At ", "Expected "))
-            return f"{name}: {verdict}" if is_difference else verdict
+            return f"{name}: {verdict}" if verdict.startswith(("At ", "Expected ")) else verdict
     return RIGHT
