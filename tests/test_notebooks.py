@@ -1,5 +1,6 @@
 """Every notebook: its skeleton, its stored outputs, its numbers, and checks that can go red."""
 
+import ast
 import json
 import re
 import runpy
@@ -11,6 +12,7 @@ import pytest
 from conftest import CLOSED_PROXY, NOTEBOOKS, ROOT, can_run_jupyterlab, disagreements
 from nbval.plugin import find_comment_markers
 
+from llmnb.record import ANSWER_MIME
 from llmnb.runs import parameters, runner
 
 tools = runpy.run_path(str(ROOT / ".ci" / "notebooks.py"))
@@ -80,7 +82,7 @@ def test_the_skeleton(path):
     notebook = read(path)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     headings = re.findall(r"^## (.+)$", text, re.M)
-    ending = ["Exercises", "What we learned", "Where it breaks", "References", "Solutions"]
+    ending = ["Exercises", "The answer", "Where it breaks", "References", "Solutions"]
     assert headings[-5:] == ending
     first = notebook.cells[0].source
     assert first.startswith("# ") and "colab-badge.svg" in first
@@ -113,6 +115,33 @@ def test_each_parameter_is_a_field_of_a_form_that_fits_and_says_what_it_does(pat
         assert comment or has_description, f"{name}: what does it do?"
         has_description = False
     assert not defaults
+
+
+def written_numbers(source):
+    """The numbers in a cell's strings that no expression computes; 95 % intervals are a term."""
+    nodes = list(ast.walk(ast.parse(source)))
+    formats = [node.format_spec for node in nodes if isinstance(node, ast.FormattedValue)]
+    skipped = {id(part) for spec in formats if spec for part in ast.walk(spec)}  # ".2f" is no text
+    parts = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in skipped]
+    text = " ".join(part.value for part in parts if isinstance(part.value, str))
+    return re.findall(r"(?<![\w-])\d+(?!\d|[\w-]*-gram)", text.replace("95 % interval", ""))
+
+
+@every_notebook
+def test_it_ends_with_an_answer_whose_numbers_are_computed(path):
+    (cell,) = [cell for cell in code_cells(path) if cell.id == "answer"]
+    (output,) = cell.outputs
+    answer = output.data[ANSWER_MIME]
+    sentences = re.findall(r"[^\s.]\.(?=\s|$)", answer["text"])
+    assert 2 <= len(sentences) <= 4 and re.search(r"\d", answer["text"])
+    assert written_numbers(cell.source) == []
+    assert written_numbers('f"{x:.2f} of 7"') == ["7"]
+    figures = [o.data["text/plain"] for c in code_cells(path) for o in c.outputs if is_png(o)]
+    assert answer["figure"] in figures
+
+
+def is_png(output):
+    return "image/png" in output.get("data", {})
 
 
 @every_notebook

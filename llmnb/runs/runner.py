@@ -31,7 +31,7 @@ import nbformat
 import psutil
 
 from llmnb import files, hardware
-from llmnb.record import METRIC_MIME, RUN_MIME
+from llmnb.record import ANSWER_MIME, METRIC_MIME, RUN_MIME
 from llmnb.runs import facts, records, report
 from llmnb.runs import parameters as params
 
@@ -85,6 +85,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         record["seconds"] = round(time.monotonic() - execution.start, 2)
         record["peak_memory_mb"] = execution.peak_memory_mb
         record["metrics"] = collect(notebook.cells, METRIC_MIME)
+        record["answer"] = collect(notebook.cells, ANSWER_MIME).get("run")
         record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
         record = execution.without_secrets(record)
         execution.save()
@@ -111,6 +112,7 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
         "status": "running",
         "parameters": values,
         "metrics": {},
+        "answer": None,
         "attempt": attempt,
         "pid": os.getpid(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
