@@ -1,6 +1,7 @@
 """Models by name: where their files are, and how transformers loads them.
 
-A name is that of a known asset, a local folder, or a model on the Hub.
+A name is that of a known asset, a local folder, or a model on the Hub. Hosted models, which have no
+files here, are in hosted.py.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmnb import files, hardware
+from llmnb import files, hardware, hosted
 from llmnb.assets import ASSETS, HUB_REVISIONS, AssetError, fetch
 
 
@@ -17,6 +18,11 @@ def locate(name: str) -> Path:
 
     Raises AssetError if none of them exists.
     """
+    if hosted.is_hosted(name):
+        raise AssetError(
+            f"{name} is a hosted model: it answers in text and shows no weights or probabilities, "
+            "which are needed here. Name a model that runs on this machine."
+        )
     if name in ASSETS:
         return fetch(name)
     folder = Path(name).expanduser()

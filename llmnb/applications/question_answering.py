@@ -20,6 +20,7 @@ from llmnb.applications.documents import Passage, chunks
 from llmnb.applications.retrieval import Hit, Index, stems
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import KeyValueCache
+from llmnb.hosted import is_hosted
 from llmnb.text import normalize_answer, split_sentences
 
 NOT_FOUND = "Not found in the documents."
@@ -73,8 +74,11 @@ class QuestionAnswerer(Application):
     ) -> Self:
         """folder: the documents'; encoder: the search's; options: as for the class.
 
-        Raises ApplicationError for no documents, AssetError.
+        model: openai:NAME writes freely, because copying needs probabilities. Raises
+        ApplicationError for no documents, AssetError, HostedError.
         """
+        if is_hosted(model) and options.setdefault("copy", False):
+            raise ApplicationError(f"{model} can't copy answers out of sentences: set copy=False.")
         index = Index.build(folder, encoder)
         generator = TextGenerator.load(model, profile, max_new_tokens=16, stop=["\n"])
         return cls(index, generator, **options)

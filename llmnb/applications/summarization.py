@@ -112,9 +112,9 @@ class Summarizer(Application):
         self.max_words = max_words
         self.generator = copy.copy(generator)
         self.generator.system = SYSTEM.format(max_words)
-        self.request = "{}" if generator.tokenizer.chat_template else REQUEST_WITHOUT_TEMPLATE
+        self.request = "{}" if generator.is_chat_model else REQUEST_WITHOUT_TEMPLATE
         self.instruction_tokens = self._prompt_tokens(".")
-        context = generator.model.config.n_positions - generator.max_new_tokens
+        context = generator.context_tokens - generator.max_new_tokens
         self.room = min(max_tokens, context) - self.instruction_tokens  # tokens of a text
         least = 6 * generator.max_new_tokens  # with less the pieces might never shrink
         if self.room < least:
@@ -179,9 +179,7 @@ class Summarizer(Application):
         return self._pieces(gap.join(units[:cut])) + self._pieces(gap.join(units[cut:]))
 
     def _prompt_tokens(self, text: str) -> int:
-        prompt = self.generator.prompt(self.request.format(text))
-        tokenizer = self.generator.tokenizer
-        return len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        return self.generator.n_tokens(self.generator.prompt(self.request.format(text)))
 
     def _text_tokens(self, text: str) -> int:
         return self._prompt_tokens(text) - self.instruction_tokens

@@ -36,6 +36,7 @@ class Settings:
 
     encoder: str = "all-MiniLM-L6-v2"  # a known model, a folder or a Hub id
     decoder: str = "SmolLM2-135M-Instruct-q4_1"  # likewise
+    hosted: str = ""  # openai:NAME, for the method hosted
     epochs: float = 2.0  # how often each training text is read
     lr: float = 0.0  # learning rate; 0 means encoders.LEARNING_RATE of the method
     batch_size: int = 32  # training texts per step

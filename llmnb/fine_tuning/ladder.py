@@ -33,13 +33,14 @@ METHODS = {  # the cheapest first
     "lora": "LoRA in the encoder",
     "full": "the whole encoder fine-tuned",
     "decoder_lora": "LoRA in the decoder",
+    "hosted": "a hosted model is asked (openai:NAME)",
 }
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
 DECIDING_MODULES = (
     "assets", "attention", "checkpoints", "data", "download", "embedding", "fast_linear",
-    "generation", "hardware", "models", "text", "transformer", "transformer_config",
+    "generation", "hardware", "hosted", "models", "text", "transformer", "transformer_config",
 )  # fmt: skip
 
 
@@ -149,6 +150,10 @@ def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier
         if method == "zero_shot":
             settings = dataclasses.replace(settings, shots=0)
         return Prompted(label_names, settings).fit(*parts["train"])
+    if method == "hosted":
+        from llmnb.fine_tuning.hosted_prompting import Hosted
+
+        return Hosted(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
     base = settings.decoder if method == "decoder_lora" else settings.encoder
@@ -241,4 +246,8 @@ def _class_of_kind(kind: str) -> type[Classifier]:
         from llmnb.fine_tuning.prompting import Prompted
 
         return Prompted
+    if kind == "Hosted":
+        from llmnb.fine_tuning.hosted_prompting import Hosted
+
+        return Hosted
     return {"Majority": Majority, "Tfidf": Tfidf, "Frozen": Frozen}[kind]
