@@ -7,11 +7,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import threading
 import types
 import venv
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -48,27 +45,16 @@ def test_the_set_up_cell_does_nothing_where_llmnb_is_or_outside_colab(on_colab, 
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory):
-    """A folder to serve: the unpacked bundle, its wheel as on an index, an archive as at GitHub."""
-    folder = tmp_path_factory.mktemp("web")
+def published(tmp_path_factory):
+    """A folder with the unpacked bundle, and with the archive that GitHub makes of the checkout."""
+    folder = tmp_path_factory.mktemp("published")
     bundle["main"](folder / "llmnb-colab.zip")
     shutil.unpack_archive(folder / "llmnb-colab.zip", folder)
-    shutil.copytree(folder / "llmnb-colab", folder / "simple/llmnb")
     archive = folder / "someone/llmnb/archive/main.zip"
     archive.parent.mkdir(parents=True)
     command = ["git", "-C", ROOT, "archive", "--prefix=llmnb-main/", "-o", archive, "HEAD"]
     subprocess.run(command, check=True)
     return folder
-
-
-@pytest.fixture
-def server(web):
-    """The address at which that folder is served."""
-    handler = partial(SimpleHTTPRequestHandler, directory=web)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 @pytest.fixture
@@ -84,28 +70,21 @@ def colab_python(tmp_path):
 
 
 RUN_CELL = """
-import importlib.metadata, json, sys
+import importlib.metadata, json, sys, urllib.parse
 from IPython.core.interactiveshell import InteractiveShell
 InteractiveShell.instance().run_cell(sys.stdin.read()).raise_error()
 import llmnb
 origin = importlib.metadata.distribution("llmnb").read_text("direct_url.json")
-print("from", json.loads(origin)["url"] if origin else "the index")
+print("from", urllib.parse.unquote(json.loads(origin)["url"]) if origin else "the index")
 """
-# What the notebook was stamped with, the folders with a wheel, and what must come of it.
+DRIVE = "drive/MyDrive"
+# What the notebook was stamped with, the folders that hold a wheel, and what must come of it.
 PLACES = {
-    "wheel beside the notebook": (PUBLISHED, [".", "drive/MyDrive"], "from {content}/llmnb-"),
-    "wheel in the Drive": (
-        PUBLISHED,
-        ["drive/MyDrive", "drive/MyDrive/a folder"],
-        "from {content}/drive/MyDrive/llmnb-",
-    ),
-    "wheel in a folder there": (
-        STAMPED,
-        ["drive/MyDrive/a folder"],
-        "from {content}/drive/MyDrive/a%20folder/llmnb-",
-    ),
+    "wheel beside the notebook": (PUBLISHED, [".", DRIVE], "/content/llmnb-"),
+    "wheel in the Drive": (PUBLISHED, [DRIVE, f"{DRIVE}/my lessons"], "MyDrive/llmnb-"),
+    "wheel in a folder there": (STAMPED, [f"{DRIVE}/my lessons"], "/my lessons/llmnb-"),
     "index": (PUBLISHED, [], "from the index"),
-    "repository": (STAMPED, [], "from {server}/someone/llmnb/archive/main.zip"),
+    "repository": (STAMPED, [], "/someone/llmnb/archive/main.zip"),
     # Although the index has a project of that name: a stranger's, as far as anybody knows.
     "nothing": (UNSTAMPED, [], "FileNotFoundError: Upload the llmnb-*.whl that"),
 }
@@ -113,27 +92,22 @@ PLACES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_the_set_up_cell_takes_llmnb_from(place, colab_python, web, server, tmp_path):
+def test_the_set_up_cell_takes_llmnb_from(place, colab_python, published, tmp_path):
     where, folders, expected = PLACES[place]
     content = tmp_path / "content"
-    for folder in [".", *folders]:
-        (content / folder).mkdir(parents=True, exist_ok=True)
-    (wheel,) = web.glob("llmnb-colab/*.whl")
+    content.mkdir()
     for folder in folders:
-        shutil.copy(wheel, content / folder)
+        (content / folder).mkdir(parents=True, exist_ok=True)
+        shutil.copy(*published.glob("llmnb-colab/*.whl"), content / folder)
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    if place != "repository":  # there, pip needs the usual index for what builds the archive
-        variables["PIP_INDEX_URL"] = f"{server}/simple"
-    run = subprocess.run(
-        [colab_python, "-c", RUN_CELL],
-        cwd=content,
-        env=variables,
-        input=set_up_cell(NOTEBOOKS[0], where).replace("https://github.com", server),
-        capture_output=True,
-        text=True,
-    )
-    output = run.stdout + run.stderr
-    assert expected.format(content=content.resolve().as_uri(), server=server) in output, output
+    if place != "repository":  # there, pip needs the real index for what builds the archive
+        variables |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(published / "llmnb-colab")}
+    cell = set_up_cell(NOTEBOOKS[0], where).replace("https://github.com", published.as_uri())
+    command = [colab_python, "-c", RUN_CELL]
+    options = {"cwd": content, "env": variables, "capture_output": True, "text": True}
+    run = subprocess.run(command, input=cell, **options)
+    last_line = (run.stderr if run.returncode else run.stdout).splitlines()[-1]
+    assert expected in last_line, run.stdout + run.stderr
 
 
 def test_a_remotes_address_names_the_repository():
