@@ -99,6 +99,9 @@ def test_the_set_up_cell_takes_llmnb_from(place, colab_python, published, tmp_pa
     for folder in folders:
         (content / folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(*published.glob("llmnb-colab/*.whl"), content / folder)
+        older = content / folder / "llmnb-9.0-py3-none-any.whl"
+        older.touch()
+        os.utime(older, (0, 0))
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     if place != "repository":  # there, pip needs the real index for what builds the archive
         variables |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(published / "llmnb-colab")}
