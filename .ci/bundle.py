@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "dist" / "llmnb-colab.zip"
 README = """llmnb for Google Colab: the notebooks, and in one wheel the package that they need.
-1. Upload this folder to your Google Drive, and open a notebook there with Google Colaboratory.
+1. Upload this folder to the top of your Google Drive, and open a notebook there with Colaboratory.
 2. In Colab, open the folder panel on the left and mount your Drive; or upload the .whl file there.
 3. Under Runtime, change the runtime type to a GPU if you want the larger models.
 4. Choose Runtime, Run all: the first cell installs the wheel, and fetching models takes minutes.

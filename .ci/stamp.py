@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
     if repository:
         print(f"Badges and set-up cells point at {repository}, {where['ref']}.")
     else:
-        print("The badges are gone; set-up cells install from a wheel.")
+        print("The badges, and the links to a repository, are gone.")
 
 
 if __name__ == "__main__":
