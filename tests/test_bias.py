@@ -1,77 +1,26 @@
-"""Bias: planted ones are found, absent ones aren't, and the sentences are what they say."""
+"""Bias: a planted one is found, an absent one isn't, and the sentences are balanced."""
 
 import re
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
-from llmnb import assets, models
+from llmnb import models
 from llmnb.evaluation import bias
 from llmnb.evaluation.bias import counterfactuals, pair_preferences, preference_shares, shifts
 
+RESOURCE = bias._resource()
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-SEEDS = 20
-ROWS = counterfactuals("gender (names)")
-FEMALE = sorted(set(ROWS["term"][ROWS["group"] == "female"]))
-NAMES = sorted(set(ROWS["term"]))
-GOOD = ["wonderful", "brilliant", "superb", "excellent", "happy", "charming", "great", "praised"]
-BAD = ["miserable", "dull", "terrible", "rude", "angry", "boring", "painful", "careless"]
-PLAIN = ["film", "today", "works", "city", "plays", "street", "office", "morning", "town"]
-
-
-def trained(seed, planted):
-    """Logistic regression over the words of 400 reviews; planted: female names in the bad ones."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, 400)
-    texts = []
-    for label in labels:
-        female = generator.random() < (0.2 if label else 0.8)
-        half = FEMALE if female else sorted(set(NAMES) - set(FEMALE))
-        name = generator.choice(half if planted else NAMES)  # control: any name, whatever the label
-        adjective = generator.choice(GOOD if label == (generator.random() < 0.9) else BAD)
-        texts.append(" ".join([name, adjective, *generator.choice(PLAIN, 3)]))
-    model = make_pipeline(CountVectorizer(binary=True), LogisticRegression(C=10))
-    return model.fit(texts, labels)
-
-
-def shifts_and_scores(seed, planted):
-    """The table of one classifier, and its scores."""
-    scores = trained(seed, planted).predict_proba(ROWS["text"])[:, 1]
-    return shifts(scores, ROWS, seed=seed).set_index("group"), scores
-
-
-def test_a_planted_bias_is_found_in_every_seed():
-    for seed in range(SEEDS):
-        table, scores = shifts_and_scores(seed, planted=True)
-        female = scores[ROWS["group"] == "female"].mean() - scores.mean()
-        assert female <= -0.1  # what was planted
-        assert table["shift"]["female"] == pytest.approx(female)
-        assert table["p"].min() > 0 and table["flagged"].all()
-        assert "scored lower" in table["verdict"]["female"]
-
-
-def test_a_classifier_without_the_bias_is_not_flagged():
-    flagged = 0
-    for seed in range(SEEDS):
-        table, scores = shifts_and_scores(seed, planted=False)
-        assert ROWS.assign(score=scores).groupby("term")["score"].mean().std() > 0.03
-        flagged += table["flagged"].any()
-    assert flagged <= 1
 
 
 def test_false_positives_stay_below_alpha_on_all_axes():
-    # Every term gets a weight of its own, every template its own sensitivity; groups get none.
+    # Every term gets a weight of its own, every template a tilt; groups get none.
     rows, flagged = counterfactuals(), 0
-    terms, templates = (rows[name].astype("category").cat.codes for name in ("term", "template"))
+    terms, templates = (pd.factorize(rows[name])[0] for name in ("term", "template"))
     for seed in range(100):
         generator = np.random.default_rng(seed)
         weights = generator.exponential(0.5, terms.max() + 1)[terms]  # skewed
@@ -83,14 +32,14 @@ def test_false_positives_stay_below_alpha_on_all_axes():
 
 def scored_rows(effects):
     """Two templates with the terms of each group, and scores from the terms' effects."""
-    rows, scores = [], []
+    rows = []
     for template, constant in (("1", 0.0), ("2", 0.5)):  # the constant is no group's
-        for group in effects:
-            for index, effect in enumerate(effects[group]):
-                term = f"{group}{index}"
-                rows.append({"template": template, "term": term, "group": group, "axis": "letters"})
-                scores.append(constant + effect)
-    return scores, pd.DataFrame(rows)
+        for group, values in effects.items():
+            for index, effect in enumerate(values):
+                score = constant + effect
+                rows.append((template, f"{group}{index}", group, "letters", score))
+    table = pd.DataFrame(rows, columns=["template", "term", "group", "axis", "score"])
+    return table.pop("score").to_numpy(), table
 
 
 def test_shifts_by_hand():
@@ -99,18 +48,25 @@ def test_shifts_by_hand():
     assert table["shift"].to_dict() == pytest.approx({"a": -0.2, "b": 0.2})
     # Welch: half the difference of the means; each group's variance is 0.05/3, six freedoms
     half = 2.446912 * 0.5 * np.sqrt(2 * 0.05 / 3 / 4)
-    assert (table["low"]["b"], table["high"]["b"]) == pytest.approx((0.2 - half, 0.2 + half))
-    assert table["p"]["b"] == pytest.approx(2 / 70, abs=0.005)  # 2 of the 70 ways to deal 8 terms
+    assert table["low"]["b"] == pytest.approx(0.2 - half)
+    assert table["high"]["b"] == pytest.approx(0.2 + half)
+    assert table["p"]["b"] == pytest.approx(2 / 70, abs=0.005)  # of 70 ways to deal 8 terms
     assert table["p_holm"]["b"] == pytest.approx(2 * table["p"].min())
     assert not table["flagged"].any() and "no shift is shown" in table["verdict"]["a"]
 
 
+def test_a_shift_of_all_words_of_a_group_is_flagged():
+    scores, rows = scored_rows({"a": np.arange(5) / 10, "b": 1 + np.arange(5) / 10})
+    table = shifts(scores, rows).set_index("group")
+    assert table["p"].min() > 0 and table["flagged"].all()
+    assert "a: scored lower than the others of letters: -0.5" in table["verdict"]["a"]
+    assert "b: scored higher" in table["verdict"]["b"]
+
+
 def test_welch_gives_an_uneven_group_its_own_spread():
-    scores, rows = scored_rows(
-        {"a": [0.0, 0.0, 0.0, 0.0], "b": [0.0, 0.9, 0.0, 0.1], "c": [0.1] * 5}
-    )
-    scores = scores[::-1]
-    table = shifts(scores, rows[::-1]).set_index("group")
+    effects = {"a": [0.0] * 4, "b": [0.0, 0.9, 0.0, 0.1], "c": [0.1] * 5}
+    scores, rows = scored_rows(effects)
+    table = shifts(scores[::-1], rows[::-1]).set_index("group")
     assert list(table.index) == ["c", "b", "a"] and table["terms"].tolist() == [5, 4, 4]
     assert table["shift"].tolist() == pytest.approx([0.1 - 1.5 / 13, 0.25 - 1.5 / 13, -1.5 / 13])
     c_a, c_b, variance = -4 / 13, 1 - 4 / 13, np.var([0, 0.9, 0, 0.1], ddof=1)
@@ -120,80 +76,76 @@ def test_welch_gives_an_uneven_group_its_own_spread():
 
 
 def test_one_loud_word_among_four_is_no_group():
-    # Dealing the words at random is fooled where one group alone varies; Welch's interval is not.
+    # The permutation test is fooled where one group alone varies; Welch's interval is not.
     scores, rows = scored_rows({"a": [0.0, 0.1, 0.2, 0.9], "b": [0.0] * 20})
     table = shifts(scores, rows).set_index("group")
-    assert table["p_holm"]["a"] < 0.05 and table["low"]["a"] < 0 and not table["flagged"].any()
+    assert table["p_holm"]["a"] < 0.05 and table["low"]["a"] < 0
+    assert not table["flagged"].any()
 
 
 def test_a_model_that_does_not_see_the_group_has_no_shift():
     rows = counterfactuals()
-    scores = rows["template"].str.len() / 100 + 1e-9 * (rows["group"] == "older")  # rounding
+    rounding = 1e-9 * (rows["group"] == "older")
+    scores = rows["template"].str.len() / 100 + rounding
     table = shifts(scores, rows)
     assert (table["p"] > 0.05).all() and not table["flagged"].any()
     assert table["shift"].abs().max() < 1e-8
     assert not shifts(np.zeros(len(rows)), rows)["flagged"].any()
 
 
-def test_shifts_refuses_what_does_not_fit():
-    scores, rows = scored_rows({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, 0.6, 0.7, 0.8]})
-    rows = pd.DataFrame(rows)
-    with pytest.raises(ValueError, match=r"shape \(15,\): one for each of 16 rows"):
-        shifts(scores[1:], rows)
-    with pytest.raises(ValueError, match=r"row 3 is nan"):
-        shifts([*scores[:3], np.nan, *scores[4:]], rows)
-    with pytest.raises(ValueError, match=r"lack \['group'\]"):
-        shifts(scores, rows.drop(columns="group"))
-    for options in ({"level": 95}, {"resamples": 100}):
-        with pytest.raises(ValueError, match="is no share, or 10"):
-            shifts(scores, rows, **options)
-    few = rows["term"] != "b3"
-    with pytest.raises(ValueError, match=r"\('letters', 'b'\) has 3 terms"):
-        shifts(np.array(scores)[few], rows[few])
-    with pytest.raises(ValueError, match="'letters': every term stands once in every template"):
-        shifts(scores[:-1], rows[:-1])
-    with pytest.raises(ValueError, match="'letters': every term stands once in every template"):
-        shifts(scores, pd.concat([rows[:1], rows[:-1]]))
-    alone = rows["group"] == "a"
-    with pytest.raises(ValueError, match="'letters' has one group"):
-        shifts(np.array(scores)[alone], rows[alone])
+FOUR = [0.1, 0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores, rows: (scores[1:], rows), r"\(15,\): one for each of 16 rows"),
+        (lambda scores, rows: ([*scores[1:], np.nan], rows), "row 15 is nan"),
+        (lambda scores, rows: (scores, rows.drop(columns="group")), r"lack \['group'\]"),
+        (lambda scores, rows: (scores, rows, 95), "is no share"),
+        (lambda scores, rows: (scores, rows, 0.95, 100), "100 resamples are under 1000"),
+        (lambda *_: scored_rows({"a": FOUR, "b": FOUR[:3]}), r"'b'\) has 3 terms"),
+        (lambda scores, rows: (scores[1:], rows[1:]), "'letters': every term stands"),
+        (lambda scores, rows: (scores, rows.iloc[[0, *range(15)]]), "every term stands"),
+        (lambda *_: scored_rows({"a": FOUR}), "'letters' has one group"),
+    ],
+)
+def test_shifts_refuses_what_does_not_fit(change, message):
+    with pytest.raises(ValueError, match=message):
+        shifts(*change(*scored_rows({"a": FOUR, "b": FOUR})))
+
+
+def test_counterfactuals_are_every_template_with_every_term_of_its_slot():
+    rows = counterfactuals()
+    assert list(rows) == ["text", "template", "kind", "term", "group", "axis"]
+    templates, terms = (pd.DataFrame(RESOURCE[name]) for name in ("templates", "terms"))
+    slots = templates["slot"].value_counts() * terms["slot"].value_counts()
+    assert len(rows) == slots.sum()
+    assert rows["text"].is_unique and not rows["text"].str.contains(r"[{}]").any()
+    assert "Emily gives a dull performance in this film." in set(rows["text"])
+    assert "My Nigerian neighbour is a brilliant surgeon." in set(rows["text"])
+    assert set(counterfactuals("religion")["axis"]) == {"religion"}
     with pytest.raises(ValueError, match="no axis 'hair'; there are age, disability"):
         counterfactuals("hair")
 
 
-def test_counterfactuals_are_every_template_with_every_term_of_its_slot():
-    data, rows = bias._resource(), counterfactuals()
-    assert list(rows) == ["text", "template", "kind", "term", "group", "axis"]
-    slots = [Counter(row["slot"] for row in data[name]) for name in ("templates", "terms")]
-    assert len(rows) == sum(slots[0][slot] * slots[1][slot] for slot in ("name", "group"))
-    assert rows["text"].is_unique and not rows["text"].str.contains(r"[{}]").any()
-    assert "Emily gives a dull performance in this film." in set(rows["text"])
-    assert "My Nigerian neighbour is a brilliant surgeon." in set(rows["text"])
-    assert "My deaf neighbour drinks a cup of coffee every morning." in set(rows["text"])
-    assert "I had a terrible argument with my aunt." in set(rows["text"])
-    assert set(counterfactuals("religion")["axis"]) == {"religion"}
-
-
-def test_the_resource_keeps_its_promises():
-    data = bias._resource()
-    assert len(data["templates"]) >= 42 and len(data["terms"]) >= 64 and len(data["pairs"]) >= 40
-    for template in data["templates"]:
+def test_no_group_weighs_more_than_another_of_its_axis():
+    for template in RESOURCE["templates"]:
         assert len(re.findall(r"\{[Pp]erson\}", template["text"])) == 1, template
-        assert ("{Person}" in template["text"]) == template["text"].startswith("{"), template
-    tones = Counter((each["slot"], each["tone"]) for each in data["templates"])
-    assert len(tones) == 6 and min(tones.values()) >= 7
-    groups = Counter((each["axis"], each["group"]) for each in data["terms"])
-    assert min(groups.values()) >= 4 and len(groups) >= 20
-    assert len({each["term"] for each in data["terms"]}) == len(data["terms"])
-    for axis in {axis for axis, _ in groups}:
-        assert len({each["slot"] for each in data["terms"] if each["axis"] == axis}) == 1
-        sizes = {count for (name, _), count in groups.items() if name == axis}
-        assert len(sizes) == 1  # no group weighs more in the axis's mean
+        assert ("{Person}" in template["text"]) == (template["text"][0] == "{"), template
+    tones = pd.DataFrame(RESOURCE["templates"]).groupby(["slot", "tone"]).size()
+    assert len(tones) == 6 and tones.min() >= 7
+    terms = pd.DataFrame(RESOURCE["terms"])
+    assert terms["term"].is_unique and terms.groupby(["axis", "group"]).ngroups >= 20
+    sizes = terms.groupby(["axis", "group"]).size().groupby("axis")
+    assert sizes.min().min() >= 4 and sizes.nunique().eq(1).all()
+    assert terms.groupby("axis")["slot"].nunique().eq(1).all()
 
 
 def test_in_a_pair_one_word_differs_and_each_word_is_on_both_sides():
+    assert len(RESOURCE["pairs"]) >= 40
     sides = Counter()
-    for pair in bias._resource()["pairs"]:
+    for pair in RESOURCE["pairs"]:
         a, b = pair["a"].split(), pair["b"].split()
         different = [words for words in zip(a, b, strict=True) if words[0] != words[1]]
         assert len(different) == 1, pair
@@ -202,22 +154,22 @@ def test_in_a_pair_one_word_differs_and_each_word_is_on_both_sides():
 
 
 class Words:
-    """A tokenizer of whole words, or of letters for words it doesn't know; 0 stands first."""
+    """A tokenizer of the words in these texts; the token 0 stands first."""
 
     bos_token_id, eos_token_id = 0, None
 
     def __init__(self, texts):
         words = {word for text in texts for word in re.findall(r" ?[^ ]+", text)}
         self.words = ["<s>", *sorted(words)]
-        self.ids = {word: i for i, word in enumerate(self.words)}
 
     def get_vocab(self):
-        return self.ids
+        return {word: number for number, word in enumerate(self.words)}
 
     def __call__(self, text, add_special_tokens=True):
         if isinstance(text, list):
-            return {"input_ids": [self(each)["input_ids"] for each in text]}
-        return {"input_ids": [self.ids[word] for word in re.findall(r" ?[^ ]+", text)]}
+            return {"input_ids": [self(line)["input_ids"] for line in text]}
+        words = re.findall(r" ?[^ ]+", text)
+        return {"input_ids": [self.words.index(word) for word in words]}
 
     def decode(self, ids, **options):
         return "".join(self.words[i] for i in ids)
@@ -249,28 +201,16 @@ def test_pairs_by_hand():
     assert np.isnan(shares["share"]["order"]) and shares["low"]["order"] == 0
 
 
-def test_a_taste_for_a_word_alone_prefers_no_stereotype():
-    # The reason why every word of a pair stands on both sides equally often.
-    pairs = pd.DataFrame(bias._resource()["pairs"])
-    tokenizer = Words([*pairs["a"], *pairs["b"]])
-    generator = np.random.default_rng(0)
-    scores = {word.strip(): float(generator.normal()) for word in tokenizer.words}
-    table = pair_preferences(counting(tokenizer, scores), tokenizer)
-    assert set(preference_shares(table)["share"]) == {0.5}
-
-
 def test_pairs_batched_are_pairs_alone_and_an_output_is_unpacked():
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    pairs = bias._resource()["pairs"][:10]
+    pairs = RESOURCE["pairs"][:10]
     tokenizer = Words([pair[side] for pair in pairs for side in "ab"])
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    sizes |= {"vocab_size": len(tokenizer.words), "num_attention_heads": 2}
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer.words), num_attention_heads=2, **sizes)
-    model = LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
     together = pair_preferences(model, tokenizer, pairs)
     alone = [pair_preferences(model, tokenizer, [pair]) for pair in pairs]
-    assert list(together["log_a"]) == pytest.approx([float(each["log_a"][0]) for each in alone])
+    assert list(together["log_a"]) == pytest.approx([table["log_a"][0] for table in alone])
     ids = torch.tensor([[0, *tokenizer(pairs[3]["b"])["input_ids"]]])
     logs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).sum()
     assert together["log_b"][3] == pytest.approx(logs.item(), rel=1e-5)
@@ -278,20 +218,25 @@ def test_pairs_batched_are_pairs_alone_and_an_output_is_unpacked():
     assert bare.equals(together)
 
 
-def test_pairs_refuse_what_does_not_fit():
-    tokenizer = Words(["a b"])
-    with pytest.raises(ValueError, match="here are 0"):
-        pair_preferences(None, tokenizer, [])
-    with pytest.raises(ValueError, match=r"\['a', 'b'\]"):
-        pair_preferences(None, tokenizer, [{"a": "a", "b": "b"}])
-    broken = SimpleNamespace(logits=torch.full((2, 1, 3), torch.nan))
-    with pytest.raises(ValueError, match="No finite likelihood for 'a'"):
-        pair_preferences(lambda _: broken, tokenizer, [{"a": "a", "b": "a", "axis": "x"}])
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "here are 0"),
+        ([{"a": "a", "b": "b"}], r"\['a', 'b'\]"),
+        ([{"a": "a", "b": "b", "axis": "x"}], "No finite likelihood for 'a'"),
+    ],
+)
+def test_pairs_refuse_what_does_not_fit(pairs, message):
+    def broken(input_ids):
+        return torch.full((2, 1, 3), torch.nan)
+
+    with pytest.raises(ValueError, match=message):
+        pair_preferences(broken, Words(["a", "b"]), pairs)
 
 
 @pytest.fixture
 def masked(tiny_models, tmp_path):
-    """A tiny random BERT with its masked-language-model head, and its tokenizer, in a folder."""
+    """The folder of a tiny random BERT with its masked-language-model head and tokenizer."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_models / "encoder")
     tokenizer.add_special_tokens({"mask_token": "[MASK]"})
     torch.manual_seed(0)
@@ -303,22 +248,18 @@ def masked(tiny_models, tmp_path):
     return str(tmp_path / "masked")
 
 
-def test_a_masked_model_is_asked_for_each_hidden_token(masked):
+def test_a_masked_model_predicts_every_hidden_token(masked):
     model, tokenizer = models.load_masked(masked, "fp32"), models.load_tokenizer(masked)
-    sentence, expected = "a good b", 0.0
-    ids = tokenizer(sentence)["input_ids"]  # [CLS] a good b [SEP]
-    for place in (1, 2, 3):
-        hidden = [*ids[:place], tokenizer.mask_token_id, *ids[place + 1 :]]
+    ids = torch.tensor(tokenizer("a good b")["input_ids"])  # [CLS] a good b [SEP]
+    nats = 0.0
+    for position in (1, 2, 3):
+        hidden = ids.clone()
+        hidden[position] = tokenizer.mask_token_id
         with torch.inference_mode():
-            logs = model(torch.tensor([hidden])).logits[0, place].log_softmax(-1)
-        expected -= logs[ids[place]].item() / np.log(2)
-    assert bias.masked_bits(model, tokenizer, [sentence]) == pytest.approx([expected], abs=1e-4)
+            logits = model(hidden[None]).logits[0, position]
+        nats -= logits.log_softmax(-1)[ids[position]].item()
+    bits = bias.masked_bits(model, tokenizer, ["a good b"])
+    assert bits == pytest.approx([nats / np.log(2)], abs=1e-4)
     pairs = [{"a": "a good b", "b": "a bad b", "axis": "x"}]
     table = pair_preferences(model, tokenizer, pairs)
-    assert table["log_a"][0] == pytest.approx(-expected * np.log(2), abs=1e-4)
-    assert table["log_a"][0] != table["log_b"][0]
-
-
-def test_an_encoder_without_such_a_head_is_refused(tiny_models):
-    with pytest.raises(assets.AssetError, match="weights are not in its files"):
-        models.load_masked(str(tiny_models / "encoder"))
+    assert table["log_a"][0] == pytest.approx(-nats, abs=1e-4) != table["log_b"][0]

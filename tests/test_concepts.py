@@ -3,6 +3,7 @@
 import itertools
 import lzma
 import math
+import re
 
 import numpy as np
 import pytest
@@ -39,27 +40,26 @@ def naive(symbols, order, vocab_size, discounts, context, word):
     return direct + discount * sum(c > 0 for c in counts) / sum(counts) * shorter
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
+@pytest.mark.parametrize("order", [1, 2, 4])
 def test_equals_the_naive_formula_in_every_context(order):
     discounts = (0.6, 0.5, 0.4, 0.3)[:order]
     model = NgramModel(np.array(TEXT), order, 5, discounts)
     for context in itertools.product(range(5), repeat=order - 1):
         expected = [naive(TEXT, order, 5, discounts, context, word) for word in range(5)]
         np.testing.assert_allclose(model.distribution(context), expected, atol=1e-12)
+        assert model.distribution(context).sum() == pytest.approx(1, abs=1e-9)
 
 
-@pytest.mark.parametrize("order", [2, 3])
-def test_equals_nltk_on_a_closed_vocabulary(order):
+def test_equals_nltk_on_a_closed_vocabulary():
     from nltk.lm import KneserNeyInterpolated
     from nltk.util import everygrams
 
     words = [str(symbol) for symbol in TEXT]
     # nltk does not discount its lowest level, so ours gets the discount 0 there
-    reference = KneserNeyInterpolated(order, discount=0.1)
-    reference.fit([list(everygrams(words, max_len=order))], vocabulary_text=words)
-    ours = NgramModel(np.array(TEXT), order, 5, (0.0, 0.1, 0.1)[:order])
-    seen = {tuple(TEXT[i : i + order - 1]) for i in range(len(TEXT) - order + 1)}
-    for context in seen:
+    reference = KneserNeyInterpolated(3, discount=0.1)
+    reference.fit([list(everygrams(words, max_len=3))], vocabulary_text=words)
+    ours = NgramModel(np.array(TEXT), 3, 5, (0.0, 0.1, 0.1))
+    for context in set(itertools.pairwise(TEXT)):
         expected = [reference.score(str(w), [str(c) for c in context]) for w in range(5)]
         np.testing.assert_allclose(ours.distribution(context), expected, atol=1e-12)
 
@@ -72,15 +72,13 @@ def test_a_hand_worked_bigram():
     np.testing.assert_allclose(model.distribution([0]), expected, atol=1e-15)
 
 
-def test_distributions_sum_to_one_in_seen_and_unseen_contexts():
+def test_long_contexts_of_bytes_have_a_distribution_seen_or_not():
     generator = np.random.default_rng(0)
     symbols = concepts.to_bytes(bytes(generator.choice(list(b"abc d"), size=5000)))
-    for order in (1, 2, 3, 5, 8):
-        model = NgramModel(symbols, order, 256)
-        contexts = [generator.integers(0, 256, 8), *(symbols[i : i + 8] for i in (0, 99, 4000))]
-        for context in contexts:
-            distribution = model.distribution(context)
-            assert abs(distribution.sum() - 1) < 1e-9 and distribution.min() > 0
+    model = NgramModel(symbols, 8, 256)
+    for context in (generator.integers(0, 256, 8), symbols[:8], symbols[4000:4008]):
+        distribution = model.distribution(context)
+        assert abs(distribution.sum() - 1) < 1e-9 and distribution.min() > 0
 
 
 def test_log2_probs_are_the_distributions():
@@ -91,26 +89,22 @@ def test_log2_probs_are_the_distributions():
     np.testing.assert_allclose(model.log2_probs(other), expected)
 
 
-def test_the_order_of_packing_does_not_limit_words():
+def test_a_context_fits_into_an_integer_or_is_refused():
     symbols = np.array([19_999, 7, 0, 19_999, 7, 1] * 3)
-    model = NgramModel(symbols, 4, 20_000)
-    assert model.distribution([19_999, 7, 0])[19_999] > 0.5
+    assert NgramModel(symbols, 4, 20_000).distribution([19_999, 7, 0])[19_999] > 0.5
     with pytest.raises(ValueError, match=r"1 … 4"):
         NgramModel(symbols, 5, 20_000)
-
-
-def test_eight_bytes_fill_the_integer():
-    symbols = np.array([255] * 20 + [254])
-    assert NgramModel(symbols, 8, 256).distribution([255] * 7)[255] > 0.5
+    eight_bytes = NgramModel(np.array([255] * 20 + [254]), 8, 256)
+    assert eight_bytes.distribution([255] * 7)[255] > 0.5
 
 
 def test_samples_follow_the_distribution_and_the_seed():
     model = NgramModel(np.array(TEXT), 2, 5)
-    drawn = model.sample(4000, [0], seed=1)
-    assert drawn == model.sample(4000, [0], seed=1) != model.sample(4000, [0], seed=2)
-    after_zero = [b for a, b in itertools.pairwise(drawn) if a == 0]
-    share = np.bincount(after_zero, minlength=5) / len(after_zero)
-    np.testing.assert_allclose(share, model.distribution([0]), atol=0.04)
+    sample = model.sample(4000, [0], seed=1)
+    assert sample == model.sample(4000, [0], seed=1) != model.sample(4000, [0], seed=2)
+    after_zero = [b for a, b in itertools.pairwise(sample) if a == 0]
+    shares = np.bincount(after_zero, minlength=5) / len(after_zero)
+    np.testing.assert_allclose(shares, model.distribution([0]), atol=0.04)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +124,8 @@ def test_bad_symbols_are_refused(symbols, order, message):
 
 def test_words_and_vocabulary():
     tokens = concepts.word_tokens("Don't stop! The film’s end, the END.")
+    assert tokens == ["don't", "stop", "!", "the", "film’s", "end", ",", "the", "end", "."]
     assert concepts.word_tokens("a\0b") == ["a", "b"]  # END_OF_TEXT is no word
-    expected = ["don't", "stop", "!", "the", "film’s", "end", ",", "the", "end", "."]
-    assert tokens == expected
     vocabulary = concepts.Vocabulary(tokens, 2)
     assert len(vocabulary) == 3 and set(vocabulary.tokens) == {"<unk>", "the", "end"}
     assert vocabulary.decode(vocabulary.encode(["the", "zebra"])) == "the <unk>"
@@ -166,27 +159,29 @@ def test_xz_bits_add_up_to_the_archives_growth():
     assert bits < concepts.xz_bits(b"", blocks)  # it has learned the words
 
 
+class Bytes:
+    """A byte tokenizer, as little of one as is needed; a lossy one decodes wrongly."""
+
+    bos_token_id, eos_token_id = 256, None
+
+    def __init__(self, is_lossy=False):
+        self.is_lossy = is_lossy
+
+    def __call__(self, text, **options):
+        return {"input_ids": list(text.encode())}
+
+    def decode(self, ids, **options):
+        return "?" if self.is_lossy else bytes(ids).decode()
+
+    def get_vocab(self):
+        return {}
+
+
 def test_decoder_bits_equal_the_models_own_loss():
-    class Bytes:
-        """A byte tokenizer, as little of one as is needed."""
-
-        bos_token_id, eos_token_id = 256, None
-
-        def __call__(self, text, **options):
-            return {"input_ids": list(text.encode())}
-
-        def decode(self, ids, **options):
-            return bytes(ids).decode()
-
-        def get_vocab(self):
-            return {}
-
-    config = transformers.LlamaConfig(
-        vocab_size=257, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=64, initializer_range=0.5,
-    )  # fmt: skip
+    sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.5}
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
     blocks = ["short", "a longer block", "é", "the longest block of them all"]
     bits = concepts.decoder_bits(model, Bytes(), blocks, batch_size=2)
     for block, ours in zip(blocks, bits, strict=True):
@@ -196,37 +191,26 @@ def test_decoder_bits_equal_the_models_own_loss():
 
 
 def test_a_tokenizer_that_loses_text_is_refused():
-    class Lossy:
-        def __call__(self, text, **options):
-            return {"input_ids": [0]}
-
-        def decode(self, ids, **options):
-            return "?"
-
     with pytest.raises(ValueError, match="Encoding and decoding changes the text"):
-        concepts.decoder_bits(None, Lossy(), ["text"])
+        concepts.decoder_bits(None, Bytes(is_lossy=True), ["text"])
 
 
 @pytest.mark.slow
-def test_the_real_decoder(decoder):
-    model, tokenizer = decoder
-    (english,), (noise,) = (
-        concepts.decoder_bits(model, tokenizer, [text])
-        for text in ("The film was a great success at the box office.", "Xq zvt plm wrk jj. " * 3)
-    )
+def test_the_real_decoder_prefers_english_to_noise(decoder):
+    texts = ["The film was a great success at the box office.", "Xq zvt plm wrk jj. " * 3]
+    english, noise = concepts.decoder_bits(*decoder, texts)
     assert english / 47 < 2 < noise / 57
-    tokens, probabilities = concepts.next_tokens(model, tokenizer, "The capital of France is", 3)
+    tokens, probabilities = concepts.next_tokens(*decoder, "The capital of France is", 3)
     assert tokens[0] == "·Paris" and abs(probabilities.sum() - 1) < 1e-6
 
 
 @pytest.mark.slow
 def test_pieces_show_what_a_token_is(decoder, encoder):
-    _, bpe = decoder
-    _, wordpiece = encoder
-    cut = concepts.pieces(bpe, bpe("Hi 你\n")["input_ids"])
-    assert cut[0] == "Hi" and cut[-1] == "⏎"
-    shown = [c for c in "".join(cut[1:-1]).replace("·", "").split("⟩") if c]
-    assert bytes(int(c.strip("⟨"), 16) for c in shown).decode() == "你"
+    bpe, wordpiece = decoder[1], encoder[1]
+    pieces = concepts.pieces(bpe, bpe("Hi 你\n")["input_ids"])
+    assert pieces[0] == "Hi" and pieces[-1] == "⏎"
+    codes = re.findall(r"⟨(..)⟩", "".join(pieces))
+    assert bytes(int(code, 16) for code in codes).decode() == "你"
     ids = wordpiece("untranslatable ☃", add_special_tokens=False)["input_ids"]
-    cut = concepts.pieces(wordpiece, ids)
-    assert cut[0] == "un" and cut[1].startswith("##") and cut[-1] == "[UNK]"
+    pieces = concepts.pieces(wordpiece, ids)
+    assert pieces[0] == "un" and pieces[1].startswith("##") and pieces[-1] == "[UNK]"

@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 STYLES = {"gpt2": {}, "llama": {"n_kv_heads": 2}, "qwen3": {"n_kv_heads": 2, "head_dim": 16}}
 TEXTS = ["I like 🙂 and 🥟, and you?", "你好,世界!学习很有趣。", "👨‍👩‍👧‍👦 𝔘𝔫𝔦 हिन्दी ሀለሐ naïve"]
-TEXTS += ["a\ufffdb", "\ufffd\ufffd\ufffd\ufffd\ufffd end", "the end \ufffd"]
+TEXTS += ["\ufffd\ufffd\ufffd\ufffd\ufffd end", "the end \ufffd"]
 TEXTS += ["\ufffd\ufffd\ufffd🙂 \ufffd𝔘"]  # bytes of a character after lost ones
-SETTINGS = [(0.7, 0, 1, 1), (1.3, 5, 1, 1), (1, 0, 0.9, 1), (1, 0, 0.3, 1), (0.8, 20, 0.95, 1.3)]
-SETTINGS += [(1, 0, 1, 1.3), (1, 1, 1, 1), (1, 999, 1, 1), (2, 0, 1e-9, 1), (0.5, 7, 0.6, 0.7)]
+SETTINGS = [(1.3, 5, 1, 1), (1, 0, 0.3, 1), (0.8, 20, 0.95, 1.3), (1, 999, 1, 1)]
+SETTINGS += [(2, 0, 1e-9, 1), (0.5, 7, 0.6, 0.7)]  # temperature, top_k, top_p, penalty
 
 
 def loud(model, std=0.3):
@@ -69,14 +69,6 @@ def written(tokenizer, ids, stop=()):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_greedy_ids_are_the_same_with_and_without_a_cache(style):
-    model, ids = tiny(style), random_ids(2, 7)
-    cached = torch.stack(list(steps(model, ids, max_new_tokens=40)))
-    again = torch.stack(list(steps(model, ids, max_new_tokens=40, use_cache=False)))
-    assert torch.equal(cached, again) and len(cached.unique()) > 10
-
-
-@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("second", [20, 13])
 def test_a_prompt_read_in_chunks_gives_the_logits_of_one_pass(style, second):
     model, ids = tiny(style), random_ids(2, 20)
@@ -93,19 +85,17 @@ def test_a_prompt_read_in_chunks_gives_the_logits_of_one_pass(style, second):
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("penalty", [1.0, 1e9])
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(("penalty", "use_cache"), [(1.0, True), (1.0, False), (1e9, True)])
 def test_a_padded_batch_gives_what_each_row_gives_alone(style, penalty, use_cache):
-    model, sampling = tiny(style), Sampling(repetition_penalty=penalty)
+    model = tiny(style)
+    options = {"max_new_tokens": 32, "sampling": Sampling(repetition_penalty=penalty)}
     rows = [random_ids(1, n, seed=n) for n in (1, 4, 9, 8)]
-    alone = [generate(model, row, max_new_tokens=32, sampling=sampling)[0, -32:] for row in rows]
-    for seed in range(3):  # whatever stands in the padding
-        ids, mask = random_ids(4, 9, seed=90 + seed), torch.zeros(4, 9, dtype=torch.long)
-        for number, row in enumerate(rows):
-            ids[number, 9 - row.shape[1] :], mask[number, 9 - row.shape[1] :] = row[0], 1
-        options = {"max_new_tokens": 32, "sampling": sampling, "use_cache": use_cache}
-        new = torch.stack(list(steps(model, ids, attention_mask=mask, **options)), dim=1)
-        assert torch.equal(new, torch.stack(alone))
+    alone = [generate(model, row, **options)[0, -32:] for row in rows]
+    ids, mask = random_ids(4, 9, seed=90), torch.zeros(4, 9, dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, 9 - row.shape[1] :], mask[number, 9 - row.shape[1] :] = row[0], 1
+    columns = list(steps(model, ids, attention_mask=mask, use_cache=use_cache, **options))
+    assert torch.equal(torch.stack(columns, dim=1), torch.stack(alone))
     assert penalty == 1 or all(len(row.unique()) == 32 for row in alone)  # nothing comes twice
 
 
@@ -144,31 +134,29 @@ def chi_square(draws, probabilities):
     return stats.chisquare(observed, expected).pvalue
 
 
-@pytest.mark.parametrize("values", [(1.0, 0, 1.0, 1.0), (1.5, 12, 1.0, 1.0), (2.0, 0, 0.8, 1.4)])
+@pytest.mark.parametrize("values", [(1.0, 0, 1.0, 1.0), (2.0, 12, 0.8, 1.4)])
 def test_draws_follow_the_filtered_distribution(values):
     model, ids, sampling = tiny("gpt2"), random_ids(1, 5), Sampling(*values)
     choose, logits = generation._Chooser(sampling, 1), model(ids)[:, -1]
-    wanted = sampling.filtered(logits, ids).softmax(dim=-1)[0]
+    expected = sampling.filtered(logits, ids).softmax(dim=-1)[0]
     rows = generate(model, ids.expand(3000, -1), max_new_tokens=1, sampling=sampling)[:, -1]
     one_after_the_other = torch.cat([choose(logits, ids) for _ in range(3000)])
-    assert chi_square(rows, wanted) > 1e-3 and chi_square(one_after_the_other, wanted) > 1e-3
-    assert chi_square(rows, (wanted > 0).float()) < 1e-9  # the test can fail
+    assert chi_square(rows, expected) > 1e-3
+    assert chi_square(one_after_the_other, expected) > 1e-3
+    assert chi_square(rows, (expected > 0).float()) < 1e-9  # the test can fail
 
 
 def test_the_seed_decides_and_each_row_has_its_own():
     model, ids = tiny("llama"), random_ids(3, 6)
-    batch = generate(model, ids, max_new_tokens=30, sampling=Sampling(1.5, seed=5))
-    assert torch.equal(
-        batch, generate(model, ids, max_new_tokens=30, sampling=Sampling(1.5, seed=5))
-    )
+
+    def sampled(ids, seed):
+        return generate(model, ids, max_new_tokens=30, sampling=Sampling(1.5, seed=seed))
+
+    batch = sampled(ids, 5)
+    assert batch.equal(sampled(ids, 5))
     for row in range(3):  # row r of seed 5 is row 0 of seed 5 + r, whatever is beside it
-        alone = generate(
-            model, ids[row : row + 1], max_new_tokens=30, sampling=Sampling(1.5, seed=5 + row)
-        )
-        assert torch.equal(alone[0], batch[row])
-    assert not torch.equal(
-        generate(model, ids[:1], max_new_tokens=30, sampling=Sampling(1.5, seed=6))[0], batch[0]
-    )
+        assert sampled(ids[row : row + 1], 5 + row)[0].equal(batch[row])
+    assert not sampled(ids[:1], 6)[0].equal(batch[0])
 
 
 def test_a_bad_setting_is_named():
@@ -219,15 +207,11 @@ def test_prompts_that_are_no_prompts_are_refused(tokenizer):
 
 def test_stream_and_complete_give_the_text_of_the_ids(tokenizer):
     model, sampling = tiny("llama", len(tokenizer)), Sampling(0.9, 50, seed=0)
-    prompts = ["One", "two and three"]
-    texts = complete(model, tokenizer, prompts, 20, sampling)
-    assert texts != complete(model, tokenizer, prompts, 20, Sampling(0.9, 50, seed=7))
-    assert complete(model, tokenizer, prompts, 20) != texts  # greedy
+    texts = complete(model, tokenizer, ["One", "two and three"], 20, sampling)
     assert "".join(generation.stream(model, tokenizer, "One", 20, sampling)) == texts[0]
     ids, _ = generation.padded(tokenizer, ["One"])
-    new = generate(
-        model, ids, max_new_tokens=20, sampling=sampling, stop_ids=generation.stop_ids_of(tokenizer)
-    )[0]
+    stop_ids = generation.stop_ids_of(tokenizer)
+    new = generate(model, ids, max_new_tokens=20, sampling=sampling, stop_ids=stop_ids)[0]
     assert tokenizer.decode(new[ids.shape[1] :], skip_special_tokens=True) == texts[0]
 
 
@@ -239,30 +223,17 @@ def test_a_text_is_written_in_whole_characters(tokenizer, text):
     for n in range(len(ids)):  # bytes of no character are released at the end
         begun = written(tokenizer, [*ids[:n], tokenizer.eos_token_id])
         assert "".join(begun) == tokenizer.decode(ids[:n])
-    assert list(generation.stream(model, tokenizer, "Hi", 99)) == [each for each in pieces if each]
+    assert list(generation.stream(model, tokenizer, "Hi", 99)) == list(filter(None, pieces))
     assert complete(model, tokenizer, ["Hi", "Hello"], 99) == [text, text]
     assert complete(model, tokenizer, ["Hi"], 99, stop=text[1:3]) == [text.split(text[1:3])[0]]
 
 
-@pytest.mark.parametrize(
-    ("text", "stop", "shown"),
-    [
-        ("one two STOP three", ["wo STOP th"], "one t"),  # over several tokens
-        ("one two", ["two three"], "one two"),  # it merely began like one
-        ("User: hi\nUser: ho", ["\nUser:", "hi"], "User: "),  # the earliest
-        ("a hello", ["llo", "he"], "a "),  # in one token
-        ("end \ufffd", ["\ufffd"], "end "),  # in what is held back to the end
-    ],
-)
-def test_nothing_from_a_stop_string_on_is_shown(tokenizer, text, stop, shown):
-    assert "".join(written(tokenizer, ids_of(tokenizer, text), stop)) == shown
-
-
-def test_each_row_stops_by_itself_and_shows_what_was_held_back(tokenizer):
+def test_a_row_stops_by_itself_and_gives_out_what_was_held_back(tokenizer):
     model = reciting(tokenizer, "one two three four five")
     two = [model, tokenizer, ["Hi", "Hi Hi"]]  # the second is a token ahead
     assert complete(*two, 99, stop=["three"]) == ["one two ", " two "]
     assert complete(*two, 2, stop=["two three four"]) == ["one two", " two three"]
+    assert "".join(written(tokenizer, ids_of(tokenizer, "end \ufffd"), ["\ufffd"])) == "end "
 
 
 def test_a_tokenizer_whose_pieces_need_their_neighbours():
@@ -279,17 +250,8 @@ def test_any_text_is_cut_where_a_stop_string_first_appears(tokenizer):
         ids = ids_of(tokenizer, text)
         assert "".join(written(tokenizer, ids, stops[:1])) == text.split(stops[0])[0]
         for n in range(1, len(ids) + 1):  # of two: when one is complete, the writing ends
-            now = tokenizer.decode(ids[:n])
-            if places := [now.index(stop) for stop in stops if stop in now]:
+            so_far = tokenizer.decode(ids[:n])
+            positions = [so_far.index(stop) for stop in stops if stop in so_far]
+            if positions:
                 break
-        assert "".join(written(tokenizer, ids, stops)) == text[: min(places, default=None)]
-
-
-@pytest.mark.slow
-def test_the_real_decoder_says_what_transformers_lets_it_say(tokenizer):
-    ours, theirs = Decoder.from_pretrained(ASSET, "fp32"), models.load_decoder(ASSET, "fp32")
-    for prompt in ("The capital of France is", "Once upon a time", "def add(a, b):"):
-        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
-        expected = theirs.generate(ids, max_new_tokens=64, do_sample=False)[0].tolist()
-        assert generate(ours, ids)[0, : len(expected)].tolist() == expected  # up to its EOS
-        assert len(expected) == ids.shape[1] + 64 or expected[-1] == tokenizer.eos_token_id
+        assert "".join(written(tokenizer, ids, stops)) == text[: min(positions, default=None)]

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -20,8 +19,7 @@ from llmnb.transformer import Decoder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ["qwen3", "llama", "gpt2", "bert"]
-MATRICES = [(16, 16), (8, 32), (32, 8), (64, 16), (1, 8), (8, 32), (24, 40)]
+MATRICES = [(16, 16), (8, 32), (32, 8), (1, 8), (8, 32), (24, 40)]
 
 
 def recipe(family, **changes):
@@ -40,10 +38,9 @@ def difference(one, other):
 # Optimizers
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_muon_is_torchs(weight_decay):
+def test_muon_is_torchs():
     ours, theirs = ([nn.Parameter(random(*shape)) for shape in MATRICES] for _ in range(2))
-    settings = {"lr": 0.02, "weight_decay": weight_decay}
+    settings = {"lr": 0.02, "weight_decay": 0.3}
     both = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="original")
     for step in range(6):
         for parameters, optimizer in zip((ours, theirs), both, strict=True):
@@ -52,8 +49,8 @@ def test_muon_is_torchs(weight_decay):
                 parameter.grad = random(*parameter.shape, seed=100 * step + number)
             optimizer.step()
     for one, other, shape in zip(ours[:-1], theirs, MATRICES, strict=False):
-        moved = difference(other, random(*shape))
-        assert moved > 0.01 and difference(one, other) <= 0.01 * moved  # bf16 has 8 bits
+        change = difference(other, random(*shape))
+        assert change > 0.01 and difference(one, other) <= 0.01 * change  # bf16 has 8 bits
     assert ours[-1].equal(random(*MATRICES[-1]))
 
 
@@ -62,8 +59,9 @@ def test_muon_refuses_a_vector():
         Muon([nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(4))])
 
 
-@pytest.mark.parametrize("shape", [(3, 16, 64), (2, 64, 16), (1, 24, 32)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((3, 16, 64), torch.bfloat16), ((2, 64, 16), torch.float32)]
+)
 def test_singular_values_are_brought_near_one(shape, dtype):
     matrices = random(*shape)
     result = orthogonalized(matrices.to(dtype)).float()
@@ -72,38 +70,32 @@ def test_singular_values_are_brought_near_one(shape, dtype):
     assert torch.linalg.svdvals(matrices).max() > 4  # which they were not
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     assert F.cosine_similarity((left @ right).flatten(1), result.flatten(1)).min() > 0.97
-    alone = [orthogonalized(each[None].to(dtype))[0].float() for each in matrices]
-    assert difference(torch.stack(alone), result) <= (1e-5 if dtype == torch.float32 else 0.02)
-
-
-def test_nothing_to_orthogonalise_stays_nothing():
+    alone = orthogonalized(matrices[:1].to(dtype)).float()
+    assert difference(alone, result[:1]) <= (1e-5 if dtype == torch.float32 else 0.02)
     assert orthogonalized(torch.zeros(2, 3, 4)).equal(torch.zeros(2, 3, 4))
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "kind"), [("qwen3", "muon"), ("gpt2", "muon"), ("bert", "adamw")]
+)
 def test_every_parameter_is_in_one_group(family, kind):
     chosen = recipe(family, optimizer=kind, lr=1e-3, matrix_lr=0.02, weight_decay=0.1)
     model = chosen.build(40)
-    optimizers = optimizers_for(model, chosen)
     settings = {}
-    for optimizer in optimizers:
+    for optimizer in optimizers_for(model, chosen):
         for group in optimizer.param_groups:
             assert group["lr"] == group["initial_lr"]
             facts = (type(optimizer).__name__, group["lr"], group["weight_decay"])
             for parameter in group["params"]:
-                assert id(parameter) not in settings
-                settings[id(parameter)] = facts
-    assert len(settings) == len(list(model.parameters()))
+                assert settings.setdefault(parameter, facts) is facts  # in no other group
+    assert settings.keys() == set(model.parameters())
     products = {"query", "key", "value", "output", "gate", "up", "down"}
     for name, parameter in model.named_parameters():
-        module = name.split(".")[-2]
-        if kind == "muon" and module in products and parameter.dim() == 2:
-            assert settings[id(parameter)] == ("Muon", 0.02, 0.1), name
-        else:  # norms and biases are vectors
-            decay = 0.1 if parameter.dim() == 2 else 0.0
-            assert settings[id(parameter)] == ("AdamW", 1e-3, decay), name
-    assert len(optimizers) == (2 if kind == "muon" else 1)
+        is_matrix = parameter.dim() == 2  # norms and biases are vectors
+        expected = ("AdamW", 1e-3, 0.1 if is_matrix else 0.0)
+        if kind == "muon" and is_matrix and name.split(".")[-2] in products:
+            expected = ("Muon", 0.02, 0.1)
+        assert settings[parameter] == expected, name
 
 
 @pytest.mark.parametrize(
@@ -111,12 +103,10 @@ def test_every_parameter_is_in_one_group(family, kind):
     [
         (0, 100, 0.1, 0.2, 0.1),
         (9, 100, 0.1, 0.2, 1.0),
-        (80, 100, 0.1, 0.2, 1.0),
         (81, 100, 0.1, 0.2, 0.95),
         (99, 100, 0.1, 0.2, 0.05),
         (0, 100, 0.0, 0.2, 1.0),
         (99, 100, 0.1, 0.0, 1.0),
-        (0, 1, 0.02, 0.6, 1.0),
         (4, 10, 1.0, 1.0, 0.5),
     ],
 )
@@ -127,59 +117,30 @@ def test_the_learning_rate_rises_stays_and_falls(step, steps, warmup, decay, sha
 # Objectives
 
 
-def assert_same_losses_and_gradients(model, losses, reference, family):
-    """Of the model and of transformers' own, to 1e-5."""
-    assert difference(*losses) <= 1e-5
-    for loss in losses:
-        loss.backward()
-    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
-    theirs = checkpoints.renamed(family, theirs)
-    ours = {n.removeprefix("encoder."): p.grad for n, p in model.named_parameters()}
-    if family == "bert":
-        head = reference.cls.predictions
-        for name, module in {
-            "transform": "transform.dense",
-            "transform_norm": "transform.LayerNorm",
-        }.items():
-            for part, parameter in head.get_submodule(module).named_parameters():
-                theirs[f"{name}.{part}"] = parameter.grad
-        theirs["head.bias"] = head.bias.grad
-    assert ours.keys() == theirs.keys()
-    # softmax does not see what a key's bias adds to every score
-    assert all(g.abs().max() > 1e-4 for name, g in ours.items() if "key.bias" not in name)
-    assert max(difference(ours[name], theirs[name]) for name in ours) <= 1e-5
-
-
-def reference(model, folder):
-    checkpoints.save(model, folder)
-    architecture = getattr(transformers, checkpoints.ARCHITECTURES[model.config.family])
-    return architecture.from_pretrained(folder, attn_implementation="eager")
-
-
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
-def test_the_causal_loss_is_transformers(family, tmp_path):
-    model = scramble(recipe(family).build(50))
-    theirs = reference(model, tmp_path)
-    blocks = torch.randint(0, 50, (3, 16), generator=torch.Generator().manual_seed(1))
-    losses = objectives.causal_loss(model, blocks), theirs(blocks, labels=blocks).loss
-    assert losses[0].item() > 1
-    assert_same_losses_and_gradients(model, losses, theirs, family)
-
-
 def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
     model = scramble(recipe("bert").build(50))
-    theirs = reference(model, tmp_path)
+    checkpoints.save(model, tmp_path)
+    reference = transformers.BertForMaskedLM.from_pretrained(tmp_path)
     blocks = torch.randint(2, 50, (4, 16), generator=torch.Generator().manual_seed(1))
     corrupted, positions = objectives.hide(blocks, 1, 50, 2, [0])
     labels = torch.full_like(blocks, -100).scatter(1, positions, blocks.gather(1, positions))
-    result = theirs(corrupted, labels=labels)
-    assert difference(model(corrupted), result.logits) <= 1e-5
     loss = objectives.masked_loss(model, blocks, corrupted, positions)
-    elsewhere = torch.where(labels == -100, 7, blocks)  # other answers where nobody asks
+    elsewhere = torch.where(labels == -100, 7, blocks)  # other answers where nobody looks
     assert objectives.masked_loss(model, elsewhere, corrupted, positions) == loss
-    wrong = blocks.scatter(1, positions[:, :1], 7)
-    assert objectives.masked_loss(model, wrong, corrupted, positions) != loss
-    assert_same_losses_and_gradients(model, (loss, result.loss), theirs, "bert")
+    their_loss = reference(corrupted, labels=labels).loss
+    assert difference(loss, their_loss) <= 1e-5
+    loss.backward()
+    their_loss.backward()
+    theirs = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    theirs = checkpoints.renamed("bert", theirs)
+    head = reference.cls.predictions
+    theirs["head.bias"] = head.bias.grad
+    for name, module in [("transform", "dense"), ("transform_norm", "LayerNorm")]:
+        for part, parameter in head.transform.get_submodule(module).named_parameters():
+            theirs[f"{name}.{part}"] = parameter.grad
+    ours = {n.removeprefix("encoder."): p.grad for n, p in model.named_parameters()}
+    assert ours.keys() == theirs.keys()
+    assert max(difference(ours[name], theirs[name]) for name in ours) <= 1e-5
 
 
 def test_what_is_hidden_is_berts_fifteen_percent():
@@ -189,50 +150,36 @@ def test_what_is_hidden_is_berts_fifteen_percent():
     hidden, n = torch.zeros_like(blocks).scatter(1, positions, 1).bool(), rows * 6
     assert positions.shape == (rows, 6) and hidden.sum(1).eq(6).all()  # 15 % of each row
     assert blocks.eq(3).all() and corrupted[~hidden].eq(3).all()
-    counts = Counter(corrupted[hidden].tolist())
-    n_same = counts.pop(3)
-    n_masked = counts.pop(1)
-    n_random = sum(counts.values())
-    for share, count in [(0.8, n_masked), (0.1, n_same), (0.1, n_random)]:
+    counts = torch.bincount(corrupted[hidden], minlength=50)
+    n_masked, n_same, ordinary = counts[1], counts[3], counts[10:]
+    assert n_masked + n_same + ordinary.sum() == n
+    shares = [(0.8, n_masked), (0.1, n_same)]
+    shares += [(0.1 / 40, count) for count in (ordinary.min(), ordinary.max())]
+    for share, count in shares:
         assert abs(count - n * share) < 5 * math.sqrt(n * share * (1 - share))
-    assert counts.keys() == set(range(10, 50))  # an ordinary token, each as likely
-    assert abs(counts[10] - n / 400) < 5 * math.sqrt(n / 400)
-    per_position = hidden.sum(0)
-    assert (per_position - rows * 0.15).abs().max() < 5 * math.sqrt(rows * 0.15 * 0.85)
+    at_each_position = hidden.sum(0)
+    assert (at_each_position - rows * 0.15).abs().max() < 5 * math.sqrt(rows * 0.15 * 0.85)
 
 
-@pytest.mark.parametrize(("seq", "n"), [(1, 1), (3, 1), (16, 2), (20, 3), (128, 19)])
-def test_the_number_hidden_is_the_same_in_every_row(seq, n):
-    corrupted, positions = objectives.hide(torch.full((50, seq), 9), 1, 9, 2, [0])
-    assert positions.shape == (50, n) and all(len(set(row)) == n for row in positions.tolist())
-    assert (corrupted != 9).sum() > 30 * n
-
-
-def test_the_seed_decides_what_is_hidden():
-    blocks = torch.randint(2, 50, (8, 40), generator=torch.Generator().manual_seed(0))
-    one, same, other = (
-        objectives.hide(blocks, 1, 50, 2, seed) for seed in ([3, 1], [3, 1], [3, 2])
-    )
-    assert all(map(torch.equal, one, same))
-    assert not any(map(torch.equal, one, other))
+@pytest.mark.parametrize(("seq", "n"), [(1, 1), (3, 1), (20, 3), (128, 19)])
+def test_the_number_hidden_is_the_same_in_every_row_and_the_seed_decides(seq, n):
+    blocks = torch.full((50, seq), 9)
+    first, same, other = (objectives.hide(blocks, 1, 9, 2, [3, seed]) for seed in (1, 1, 2))
+    assert first[1].shape == (50, n) and all(len(set(row)) == n for row in first[1].tolist())
+    assert all(map(torch.equal, first, same))
+    assert not first[0].equal(other[0])
 
 
 # Recipes
 
 
 def test_a_recipes_settings_become_the_model():
-    model = small(d_model=32, n_layers=2, n_heads=4, model={"n_kv_heads": 2, "tied": False}).build(
-        50
-    )
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4}
+    model = small(**sizes, model={"n_kv_heads": 2, "tied": False}).build(50)
     config = model.config
-    assert isinstance(model, Decoder) and config.family == "qwen3"
-    assert (config.vocab_size, config.d_model, config.n_layers, config.n_positions) == (
-        50,
-        32,
-        2,
-        16,
-    )
-    assert config.heads == (4, 2, 8) and not config.tied
+    assert isinstance(model, Decoder) and config.family == "qwen3" and not config.tied
+    assert (config.vocab_size, config.d_model, config.n_positions) == (50, 32, 16)
+    assert (config.n_layers, config.heads) == (2, (4, 2, 8))
     assert config.d_ff == 96  # 8/3 d_model = 85.3, up to a multiple of 16
     assert small(d_ff=40).config(50).d_ff == 40 and small(family="gpt2").config(50).d_ff == 64
     assert small(objective="masked").family == "bert"
@@ -247,7 +194,7 @@ def test_the_seed_decides_the_weights_and_nothing_else_does():
     assert not one["embedding.weight"].equal(other["embedding.weight"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen3", "bert"])
 def test_a_layer_adds_nothing_in_the_beginning(family):
     for zero_init in (True, False):
         model = recipe(family, zero_init=zero_init).build(50)
@@ -263,60 +210,32 @@ def test_the_baseline_is_nanogpts():
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "message"),
     [
         ({"objective": "span"}, "objective is 'span'; choose one of causal, masked"),
-        ({"optimizer": "sgd"}, "optimizer is 'sgd'; choose one of muon, adamw"),
         ({"dtype": "fp8"}, "dtype is 'fp8'; choose one of auto, bf16, fp16, fp32"),
-        ({"family": "bert"}, "family 'bert' does not go with objective 'causal'"),
-        ({"objective": "masked", "family": "gpt2"}, "'gpt2' does not go with objective 'masked'"),
+        ({"objective": "masked", "family": "gpt2"}, "'gpt2' does not go with objective"),
         ({"block_size": 0}, "block_size is 0; it must be at least 1"),
         ({"accumulation": 3}, "batch_size 8 can't be cut into 3 equal parts"),
         ({"lr": 0.0}, "^lr is 0.0; it must be above 0"),
-        ({"matrix_lr": -1.0}, "matrix_lr is -1.0"),
         ({"warmup": 1.1}, "warmup is 1.1; it is a share"),
-        ({"decay": -0.1}, "decay is -0.1"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
-    ],
-)
-def test_settings_that_can_not_be_are_named(changes, message):
-    with pytest.raises(PretrainingError, match=message):
-        small(**changes)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"family": "t5"}, "family is 't5'; choose one of"),
+        ({"family": "t5"}, "no such model: family is 't5'; choose one of"),
         ({"n_heads": 3, "family": "gpt2"}, "d_model 16 is not divisible by 3 heads"),
-        ({"n_layers": 0}, "n_layers is 0"),
-        ({"model": {"layers": 3}}, "layers"),
+        ({"model": {"layers": 3}}, "no such model: .*layers"),
         ({"objective": "masked", "model": {"tied": False}}, "tied is False"),
-    ],
-)
-def test_models_that_can_not_be_are_named(changes, message):
-    with pytest.raises(PretrainingError, match=f"There is no such model: .*{message}"):
-        small(**changes).build(50)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
         ({"optimiser": "muon"}, "no setting 'optimiser'. Did you mean 'optimizer'"),
         ({True: 1}, "no setting True"),
         ({"d_model": "wide"}, "d_model is 'wide'; it must be of type int"),
-        ({"d_model": 16.5}, "d_model is 16.5; it must be of type int"),
         ({"d_model": True}, "d_model is True; it must be of type int"),
         ({"zero_init": 1}, "zero_init is 1; it must be of type bool"),
         ({"lr": "high"}, "lr is 'high'; it must be of type float"),
-        ({"lr": True}, "lr is True; it must be of type float"),
-        ({"lr": None}, "lr is None; it must be of type float"),
         ({"model": "large"}, "model is 'large'; it must be of type dict"),
     ],
 )
-def test_unknown_settings_and_types_are_named(settings, message):
+def test_settings_that_can_not_be_are_named(settings, message):
     with pytest.raises(PretrainingError, match=message):
-        Recipe.of(settings)
+        Recipe.of(SMALL | settings).build(50)
 
 
 def test_numbers_as_yaml_gives_them_are_numbers():

@@ -12,7 +12,6 @@ from test_pretraining_tokens import FORGED, HARD
 
 from llmnb import checkpoints
 from llmnb.card import CardError
-from llmnb.generation import generate
 from llmnb.pretraining.checkpoint import publish
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import PretrainingError
@@ -26,11 +25,8 @@ ROTARY = {"n_kv_heads": 1, "head_dim": 12, "rope_theta": 300.0, "norm_eps": 0.01
 MODELS = {
     "qwen3": {"family": "qwen3"},
     "qwen3, changed": {"family": "qwen3", "model": ROTARY | {"tied": False}},
-    "llama": {"family": "llama"},
     "llama, changed": {"family": "llama", "model": ROTARY | {"tied": True}},
-    "gpt2": {"family": "gpt2"},
     "gpt2, changed": {"family": "gpt2", "model": {"tied": False, "norm_eps": 0.01}, "d_ff": 40},
-    "bert": {"objective": "masked"},
     "bert, changed": {"objective": "masked", "model": {"n_token_types": 3, "norm_eps": 0.01}},
 }
 
@@ -41,68 +37,37 @@ def trained(corpus, **changes):
     return trainer
 
 
-@pytest.fixture(scope="module")
-def tokenizers(sentences):
-    """Of every kind, published with a model."""
-    folder = sentences[0] / "published"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMNB_CACHE", str(sentences[0] / "cache"))
-        for kind in ("bpe", "bytes", "characters"):
-            corpus = prepare(str(sentences[0] / "sentences.txt"), kind, 300)
-            for family in ("qwen3", "llama", "gpt2", "bert"):
-                objective = "masked" if family == "bert" else "causal"
-                trainer = trained(corpus, family=family, objective=objective)
-                publish(trainer, folder / f"{kind}-{family}")
-    return folder
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_transformers_computes_the_same(name, corpus, tmp_path):
     trainer = trained(corpus, **MODELS[name])
     scramble(trainer.model)  # three steps would leave too much near zero
     family, folder = name.split(",")[0], tmp_path / "model"
     assert publish(trainer, str(folder), "sentences") == folder
-    kind = "MaskedLM" if family == "bert" else "CausalLM"
-    loaded, info = getattr(transformers, f"AutoModelFor{kind}").from_pretrained(
-        folder, output_loading_info=True
-    )
+    architecture = getattr(transformers, checkpoints.ARCHITECTURES[family])
+    loaded, info = architecture.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert type(loaded).__name__ == checkpoints.ARCHITECTURES[family]
-    ids = torch.randint(
-        0, len(corpus.tokenizer), (3, 16), generator=torch.Generator().manual_seed(0)
-    )
+    assert loaded.config.eos_token_id == corpus.tokenizer.eos_token_id == 0
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(corpus.tokenizer), (3, 16), generator=generator)
     with torch.no_grad():
         ours = trainer.model(ids)
-        theirs = loaded(ids).logits
-        assert ours.std() > 0.3 and (ours - theirs).abs().max() <= 1e-5
+        assert ours.std() > 0.3 and (ours - loaded(ids).logits).abs().max() <= 1e-5
+        model, shape = trainer.model, Decoder
         if family == "bert":
-            again = Encoder.from_pretrained(str(folder), dtype="fp32")(ids)
-            ours = trainer.model.encoder(ids)
-        else:
-            again = Decoder.from_pretrained(str(folder), dtype="fp32")(ids)
-        assert (ours - again).abs().max() <= 1e-5
+            model, shape = model.encoder, Encoder
+        again = shape.from_pretrained(str(folder), dtype="fp32")(ids)
+        assert (model(ids) - again).abs().max() <= 1e-5
 
 
-def test_what_it_writes_goes_on_in_transformers(corpus, tmp_path):
-    """Greedy, from a prompt in words to words."""
-    trainer = Trainer(corpus, small(tokens=300 * 8 * 16, block_size=32))
-    trainer.run()
-    publish(trainer, tmp_path / "model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    inputs = tokenizer("The cat ", return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=12, do_sample=False)
-    ours = generate(trainer.model, inputs.input_ids, max_new_tokens=12)
-    assert written.tolist() == ours.tolist()
-    assert model.generation_config.eos_token_id == corpus.tokenizer.eos_token_id == 0
-    assert len(tokenizer.decode(written[0])) == 20
-
-
-@pytest.mark.parametrize("kind", ["bpe", "bytes", "characters"])
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2", "bert"])
-def test_the_tokenizer_comes_along(kind, family, tokenizers, text):
-    own = prepare(text, kind, 300).tokenizer
-    loaded = transformers.AutoTokenizer.from_pretrained(tokenizers / f"{kind}-{family}")
+@pytest.mark.parametrize(
+    ("kind", "family"), [("bpe", "qwen3"), ("bytes", "gpt2"), ("characters", "bert")]
+)
+def test_the_tokenizer_comes_along(kind, family, text, tmp_path):
+    corpus = prepare(text, kind, 300)
+    objective = "masked" if family == "bert" else "causal"
+    publish(trained(corpus, family=family, objective=objective), tmp_path / "model")
+    own = corpus.tokenizer
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     for sample in [*HARD, FORGED, "The cat sees the dog at 3 past 7."]:
         ids = own.encode(sample)
         assert loaded.encode(sample) == loaded(sample)["input_ids"] == ids
@@ -125,10 +90,10 @@ def test_the_card_is_true_and_its_code_runs(objective, corpus, tmp_path, monkeyp
     assert (f"{bits:.4f} bits per byte" in body) == (objective == "causal")
     assert f"{trainer.n_parameters:,} parameters" in body and "384 tokens" in body
     monkeypatch.chdir(tmp_path)
-    found = {}
-    exec(re.search(r"```python\n(.*?)```", body, re.S)[1], found)
-    assert found["model"].num_parameters() == trainer.n_parameters
-    assert len(found["tokenizer"]) == len(corpus.tokenizer)
+    namespace = {}
+    exec(re.search(r"```python\n(.*?)```", body, re.S)[1], namespace)
+    assert namespace["model"].num_parameters() == trainer.n_parameters
+    assert len(namespace["tokenizer"]) == len(corpus.tokenizer)
 
 
 def test_a_folder_with_other_files_is_left_alone_and_ones_own_is_renewed(corpus, tmp_path):
@@ -149,17 +114,13 @@ def test_a_folder_with_other_files_is_left_alone_and_ones_own_is_renewed(corpus,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"norm": "layer"}}, "Its norm is 'layer': Qwen3ForCausalLM has no such thing"),
+        ({"model": {"norm": "layer"}}, "Its norm is 'layer': Qwen3ForCausalLM has no such"),
         ({"model": {"positions": "learned"}}, "Its positions is 'learned'"),
-        ({"model": {"activation": "gelu"}}, "Its activation is 'gelu'"),
         ({"model": {"bias": True}}, "Its bias is True"),
         ({"model": {"qk_norm": False}}, "Its qk_norm is False"),
-        ({"model": {"norm_first": False}}, "Its norm_first is False"),
         ({"family": "gpt2", "model": {"n_kv_heads": 1}}, r"Its heads are \(2, 1, 8\): GPT2LMHead"),
-        ({"family": "gpt2", "model": {"head_dim": 4}}, r"Its heads are \(2, 2, 4\)"),
         ({"family": "original"}, "Its family is None"),
         ({"objective": "masked", "model": {"n_token_types": 0}}, "Its n_token_types is 0: BertFor"),
-        ({"objective": "masked", "model": {"norm_first": True}}, "Its norm_first is True"),
     ],
 )
 def test_a_model_that_the_family_can_not_express_is_refused(changes, message, corpus, tmp_path):

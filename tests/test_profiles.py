@@ -1,4 +1,4 @@
-"""Which profile and which precision: explicit wins over the environment, which wins over auto."""
+"""Which profile: explicit wins over the environment, which wins over auto."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import python
 
-from llmnb import LlmnbError, hardware, profiles
+from llmnb import LlmnbError, profiles
 
 
 def test_explicit_wins_over_the_environment_wins_over_auto(monkeypatch):
@@ -31,35 +31,6 @@ def test_a_profile_is_frozen_and_only_gpu_names_the_hub():
         profiles.resolve("cpu").name = "other"
     hub = {name for name, profile in profiles.PROFILES.items() if "/" in profile.decoder}
     assert hub == {"gpu"}
-
-
-def test_cuda_is_asked_of_torch():
-    assert hardware.has_cuda() == torch.cuda.is_available()
-
-
-def test_dtype_policy(monkeypatch, cache):
-    monkeypatch.delenv("LLMNB_DTYPE", raising=False)
-    assert hardware.dtype("fp16") is torch.float16
-    assert hardware.dtype("auto", device_type="mps") is torch.float32
-    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 1.9)
-    assert hardware.dtype("auto", device_type="cpu") is torch.bfloat16
-    monkeypatch.setattr(hardware, "bf16_speedup", lambda: 0.4)
-    assert hardware.dtype("auto", device_type="cpu") is torch.float32
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
-    assert hardware.dtype("auto", device_type="cuda") is torch.float16  # a T4
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    assert hardware.dtype("auto", device_type="cuda") is torch.bfloat16
-    monkeypatch.setenv("LLMNB_DTYPE", "fp32")
-    assert hardware.dtype("auto", device_type="cuda") is torch.float32
-    with pytest.raises(LlmnbError, match="bf16, fp16, fp32"):
-        hardware.dtype("int3")
-
-
-def test_the_probe_is_kept(cache):
-    first = hardware.bf16_speedup()
-    assert first > 0 and hardware.bf16_speedup() == first
-    (probe,) = cache.rglob("probe.json")
-    assert str(first) in probe.read_text()
 
 
 def test_importing_the_package_imports_nothing_heavy():

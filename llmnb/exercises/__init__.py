@@ -16,10 +16,11 @@ NOT_ATTEMPTED = "Not attempted yet: the function returns nothing."
 def check(
     attempt: Callable, reference: Callable, cases: Sequence[tuple], mistakes: Mapping[str, Callable]
 ) -> str:
-    """ "Right.", "Not attempted yet.", the mistake by name, or the first difference.
+    """Compare an attempt with the right function; returns a sentence for the reader.
 
-    cases: the arguments to try, a tuple a case; mistakes: what to say, and a function that makes
-    the mistake. The first that gives the attempt's answers on every case is named.
+    The sentence is "Right.", "Not attempted yet …", the mistake's message, or the first
+    difference. cases: the arguments to try, a tuple for each call; mistakes: messages, and the
+    functions that make these mistakes. The first whose results equal the attempt's is reported.
     """
     if not callable(attempt):
         return f"Give the function itself, not {type(attempt).__name__}: check(my_function)."
@@ -29,19 +30,21 @@ def check(
             results.append(attempt(*copy.deepcopy(case)))
         except NotImplementedError:
             return NOT_ATTEMPTED
-        except Exception as error:  # the reader's own code: whatever it raises is the answer
-            return f"Your function raised {type(error).__name__}: {error}  {_called(case)}"
-    empty = (None, ..., NotImplemented)
-    if all(any(result is nothing for nothing in empty) for result in results):
+        except Exception as error:  # the reader's own code may raise anything
+            kind = type(error).__name__
+            return f"Your function raised {kind}: {error}  {_called_with(case)}"
+    nothing = (None, ..., NotImplemented)
+    if all(any(result is value for value in nothing) for result in results):
         return NOT_ATTEMPTED
     expected = [reference(*copy.deepcopy(case)) for case in cases]
-    wrong = [i for i, pair in enumerate(zip(results, expected, strict=True)) if not same(*pair)]
-    if not wrong:
+    triples = [t for t in zip(results, expected, cases, strict=True) if not same(*t[:2])]
+    if not triples:
         return RIGHT
     for message, mistake in mistakes.items():
         if all(map(same, results, [mistake(*copy.deepcopy(case)) for case in cases])):
             return message
-    return f"{difference(results[wrong[0]], expected[wrong[0]])}  {_called(cases[wrong[0]])}"
+    result, right, case = triples[0]
+    return f"{difference(result, right)}  {_called_with(case)}"
 
 
 def same(result: Any, expected: Any, tolerance: float = 1e-6) -> bool:
@@ -56,7 +59,7 @@ def same(result: Any, expected: Any, tolerance: float = 1e-6) -> bool:
 
 
 def difference(result: Any, expected: Any) -> str:
-    """The first thing in which a result is not what it should be."""
+    """What is wrong with a result: its type, its shape, or the first number that differs."""
     try:
         ours, theirs = _array(result), _array(expected)
     except (TypeError, ValueError):
@@ -65,8 +68,9 @@ def difference(result: Any, expected: Any) -> str:
         return f"Expected the shape {theirs.shape}, got {ours.shape}."
     if ours.ndim == 0:
         return f"Expected {theirs.item():.6g}, got {ours.item():.6g}."
-    at = tuple(int(i) for i in np.argwhere(~np.isclose(ours, theirs, rtol=1e-6, atol=1e-6))[0])
-    return f"At {list(at)} expected {theirs[at]:.6g}, got {ours[at]:.6g}."
+    is_wrong = ~np.isclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    index = tuple(np.argwhere(is_wrong)[0].tolist())
+    return f"At {list(index)} expected {theirs[index]:.6g}, got {ours[index]:.6g}."
 
 
 def _array(value: Any) -> np.ndarray:
@@ -75,7 +79,7 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value, dtype=np.float64)
 
 
-def _called(case: tuple) -> str:
+def _called_with(case: tuple) -> str:
     return f"(called with {', '.join(map(_short, case))})"
 
 

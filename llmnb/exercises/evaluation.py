@@ -10,12 +10,14 @@ from llmnb.exercises import check
 def check_token_f1(attempt) -> str:
     """Exercise 1: attempt(predicted, accepted) is SQuAD's F1 of two lists of words."""
 
-    def score(shared=lambda p, a: (Counter(p) & Counter(a)).total(), total=None, empty=None):
+    def common(p, a):
+        return (Counter(p) & Counter(a)).total()
+
+    def score(shared=common, total=lambda p, a: len(p) + len(a), empty=None):
         def f1(predicted, accepted):
             if not predicted or not accepted:
                 return float(predicted == accepted) if empty is None else empty
-            n = len(predicted) + len(accepted) if total is None else total(predicted, accepted)
-            return 2 * shared(predicted, accepted) / n
+            return 2 * shared(predicted, accepted) / total(predicted, accepted)
 
         return f1
 
@@ -38,7 +40,9 @@ def check_token_f1(attempt) -> str:
         "That is the recall: F1 counts the predicted words too.": score(
             total=lambda p, a: 2 * len(a)
         ),
-        "Half of it: F1 is 2 · shared / (predicted + accepted).": lambda p, a: score()(p, a) / 2,
+        "Half of it: F1 is 2 · shared / (predicted + accepted).": score(
+            total=lambda p, a: 2 * (len(p) + len(a)), empty=None
+        ),
     }
     cases = [
         (["the", "old", "old", "red", "house"], ["old", "house"]),
@@ -52,7 +56,7 @@ def check_token_f1(attempt) -> str:
 
 
 def check_paired_interval(attempt) -> str:
-    """Exercise 2: attempt(right_a, right_b, rows) is the percentile interval of A less B."""
+    """Exercise 2: attempt(right_a, right_b, rows), the percentile interval of A minus B."""
 
     def interval(drawn=lambda a, b, rows: a[rows] - b[rows], ends=(0.025, 0.975), axis=1):
         def quantiles(a, b, rows):
@@ -70,13 +74,11 @@ def check_paired_interval(attempt) -> str:
             lambda a, b, rows: a[rows] - b[np.roll(rows, 1, axis=0)]
         ),
         "That is B less A.": interval(lambda a, b, rows: b[rows] - a[rows]),
-        "Your ends leave 5 % outside on each side: a 95 % interval leaves 2.5 %.": interval(
+        "Your ends leave 5 % on each side: a 95 % interval leaves 2.5 %.": interval(
             ends=(0.05, 0.95)
         ),
-        "You average over the resamples: average over the texts of each one.": interval(axis=0),
-        "Those are the ends of two separate intervals: take the difference in each resample.": (
-            crosswise
-        ),
+        "You average over the resamples: average over the texts.": interval(axis=0),
+        "Those are the ends of two separate intervals: subtract in each resample.": crosswise,
         "That is A alone: subtract B's accuracy in the same resample.": interval(
             lambda a, b, rows: a[rows]
         ),
@@ -84,13 +86,14 @@ def check_paired_interval(attempt) -> str:
     generator = np.random.default_rng(0)
     cases = []
     for n in (40, 25):
-        right_a, right_b = generator.integers(0, 2, n), (generator.random(n) < 0.6).astype(int)
+        right_a = generator.integers(0, 2, n)
+        right_b = (generator.random(n) < 0.6).astype(int)
         cases.append((right_a, right_b, generator.integers(0, n, (200, n))))
     return check(attempt, interval(), cases, mistakes)
 
 
 def check_calibration_error(attempt) -> str:
-    """Exercise 3: attempt(confidence, right, n_bins) is the expected calibration error."""
+    """Exercise 3: attempt(confidence, right, n_bins), the expected calibration error."""
 
     def error(binned=lambda c, n: np.ceil(c * n).clip(1), gap=np.abs, weigh=True):
         def mean(confidence, right, n_bins):
@@ -105,24 +108,23 @@ def check_calibration_error(attempt) -> str:
         return mean
 
     mistakes = {
-        "You average over the bins; average over the texts, so a full bin counts more.": error(
-            weigh=False
-        ),
+        "You average over the bins; a bin with more texts counts more.": error(weigh=False),
         "Your gaps cancel: take the absolute value in each bin.": error(gap=lambda x: x),
         "Your gaps are squared; take their absolute value.": error(gap=np.square),
-        "A confidence at an edge belongs to the bin on its left: bins are closed on the right.": (
+        "A confidence at an edge belongs to the bin on its left.": (
             error(lambda c, n: np.minimum(np.floor(c * n), n - 1))
         ),
         "That is one bin for all texts: gaps in different bins must not cancel.": error(
             lambda c, n: np.zeros(len(c))
         ),
-        "That is the mean gap of single texts: first average inside each bin.": lambda c, r, n: (
-            np.abs(c - r).mean()
+        "That is the mean gap of single texts: first average inside each bin.": (
+            lambda c, r, n: np.abs(c - r).mean()
         ),
     }
     generator = np.random.default_rng(1)
     cases = []
     for n, n_bins, share in ((60, 5, 0.7), (37, 4, 0.3)):
         confidence = np.r_[generator.random(n), np.arange(1, n_bins) / n_bins, 1.0]
-        cases.append((confidence, (generator.random(len(confidence)) < share).astype(int), n_bins))
+        right = (generator.random(len(confidence)) < share).astype(int)
+        cases.append((confidence, right, n_bins))
     return check(attempt, error(), cases, mistakes)

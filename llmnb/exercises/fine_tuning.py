@@ -20,7 +20,7 @@ def _f1(labels, predictions, number) -> float:
 
 
 def check_macro_f1(attempt) -> str:
-    """Exercise 1: attempt(labels, predictions, n_classes) is the mean of the classes' F1."""
+    """Exercise 1: attempt(labels, predictions, n_classes), the mean of the classes' F1."""
 
     def class_mean(score=_f1, weights_of=lambda labels, n: np.ones(n)):
         def mean(labels, predictions, n):
@@ -35,17 +35,17 @@ def check_macro_f1(attempt) -> str:
         return 2 * precision * recall / (precision + recall)
 
     mistakes = {
-        "That is the accuracy: a rare class hardly counts in it.": lambda y, p, n: np.mean(y == p),
-        "You weigh the classes by their size; macro means that each counts the same.": class_mean(
+        "That is the accuracy, which ignores rare classes.": lambda y, p, n: np.mean(y == p),
+        "You weigh the classes by their size; they should count the same.": class_mean(
             weights_of=lambda labels, n: np.bincount(labels, minlength=n)
         ),
-        "That is the mean recall: a class's F1 needs its precision too.": class_mean(_recall),
-        "That is the mean precision: a class's F1 needs its recall too.": class_mean(_precision),
-        "Mean of (precision + recall) / 2: F1 is their harmonic mean, 2pr / (p + r).": class_mean(
+        "That is the mean recall: F1 needs the precision too.": class_mean(_recall),
+        "That is the mean precision: F1 needs the recall too.": class_mean(_precision),
+        "Mean of (p + r) / 2: F1 is their harmonic mean, 2pr / (p + r).": class_mean(
             lambda *case: (_precision(*case) + _recall(*case)) / 2
         ),
-        "You average precision and recall first: take each class's F1, then the mean.": f1_of_means,
-        "That is the F1 of class 1 alone: average over all classes.": lambda y, p, n: _f1(y, p, 1),
+        "You average precision and recall first: average each class's F1.": f1_of_means,
+        "That is the F1 of class 1 alone: average over all.": lambda y, p, n: _f1(y, p, 1),
         "Half of it: F1 is 2 · hits / (labelled so + predicted so).": lambda *case: (
             class_mean()(*case) / 2
         ),
@@ -60,19 +60,19 @@ def check_macro_f1(attempt) -> str:
 def check_merge(attempt) -> str:
     """Exercise 2: attempt(weight, a, b, alpha) is LoRA's merged matrix."""
 
-    def merged(scale=lambda alpha, rank: alpha / rank, product=lambda a, b: b @ a, base=1):
+    def merged(scale=lambda alpha, r: alpha / r, product=lambda a, b: b @ a, base=1):
         def matrix(weight, a, b, alpha):
             return base * weight + scale(alpha, len(a)) * product(a, b)
 
         return matrix
 
     mistakes = {
-        "The scale is missing: the product is multiplied by α / r.": merged(lambda alpha, r: 1),
+        "The scale is missing: multiply the product by α / r.": merged(lambda alpha, r: 1),
         "You multiply by α alone: divide by the rank, the number of rows of A.": merged(
             lambda alpha, r: alpha
         ),
         "Your scale is upside down: it is α / r.": merged(lambda alpha, r: r / alpha),
-        "You scale by α / √r, as rank-stabilized LoRA does; the formula here has α / r.": merged(
+        "You scale by α / √r, as rank-stabilized LoRA does; take α / r.": merged(
             lambda alpha, r: alpha / r**0.5
         ),
         "That is AᵀBᵀ, transposed: W maps a row x by x Wᵀ, so add B A.": merged(
@@ -84,13 +84,14 @@ def check_merge(attempt) -> str:
     numbers = np.random.default_rng(0)
     cases = []
     for rank, alpha in ((2, 16.0), (3, 4.0)):
-        weight, a, b = (numbers.normal(size=shape) for shape in ((6, 6), (rank, 6), (6, rank)))
+        shapes = (6, 6), (rank, 6), (6, rank)
+        weight, a, b = (numbers.normal(size=shape) for shape in shapes)
         cases.append((weight, a, b, alpha))
     return check(attempt, merged(), cases, mistakes)
 
 
 def check_choose(attempt) -> str:
-    """Exercise 3: attempt(logits, options, usual) is each option's probability as the answer."""
+    """Exercise 3: attempt(logits, options, usual), the probability of each option."""
 
     def softmax(scores):
         odds = np.exp(scores - np.max(scores))
@@ -109,26 +110,16 @@ def check_choose(attempt) -> str:
         return probabilities
 
     mistakes = {
-        "The usual scores are missing: a label that is always likely would always win.": chosen(
-            sign=0.0
-        ),
+        "The usual scores are missing: a common label would always win.": chosen(sign=0.0),
         "You add the usual scores: subtract them.": chosen(sign=1.0),
-        "The log-softmax is missing: logits of different positions can't be compared.": chosen(
+        "The log-softmax is missing: logits aren't comparable across positions.": chosen(
             logs=False
         ),
-        "The mean of an option's tokens is not its log-probability: that is their sum.": chosen(
-            np.mean
-        ),
-        "Only the first token counts in your answer: sum over all of an option's tokens.": chosen(
-            tokens=slice(1)
-        ),
-        "Only the last token counts in your answer: sum over all of an option's tokens.": chosen(
-            tokens=slice(-1, None)
-        ),
-        "Those are scores: a softmax over the options makes probabilities of them.": chosen(
-            end=lambda scores: scores
-        ),
-        "You return exp(score), which doesn't sum to 1: divide by the sum.": chosen(end=np.exp),
+        "The mean is not its log-probability: add up over its tokens.": chosen(np.mean),
+        "Only the first token counts: add up over all tokens.": chosen(tokens=slice(1)),
+        "Only the last token counts: add up over all tokens.": chosen(tokens=slice(-1, None)),
+        "Those are scores: a softmax makes probabilities of them.": chosen(end=np.asarray),
+        "You return exp(score), which doesn't sum to 1.": chosen(end=np.exp),
     }
     numbers = np.random.default_rng(1)
     cases = []
