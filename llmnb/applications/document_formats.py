@@ -54,6 +54,8 @@ def read_rst(contents: str, document: Document) -> None:
         "halt_level": 5,
         "syntax_highlight": "none",
         "embed_stylesheet": False,
+        "doctitle_xform": False,
+        "initial_header_level": 1,
         "math_output": "LaTeX",
         "line_length_limit": len(contents) + 1,
     }
@@ -180,8 +182,8 @@ def read_docx(data: bytes, document: Document) -> None:
             page += "</table>"
             continue
         style = block.style.name if block.style is not None else ""
-        level = re.fullmatch(r"Heading ([1-6])|Title", style)
-        tag = f"h{level[1] or 1}" if level else "p"
+        heading = re.fullmatch(r"Heading ([1-6])", style)
+        tag = f"h{heading[1]}" if heading else "title" if style == "Title" else "p"
         text = escape(block.text).replace("\n", "<br>")
         page += f"<{tag}>{text}</{tag}>"
     read_page(page, document)

@@ -60,7 +60,8 @@ class Document:
 
 _BLOB = re.compile(
     r"data:[\w.+-]{1,99}/[\w.+=;-]{1,199},[^\s\"'<>()\[\]]+"  # a data URI
-    r"|(?:^[A-Za-z0-9+/]{60,}=*\n){2,}(?:[A-Za-z0-9+/]+=*$)?"  # base64 in lines
+    r"|(?:^[A-Za-z0-9+/]{60,}=*\n){2,}"  # base64 in lines, the last of which is shorter
+    r"(?:[A-Za-z0-9+/]{20,}=*$|[A-Za-z0-9+/]+=+$)?"
     r"|[A-Za-z0-9+/=_-]{200,}",
     re.MULTILINE,
 )
