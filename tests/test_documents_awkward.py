@@ -172,7 +172,10 @@ def zip_bomb() -> bytes:
 
 
 REFUSED = {
-    "locked.pdf": (pdf("x", password="p"), "it is locked with a password: save a copy without one"),
+    "locked.pdf": (
+        pdf("x", password="p"),
+        "it is locked: save a copy without a password or encryption",
+    ),
     "scan.pdf": (pdf("", ""), "it holds pictures of pages and no text, as scans do: let a program"),
     "cut.pdf": (pdf("x")[:200], "it doesn't parse as .pdf"),
     "cut.docx": (word_file()[:2000], "it doesn't parse as .docx (BadZipFile); if it opens"),
@@ -215,14 +218,16 @@ def test_file_names_that_are_not_utf8_and_missing_libraries_are_mentioned(tmp_pa
     (tmp_path / "good.md").write_text("x")
     (tmp_path / "a.pdf").write_bytes(pdf("x"))
     (tmp_path / "caf\udce9.txt").write_text("x")
+    (tmp_path / "a\nb.md").write_text("x")
     (tmp_path / "gr\udcfcn").mkdir()
     (tmp_path / "gr\udcfcn" / "b.md").write_text("x")
     monkeypatch.setitem(document_formats._MODULES, ".pdf", "no_such_library")
     files, skipped = documents.list_files(tmp_path)
     assert list(files) == ["good.md"]
     assert dict(skipped) == {
-        "caf\\udce9.txt": "its name isn't in UTF-8: rename it",
-        "gr\\udcfcn/b.md": "its name isn't in UTF-8: rename it",
+        "caf\\udce9.txt": "its name has control characters, or isn't in UTF-8: rename it",
+        "gr\\udcfcn/b.md": "its name has control characters, or isn't in UTF-8: rename it",
+        "a\\nb.md": "its name has control characters, or isn't in UTF-8: rename it",
         "*.pdf": "not read: 1 file; first install what reads them:"
         " pip install pypdf python-docx docutils",
     }

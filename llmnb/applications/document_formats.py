@@ -131,8 +131,12 @@ def read_pdf(data: bytes, document: Document) -> None:
 
     logging.getLogger("pypdf").addHandler(logging.NullHandler())  # no warnings on bad files
     reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise UnreadableError("it is locked with a password: save a copy without one")
+    try:
+        is_locked = reader.is_encrypted and not reader.decrypt("")
+    except pypdf.errors.DependencyError:  # without a password, but encrypted with AES
+        is_locked = True
+    if is_locked:
+        raise UnreadableError("it is locked: save a copy without a password or encryption")
     n_bytes = 0
     empty_pages = []
     for number, page in enumerate(reader.pages, 1):
