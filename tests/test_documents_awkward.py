@@ -59,7 +59,7 @@ HTML = [
     ("<title>T</title><script>x()</script><!-- y --><p>z", ["T: z"]),
 ]  # fmt: skip
 RST = [
-    ("Boats\n=====\n\nFees\n----\n\n``wo``\\ rd", ["Fees: word"]),
+    ("Boats\n=====\n\nFees\n----\n\n``wo``\\ rd ref_ |x|", ["Fees: word ref_ |x|"]),
     ("- one\n  more\n- two\n\n::\n\n  x\n    y", ["a: one more/two/x/  y"]),
     ("==== ===\nDish Fee\n==== ===\nsoup 3\n==== ===", ["a: Dish: soup; Fee: 3"]),
     (".. added:: 2\n   New.\n\nSee :ref:`this <x>`.", ["a: .. added:: 2/   New./See this."]),
