@@ -65,6 +65,9 @@ def read_rst(contents: str, document: Document) -> None:
         is_unknown = re.search(r'Unknown directive|Error in "', message.astext())
         texts = list(message.findall(nodes.literal_block)) if is_unknown else []
         message.parent.replace(message, texts)
+    for topic in list(tree.findall(nodes.topic)):
+        if "contents" in topic["classes"]:  # the headings once more
+            topic.parent.remove(topic)
     tree.parse_messages = tree.transform_messages = []
     for node in list(tree.findall(nodes.problematic)):  # a role of Sphinx: :ref:`text <label>`
         text = re.sub(r"^:[\w:.+-]+:`(.+?)(?: <[^<>]*>)?`$", r"\1", node.astext())
@@ -168,6 +171,9 @@ def read_docx(data: bytes, document: Document) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         _check_size(sum(info.file_size for info in archive.infolist()))
     file = docx.Document(io.BytesIO(data))
+    unread = ".//w:txbxContent | .//w:footnoteReference | .//w:endnoteReference"
+    if file.element.body.xpath(unread):
+        document.notes.append("its text boxes and footnotes are left out")
     # Text in forms and in changes that nobody has accepted yet is text like any other.
     for name in ("w:sdt", "w:sdtContent", "w:ins", "w:moveTo", "w:smartTag", "w:customXml"):
         for element in list(file.element.body.iter(qn(name))):

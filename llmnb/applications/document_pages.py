@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import mistune
 import yaml
 from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
+from mistune.plugins.formatting import strikethrough
+from mistune.plugins.table import table, table_in_list, table_in_quote
 
 MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
 
@@ -133,6 +135,10 @@ class _Renderer(mistune.HTMLRenderer):
     def softbreak(self) -> str:
         return "\f"
 
+    def inline_html(self, html: str) -> str:
+        """Within a sentence "the <script> tag" speaks of one: as such it would hide the rest."""
+        return mistune.escape(html) if re.match(r"</?(script|style|template)\b", html) else html
+
     def __call__(self, tokens: Iterable[dict], state: mistune.BlockState) -> str:
         rendered, line, start = "", 1, 0
         for token in tokens:
@@ -158,8 +164,8 @@ def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
     markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
-    for name in ("table", "strikethrough"):
-        mistune.import_plugin(name)(markdown)
+    for plugin in (table, table_in_list, table_in_quote, strikethrough):
+        plugin(markdown)
     footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
     formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
@@ -200,7 +206,8 @@ def read_page(page: str, document: Document) -> None:
     for tag in soup("br"):
         tag.insert_before("\v")
     for tag in soup("title"):
-        if not _ancestor(tag, {"svg"}):
+        is_open = tag.find() is not None  # and around all that follows
+        if tag.parent.name in ("head", "html", soup.name) and not is_open:
             document.title = document.title or " ".join(tag.get_text().split())
             tag.decompose()
     for tag in soup("ol"):
@@ -281,21 +288,21 @@ def _put_before(text: str, item: Tag) -> None:
     (first if isinstance(first, Tag) and first.name == "p" else item).insert(0, text)
 
 
-def _table_units(table: Tag) -> list[str]:
+def _table_units(tag: Tag) -> list[str]:
     """A unit a row with the header's names, "Dish: soup; Price: 7.50"; before them the caption.
 
     A cell that spans rows stands in each of them.
     """
     texts: dict[int, str] = defaultdict(str)  # of a cell, by its id; many pages leave cells open
     last_block = None
-    for node in table.descendants:
+    for node in tag.descendants:
         if type(node) in (NavigableString, CData):
             block = _ancestor(node, _BLOCK_ELEMENTS)
             cell = _ancestor(node, {*_CELLS, "table"})
             texts[id(cell)] += node if block is last_block else f" {node}"
             last_block = block
     cells_by_row: dict[int, list[Tag]] = defaultdict(list)
-    for cell in table.find_all(_CELLS):
+    for cell in tag.find_all(_CELLS):
         cells_by_row[id(_ancestor(cell, {"tr"}))].append(cell)
     headers: list[list[str]] = []
     rows: list[list[str]] = []
@@ -316,11 +323,12 @@ def _table_units(table: Tag) -> list[str]:
         (headers if is_header else rows).append(row)
     columns = itertools.zip_longest(*headers, fillvalue="")
     names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]
-    units = [" ".join(texts[id(table)].split())]
+    units = [" ".join(texts[id(tag)].split())]
     for row in rows or [names]:
         pairs = itertools.zip_longest(names if rows else [], row, fillvalue="")
         cells = [f"{name}: {text}" if name else text for name, text in pairs if text]
-        units.append("; ".join(cells))
+        is_pair = len(row) == 2 and not any(names)
+        units.append((": " if is_pair else "; ").join(cells))
     return units
 
 
