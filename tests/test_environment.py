@@ -69,8 +69,8 @@ def test_every_import_of_the_package_is_declared(wanted):
     modules |= {
         "jupyter_core": "nbconvert",
         "markupsafe": "nbconvert",
-        "mistune": "nbconvert",
-        "bs4": "nbconvert",
+        "bs4": "beautifulsoup4",
+        "docx": "python-docx",
     }
     for file in (ROOT / "llmnb").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

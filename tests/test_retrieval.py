@@ -44,8 +44,9 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
     (folder / "latin.txt").write_bytes(b"caf\xe9 good")
     (folder / "marks.md").write_text("***")
     (folder / "broken.py").write_text("def (")
-    (folder / "scan.pdf").touch()
-    (folder / "scan2.PDF").touch()
+    (folder / "scan.png").touch()
+    (folder / "scan2.PNG").touch()
+    (folder / "._a.md").touch()
     (folder / ".git").mkdir()
     (folder / ".git" / "x.md").write_text("hidden")
     (folder / "sub" / "loop").symlink_to(folder)
@@ -56,12 +57,13 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         ".git": "hidden, or a link: not entered",
         "sub/loop": "hidden, or a link: not entered",
         "empty.md": "empty",
-        "huge.txt": "4 MB: too large",
+        "huge.txt": "too large: 4 MB; the most is 3",
         "link.md": "a link, or no file",
         "pipe.txt": "a link, or no file",
-        "*.pdf": "not read: 2 files",
-        "binary.txt": "left out: binary, not text in UTF-8",
-        "latin.txt": "bytes that are no UTF-8 are shown as \ufffd",
+        "*.png": "not read: 2 files",
+        "hidden files": "not read: 1 file",
+        "binary.txt": "left out: it is no text, or in an unknown encoding; save it as UTF-8",
+        "latin.txt": "read as Windows-1252, since it isn't UTF-8: save it as UTF-8 if letters look wrong",
         "marks.md": "left out: there is no word in it",
         "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
     }
@@ -162,7 +164,7 @@ def test_another_encoder_has_an_index_of_its_own(build, tiny_models, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("b.txt", "is no folder"), ("sub", r"holds no text in .md.*\*.jpg: not read: 1 files")],
+    [("b.txt", "is no folder"), ("sub", r"holds no text in .md.*\*.jpg: not read: 1 file")],
 )
 def test_a_folder_without_text_is_refused(folder, cache, tiny_models, name, message):
     (folder / "sub" / "c.txt").rename(folder / "sub" / "b.jpg")
