@@ -35,7 +35,9 @@ _CHINESE = re.compile(f"[{_CHINESE_RANGES}]")
 
 _LIST_ITEM = re.compile(r"(?:[-*•–]|#+|\(?\d{1,3}[.)])(?:\s+|$)")  # of a heading, too
 _CLOSING = r"""['"”’»)\]」』]"""
-_SENTENCE_END = re.compile(rf"(?<![.!?…])[.!?…]++{_CLOSING}*+\s++|[。！？]++{_CLOSING}*+\s*+")
+_SENTENCE_END = re.compile(  # “ closes a German quotation and opens a Chinese one
+    rf"(?<![.!?…])[.!?…]++(?:{_CLOSING}|“(?=\s))*+\s++|[。！？]++{_CLOSING}*+\s*+"
+)
 _END_MARK = re.compile(rf"[.!?…。！？]{_CLOSING}*$")
 _QUOTATION_MARK = re.compile('["“”„]')
 _MONTHS = (

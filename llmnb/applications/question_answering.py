@@ -173,7 +173,7 @@ class QuestionAnswerer(Application):
         new = {}
         for passage in passages:
             if passage not in self._embedded:
-                new[passage] = [s for s in sentences(passage.text) if printed_words(s)]
+                new[passage] = _units(passage.text)
         texts = [
             f"{passage.title}: {passage.heading}. {sentence}"
             for passage, passage_sentences in new.items()
@@ -247,6 +247,18 @@ class QuestionAnswerer(Application):
 
     def _ids(self, text: str) -> list[int]:
         return self.generator.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _units(text: str) -> list[str]:
+    """The sentences in which an answer can stand; one that ends in a colon has the next behind it.
+
+    For example "Run this command:" and the command.
+    """
+    units = [sentence for sentence in sentences(text) if printed_words(sentence)]
+    for number in range(len(units) - 2, -1, -1):
+        if units[number].endswith((":", "：")):
+            units[number] += " " + units[number + 1]
+    return units
 
 
 def _request(question: str, sentence: str = "") -> str:

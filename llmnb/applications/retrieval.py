@@ -20,10 +20,10 @@ from llmnb import files, models
 from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
 from llmnb.applications.documents import Passage
-from llmnb.text import is_identifier, names, parts, terms, words
+from llmnb.text import clean, is_identifier, names, parts, terms, words
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-INDEX_VERSION = 3  # counts up when passages are cut, read or stored in another way
+INDEX_VERSION = 4  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 FILES_PER_SAVE = 64  # embedded between two savings of the index
 IDENTIFIER_WEIGHT = 2.0  # of a number or name such as A-17, in the weight of a word as rare
@@ -196,12 +196,14 @@ class Index:
     ) -> Self:
         """The index of a folder, kept in the cache; only new and changed files are read.
 
-        encoder: an asset, a folder or a Hub id. A killed build keeps the files that it finished.
+        folder: that of the documents, or a single file. encoder: an asset, a folder or a Hub id.
+        A killed build keeps the files that it finished.
         Raises ApplicationError for no folder or no text in it, AssetError for no encoder.
         """
         root = Path(folder).expanduser().resolve()
-        if not root.is_dir():
-            raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
+        if not root.exists():
+            message = f"{str(folder)!r} is no folder and no file: name that of your documents."
+            raise ApplicationError(message)
         index = cls(encoder or ENCODER)
         stats, index.skipped = documents.list_files(root)
         path = _index_path(root, index.encoder)
@@ -220,7 +222,8 @@ class Index:
         saved = _load(path, say)
         for name, file_stat in stats.items():
             try:
-                self.files[name] = _read_if_changed(root, name, file_stat, saved.get(name))
+                path_of_file = root / name if root.is_dir() else root
+                self.files[name] = _read_if_changed(path_of_file, name, file_stat, saved.get(name))
             except OSError as error:
                 self.skipped.append((name, f"can't be read: {error.strerror}"))
         todo = [file for file in self.files.values() if file.vectors is None]
@@ -323,15 +326,19 @@ def _index_path(root: Path, encoder: str) -> Path:
     return files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
 
 
-def _read_if_changed(root: Path, name: str, file_stat: list[int], saved: _File | None) -> _File:
+def _read_if_changed(path: Path, name: str, file_stat: list[int], saved: _File | None) -> _File:
     if saved and saved.stat == file_stat:
         return saved
-    data = (root / name).read_bytes()
+    data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if saved and saved.sha256 == digest:
         return replace(saved, stat=file_stat)
     passages, note = documents.read(name, data)
-    return _File(file_stat, digest, note, passages)
+    cleaned = [
+        replace(p, title=clean(p.title), heading=clean(p.heading), text=clean(p.text))
+        for p in passages
+    ]
+    return _File(file_stat, digest, note, cleaned)
 
 
 def _save(path: Path, indexed: dict[str, _File]) -> None:
