@@ -89,7 +89,7 @@ LABELS = {
     ),
     "spaces and accents": (
         table_text(labelled(["né ", " ne\u0301", "ok"])), {"né": 40, "ok": 20}, {},
-        r"' ne\u0301' 20, 'n\xe9 ' 20",
+        r"'ne\u0301' 20, 'n\xe9 ' 20",
     ),
     "half a character": (json_of([*ROWS, ("\ud800!", "pos")]), {"neg": 20, "pos": 21}, {}, ""),
     "mixed types": (

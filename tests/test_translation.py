@@ -89,13 +89,11 @@ TEXTS = {
         ("", "Dr. Hall met J. Vance."),
         (" ", 'She said "Go."'),
     ],
-    "A title\n\nA line that\nwas wrapped.\nAnother.": [
-        ("", "A title"),
-        ("\n\n", "A line that was wrapped."),
-        ("\n", "Another."),
+    "\n 1. One\r\n\u20282. Two\u2029": [("\n 1. ", "One"), ("\n\n2. ", "Two")],
+    "Please buy:\n\neggs\nmilk and\n  - [ ] tea": [
+        ("", "Please buy:"), ("\n\n", "eggs"), ("\n", "milk and"), ("\n  - [ ] ", "tea"),
     ],
-    "\n 1. One\r\n\u20282. Two\u2029": [("\n", "1. One"), ("\n\n", "2. Two")],
-    "wrapped\nonce\nand again. Then\nnot": [("", "wrapped once and again."), (" ", "Then not")],
+    "* * *\n> # Why?": [("* * ", "*"), ("\n> # ", "Why?")],
 }  # fmt: skip
 
 

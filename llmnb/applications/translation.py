@@ -1,7 +1,9 @@
 """Translation from English by a decoder that is shown five examples (notebook 06)."""
 
 import copy
+import itertools
 import json
+import re
 import textwrap
 import time
 from collections import Counter
@@ -21,7 +23,21 @@ LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "zh": "Chinese"}
 SENTENCES_PER_BATCH = 32
 MAX_SENTENCE_CHARACTERS = 400  # a longer one is cut
 REPETITION_PENALTIES = (1.0, 1.2)  # for the first and the second attempt
+MIN_WRAPPED_WIDTH = 40  # columns; a text of shorter lines is a list, a poem or an address
 _LINE_BREAKS = ("\n", "Ċ", "<0x0A>")  # how vocabularies write one
+
+# Indent, quotation marks of e-mail, and markers of list items and headings, before a line's text.
+_MARKER = re.compile(r"[\s>]*(?:(?:[-*+•–]|#+|\(?\d{1,3}[.)]|\[[ xX]?\])\s+(?=\S))*")
+_TIME_CODE = r"(?:\d{1,2}:)?\d\d:\d\d[.,]\d{3}|\d{1,2}:\d\d:\d\d"
+# What a translation has to leave as it is. The lengths are limited, so that odd texts take no time.
+_UNTRANSLATABLE = re.compile(
+    r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?')\]]"  # addresses
+    r"|(?<![\w.+-])[\w.+-]{1,64}@\w[\w.-]*\w"
+    r"|</?[A-Za-z][^<>]{0,500}>|&#?\w{1,10};"  # tags and entities of HTML
+    r"|\$?\{\{[^{}]{0,100}\}\}|\$?\{[^{}]{0,100}\}"  # placeholders
+    r"|%\(\w{1,50}\)[a-z](?!\w)|%(?:\d\$)?\d{0,3}(?:\.\d)?[a-z@](?!\w)"
+    rf"|(?<!\d)(?:{_TIME_CODE})(?:\s*-->\s*(?:{_TIME_CODE}))?|\[\d{{1,2}}:\d\d(?::\d\d)?\]"
+)
 
 # Words, and letters beyond ASCII, that are frequent in one of the languages.
 _FREQUENT_WORDS = {
@@ -68,6 +84,8 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     target_name = _language_name(target)
     if not translation.strip():
         return ("nothing was translated",)
+    missing_parts = _missing_parts(source, translation)
+    source, translation = (_UNTRANSLATABLE.sub(" ", text) for text in (source, translation))
     source_words = [word for word in words(source) if word.isalpha()]
     target_words = [word for word in words(translation) if word.isalpha()]
     warnings = []
@@ -86,6 +104,8 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     missing = _missing_numbers(source, translation)
     if missing:
         warnings.append(f"numbers are missing: {', '.join(missing)}")
+    if missing_parts:
+        warnings.append(f"this is missing: {', '.join(missing_parts)}")
     return tuple(warnings)
 
 
@@ -102,28 +122,91 @@ def _missing_numbers(source: str, translation: str) -> list[str]:
     return list(dict.fromkeys(missing))
 
 
-def pieces(text: str) -> list[tuple[str, str]]:
-    """A text as sentences, each on one line, with the gap before it.
+def _missing_parts(source: str, translation: str) -> list[str]:
+    """The addresses, tags, placeholders and time codes that the translation has less often."""
+    parts = dict.fromkeys(_UNTRANSLATABLE.findall(source))
+    return [part for part in parts if translation.count(part) < source.count(part)]
 
-    A line break ends a sentence, unless the next line begins with a small letter: then it was
-    wrapped. A sentence of more than 400 characters is cut between words. Indents are dropped.
+
+def _untranslatable_ends(sentence: str) -> tuple[str, str, str]:
+    """What stands before, in, and after the part of a sentence that is to be translated.
+
+    A placeholder is not left out there, because it stands for words of the sentence.
     """
-    paragraphs: list[tuple[str, list[str]]] = []  # the gap before, and the lines
-    gap = ""
-    for line in text.splitlines():
-        line = " ".join(line.split())
-        if paragraphs and gap == "\n" and line[:1].islower():
-            paragraphs[-1][1].append(line)
-        elif line:
-            paragraphs.append((gap, [line]))
-        gap = "\n" if line else gap + "\n"
+    spans = [match.span() for match in _UNTRANSLATABLE.finditer(sentence)]
+    start, end = 0, len(sentence)
+    for first, last in spans:
+        if sentence[first] in "{$%" or any(map(str.isalnum, sentence[start:first])):
+            break
+        start = last
+    for first, last in reversed(spans):
+        is_taken = first < start or sentence[first] in "{$%"
+        if is_taken or any(map(str.isalnum, sentence[last:end])):
+            break
+        end = first
+    middle = sentence[start:end].strip()
+    before, _, after = sentence[start:end].partition(middle)
+    return sentence[:start] + before, middle, after + sentence[end:]
+
+
+def _lost(source: str, translation: str) -> list[str]:
+    """All that is missing: numbers, and parts that no translation may change."""
+    texts = (_UNTRANSLATABLE.sub(" ", text) for text in (source, translation))
+    return _missing_parts(source, translation) + _missing_numbers(*texts)
+
+
+def pieces(text: str) -> list[tuple[str, str]]:
+    """A text as sentences, each on one line, with what stands before it: its gap.
+
+    A gap has spaces, line breaks, indents and markers of list items. A line break ends a sentence,
+    unless the lines are as long as those of a wrapped paragraph are. A sentence of more than 400
+    characters is cut.
+    """
     result = []
-    for gap, lines in paragraphs:
-        for sentence in split_sentences(" ".join(lines)):
+    for gap, paragraph in _unwrapped_lines(text):
+        for sentence in split_sentences(paragraph):
             for part in textwrap.wrap(sentence, MAX_SENTENCE_CHARACTERS, break_on_hyphens=False):
                 result.append((gap, part))
                 gap = " "
     return result
+
+
+def _unwrapped_lines(text: str) -> list[list[str]]:
+    """The lines, those of a wrapped paragraph joined, and before each of them its gap."""
+    result = []
+    gap = ""
+    for is_blank, group in itertools.groupby(text.splitlines(), lambda line: not line.strip()):
+        lines = list(group)
+        if is_blank:
+            gap += "\n" * len(lines)
+            continue
+        for line, continues in zip(lines, _continuations(lines), strict=True):
+            marker = _MARKER.match(line)[0]
+            body = " ".join(line[len(marker) :].split())
+            if continues:
+                result[-1][1] += f" {body}"
+            else:
+                result.append([gap + marker, body])
+            gap = "\n"
+    return result
+
+
+def _continuations(lines: list[str]) -> list[bool]:
+    """For each line of a block, whether it continues the one before, which was wrapped.
+
+    A line is full if the next word would have made it longer than the longest. In a wrapped
+    paragraph all lines but the last are full; of two lines, one is always, so the case decides.
+    """
+    width = max(map(len, lines))
+    is_item = [bool(_MARKER.match(line)[0].strip()) for line in lines]
+    is_full = [False]
+    for line, following in itertools.pairwise(lines):
+        is_full.append(len(line.rstrip()) + 1 + len(following.split()[0]) > width)
+    candidates = [full for full, item in zip(is_full[1:], is_item[1:], strict=True) if not item]
+    is_wrapped = width >= MIN_WRAPPED_WIDTH and 3 * sum(candidates) >= 2 * len(candidates)
+    if len(candidates) == 1:
+        is_wrapped = is_wrapped and lines[is_item.index(False, 1)].lstrip()[:1].islower()
+    return [is_wrapped and full and not item for full, item in zip(is_full, is_item, strict=True)]
 
 
 def _language_name(target: str) -> str:
@@ -181,15 +264,45 @@ class Translator(Application):
     def _join(self, parts: list[tuple[str, str]], translations: dict[str, Result]) -> Result:
         text = ""
         warnings = []
+        lost = []
         for number, (gap, sentence) in enumerate(parts, 1):
             place = f"sentence {number}: " if len(parts) > 1 else ""
             warnings += [place + warning for warning in translations[sentence].warnings]
             text += "" if gap == " " and self.target == "zh" else gap
             text += translations[sentence].text
+            lost += _lost(sentence, translations[sentence].text)
         tokens = sum(translations[sentence].tokens for _, sentence in parts)
-        return Result(text, warnings=tuple(warnings), tokens=tokens)
+        return Result(text, warnings=tuple(warnings), lost=tuple(lost), tokens=tokens)
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
+        """A translation of each sentence; fragment by fragment, if it would lose an address, say.
+
+        What no translation may change is left out at both ends of a sentence.
+        """
+        ends = {sentence: _untranslatable_ends(sentence) for sentence in sentences}
+        results = self._attempts({middle for _, middle, _ in ends.values()})
+        torn = {}
+        for middle, result in results.items():
+            if result.warnings and _UNTRANSLATABLE.search(middle):
+                torn[middle] = re.split(f"({_UNTRANSLATABLE.pattern})", middle)
+        fragments = self._attempts({part.strip() for parts in torn.values() for part in parts[::2]})
+        for middle, parts in torn.items():
+            tokens = results[middle].tokens
+            warnings = ["translated in fragments"]
+            for index in range(0, len(parts), 2):
+                source = parts[index].strip()
+                translation = fragments[source]
+                tokens += translation.tokens
+                warnings += [f"{source!r}: {warning}" for warning in translation.warnings]
+                parts[index] = parts[index].replace(source, translation.text or source)
+            results[middle] = Result("".join(parts), warnings=tuple(warnings), tokens=tokens)
+        translations = {}
+        for sentence, (before, middle, after) in ends.items():
+            result = results[middle]
+            translations[sentence] = replace(result, text=before + result.text + after)
+        return translations
+
+    def _attempts(self, sentences: set[str]) -> dict[str, Result]:
         """The better of two attempts at each sentence, with the tokens of both."""
         results = {text: Result(text) for text in sentences if not any(map(str.isalpha, text))}
         todo = sorted(sentences - results.keys(), key=lambda sentence: (len(sentence), sentence))
