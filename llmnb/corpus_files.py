@@ -135,13 +135,12 @@ def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
     """What stands between blank lines and form feeds; a line of spaces is blank."""
     paragraph: list[str] = []
     for line in lines:
-        first, *pages = line.split("\f")
-        for part in [first, *itertools.chain(*(("", page) for page in pages))]:
-            if part.strip():
-                paragraph.append(part)
-            elif paragraph:
+        for index, part in enumerate(line.split("\f")):
+            if paragraph and (index > 0 or not part.strip()):
                 yield "".join(paragraph)
                 paragraph = []
+            if part.strip():
+                paragraph.append(part)
     if paragraph:
         yield "".join(paragraph)
 
@@ -164,7 +163,7 @@ def _table_cells(path: Path, column: str, notes: list[str]) -> list[object]:
     cells = frame.iloc[:, names.index(column)]
     if cells.astype(str).str.fullmatch(r"[\d.,+-]*").all():
         raise DataError(f"{path.name}, column {column!r}, holds no text, but numbers.")
-    return cells.mask(cells.isna(), None).tolist()
+    return cells.where(cells.notna(), "").tolist()
 
 
 def _parquet_cells(path: Path, column: str) -> Iterator[object]:
@@ -181,7 +180,8 @@ def _parquet_cells(path: Path, column: str) -> Iterator[object]:
 
 
 def _json_cells(path: Path, column: str) -> Iterator[object]:
-    """Of each record. The first one with another key than the column has to name it, too."""
+    """Of each record; the first one must have the column, in others it may be missing."""
+    is_first = True
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -192,8 +192,9 @@ def _json_cells(path: Path, column: str) -> Iterator[object]:
             raise DataError(f"{path.name}, line {number}: this is no JSON ({reason}).") from error
         if not isinstance(record, dict):
             raise DataError(f'{path.name}, line {number}: write records such as {{"text": "…"}}.')
-        if number == 1:
+        if is_first:
             _need_column(column, record, path)
+            is_first = False
         yield record.get(column)
 
 

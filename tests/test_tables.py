@@ -91,6 +91,18 @@ LABELS = {
         table_text(labelled(["né ", " ne\u0301", "ok"])), {"né": 40, "ok": 20}, {},
         r"'ne\u0301' 20, 'n\xe9 ' 20",
     ),
+    "characters that can't be seen": (
+        json_of(labelled(["a b", "a\u00a0b", "\ufeffa b\u200b", "ok\u00ad", "ok"], 18)),
+        {"a b": 54, "ok": 36}, {},
+        r"'a b' 18, 'a\xa0b' 18, '\ufeffa b\u200b' 18; 'ok' 18, 'ok\xad' 18",
+    ),
+    "1 and 1.0, TRUE": (
+        table_text(labelled(["1", "1.0", "TRUE"])), {"1": 40, "True": 20}, {}, "'1' 20, '1.0' 20."
+    ),
+    "the header again, after a mark": (
+        table_text() + "\ufefftext,label\n" + table_text(labelled(["pos"], 3)),
+        {"neg": 20, "pos": 23}, {"the header once more": [42, 43]}, "",
+    ),
     "half a character": (json_of([*ROWS, ("\ud800!", "pos")]), {"neg": 20, "pos": 21}, {}, ""),
     "mixed types": (
         json_of(relabelled("no", 1)), {"1": 20, "no": 20}, {}, "column 'label' mixes int, str"

@@ -27,7 +27,7 @@ MIN_WRAPPED_WIDTH = 40  # columns; a text of shorter lines is a list, a poem or 
 _LINE_BREAKS = ("\n", "Ċ", "<0x0A>")  # how vocabularies write one
 
 # Indent, quotation marks of e-mail, and markers of list items and headings, before a line's text.
-_MARKER = re.compile(r"[\s>]*(?:(?:[-*+•–]|#+|\(?\d{1,3}[.)]|\[[ xX]?\])\s+(?=\S))*")
+_MARKER = re.compile(r"[\s>]*(?:(?:[-*+•–]|#+|\(?\d{1,3}[.)]|\(?[a-z]\)|\[[ xX]?\])\s+(?=\S))*")
 _TIME_CODE = r"(?:\d{1,2}:)?\d\d:\d\d[.,]\d{3}|\d{1,2}:\d\d:\d\d"
 # What a translation has to leave as it is. The lengths are limited, so that odd texts take no time.
 _UNTRANSLATABLE = re.compile(
@@ -78,13 +78,14 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     """What is visibly wrong with the translation of an English sentence; none is no praise.
 
     Looks for: nothing translated, a copy, another language, the same words again (distinct-n: Li et
-    al. 2016, section 5), a length out of proportion, numbers that are missing; a number that became
-    a word, as 3 became drei, counts as missing. Raises ApplicationError for an unknown target.
+    al. 2016, section 5), a length out of proportion, numbers, addresses, tags and placeholders that
+    are missing; a number that became a word, as 3 became drei, counts as missing. Raises
+    ApplicationError for an unknown target.
     """
     target_name = _language_name(target)
     if not translation.strip():
         return ("nothing was translated",)
-    missing_parts = _missing_parts(source, translation)
+    lost = _lost(source, translation)
     source, translation = (_UNTRANSLATABLE.sub(" ", text) for text in (source, translation))
     source_words = [word for word in words(source) if word.isalpha()]
     target_words = [word for word in words(translation) if word.isalpha()]
@@ -101,11 +102,8 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     shortest, longest = (0.12, 0.8) if target == "zh" else (0.5, 2)  # times the source's length
     if not shortest * len(source) - 8 < len(translation) < longest * len(source) + 12:
         warnings.append(f"it has {len(translation):,} characters, the source {len(source):,}")
-    missing = _missing_numbers(source, translation)
-    if missing:
-        warnings.append(f"numbers are missing: {', '.join(missing)}")
-    if missing_parts:
-        warnings.append(f"this is missing: {', '.join(missing_parts)}")
+    if lost:
+        warnings.append(f"missing: {', '.join(lost)}")
     return tuple(warnings)
 
 
@@ -114,45 +112,19 @@ def _distinct_share(tokens: list[str]) -> float:
     return len(set(four_grams)) / len(four_grams) if four_grams else 1.0
 
 
-def _missing_numbers(source: str, translation: str) -> list[str]:
-    """The source's numbers that aren't in the translation; 7:45 is two, for it may be 7 h 45."""
-    values = set().union(*(number.values for number in numbers(translation.replace(":", "; "))))
-    needed = numbers(source.replace(":", "; "))
-    missing = [number.written for number in needed if not number.values & values]
-    return list(dict.fromkeys(missing))
-
-
-def _missing_parts(source: str, translation: str) -> list[str]:
-    """The addresses, tags, placeholders and time codes that the translation has less often."""
-    parts = dict.fromkeys(_UNTRANSLATABLE.findall(source))
-    return [part for part in parts if translation.count(part) < source.count(part)]
-
-
-def _untranslatable_ends(sentence: str) -> tuple[str, str, str]:
-    """What stands before, in, and after the part of a sentence that is to be translated.
-
-    A placeholder is not left out there, because it stands for words of the sentence.
-    """
-    spans = [match.span() for match in _UNTRANSLATABLE.finditer(sentence)]
-    start, end = 0, len(sentence)
-    for first, last in spans:
-        if sentence[first] in "{$%" or any(map(str.isalnum, sentence[start:first])):
-            break
-        start = last
-    for first, last in reversed(spans):
-        is_taken = first < start or sentence[first] in "{$%"
-        if is_taken or any(map(str.isalnum, sentence[last:end])):
-            break
-        end = first
-    middle = sentence[start:end].strip()
-    before, _, after = sentence[start:end].partition(middle)
-    return sentence[:start] + before, middle, after + sentence[end:]
-
-
 def _lost(source: str, translation: str) -> list[str]:
-    """All that is missing: numbers, and parts that no translation may change."""
-    texts = (_UNTRANSLATABLE.sub(" ", text) for text in (source, translation))
-    return _missing_parts(source, translation) + _missing_numbers(*texts)
+    """What had to stay and is missing: addresses, tags, placeholders, time codes, numbers.
+
+    7:45 counts as two numbers, because a translation may write 7 h 45.
+    """
+    parts = dict.fromkeys(_UNTRANSLATABLE.findall(source))
+    lost = [part for part in parts if translation.count(part) < source.count(part)]
+    source, translation = (
+        _UNTRANSLATABLE.sub(" ", text).replace(":", "; ") for text in (source, translation)
+    )
+    values = set().union(*(number.values for number in numbers(translation)))
+    lost += [number.written for number in numbers(source) if not number.values & values]
+    return list(dict.fromkeys(lost))
 
 
 def pieces(text: str) -> list[tuple[str, str]]:
@@ -275,36 +247,32 @@ class Translator(Application):
         return Result(text, warnings=tuple(warnings), lost=tuple(lost), tokens=tokens)
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
-        """A translation of each sentence; fragment by fragment, if it would lose an address, say.
-
-        What no translation may change is left out at both ends of a sentence.
-        """
-        ends = {sentence: _untranslatable_ends(sentence) for sentence in sentences}
-        results = self._attempts({middle for _, middle, _ in ends.values()})
-        torn = {}
-        for middle, result in results.items():
-            if result.warnings and _UNTRANSLATABLE.search(middle):
-                torn[middle] = re.split(f"({_UNTRANSLATABLE.pattern})", middle)
-        fragments = self._attempts({part.strip() for parts in torn.values() for part in parts[::2]})
-        for middle, parts in torn.items():
-            tokens = results[middle].tokens
+        """A translation of each sentence; of what is between its tags, say, if it looks wrong."""
+        results = self._attempts(sentences)
+        fragments = {}
+        for sentence, result in results.items():
+            if result.warnings and _UNTRANSLATABLE.search(sentence):
+                fragments[sentence] = re.split(f"({_UNTRANSLATABLE.pattern})", sentence)
+        between = itertools.chain(*(parts[::2] for parts in fragments.values()))
+        translations = self._attempts({part.strip() for part in between})
+        for sentence, parts in fragments.items():
+            tokens = results[sentence].tokens
             warnings = ["translated in fragments"]
             for index in range(0, len(parts), 2):
                 source = parts[index].strip()
-                translation = fragments[source]
+                translation = translations[source]
                 tokens += translation.tokens
                 warnings += [f"{source!r}: {warning}" for warning in translation.warnings]
                 parts[index] = parts[index].replace(source, translation.text or source)
-            results[middle] = Result("".join(parts), warnings=tuple(warnings), tokens=tokens)
-        translations = {}
-        for sentence, (before, middle, after) in ends.items():
-            result = results[middle]
-            translations[sentence] = replace(result, text=before + result.text + after)
-        return translations
+            results[sentence] = Result("".join(parts), warnings=tuple(warnings), tokens=tokens)
+        return results
 
     def _attempts(self, sentences: set[str]) -> dict[str, Result]:
         """The better of two attempts at each sentence, with the tokens of both."""
-        results = {text: Result(text) for text in sentences if not any(map(str.isalpha, text))}
+        results = {}
+        for sentence in sentences:
+            if not any(map(str.isalpha, _UNTRANSLATABLE.sub("", sentence))):
+                results[sentence] = Result(sentence)
         todo = sorted(sentences - results.keys(), key=lambda sentence: (len(sentence), sentence))
         for penalty in REPETITION_PENALTIES:
             for start in range(0, len(todo), SENTENCES_PER_BATCH):
