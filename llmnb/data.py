@@ -161,7 +161,7 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     a form feed; in a folder each text file is a document. Longer documents are cut into pages of
     PAGE bytes, so that a novel can be split too. Files and documents that are left out are counted
     in a line that is printed. The result is read from disk as needed, so a large corpus takes
-    little memory (but .json, .csv and .tsv are read whole once).
+    little memory; only a file of text, .json, .csv or .tsv is read whole once.
     Raises DataError for what can't be read, AssetError for what can't be fetched.
     """
     if source in ("imdb", "rotten_tomatoes"):
@@ -170,7 +170,7 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
         splits = _from_hub(source, "wikitext-103-raw-v1")
         return type(splits)({name: _cleaned(part) for name, part in splits.items()})
     path = Path(source).expanduser()
-    paths, kind, files_left_out = corpus_files.readable_files(path)
+    paths, files_left_out = corpus_files.readable_files(path)
     if files_left_out:
         print(f"{source}: {files_left_out}")
     versions = []  # of the files: a changed one is read again
@@ -181,22 +181,18 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     def make(folder: Path) -> None:
         notes = []
         with without_progress_bars():
-            arrow_file = folder / "raw" / "documents.arrow"
-            arrow_file.parent.mkdir()
-            read = corpus_files.read_documents(paths, column, path.is_dir(), notes, arrow_file)
+            read = corpus_files.read_documents(paths, column, path.is_dir(), notes, folder / "raw")
             rows = _cleaned(read)
-            n_empty = len(read) - len(rows)
-            if kind == "text":
+            notes.append(f"documents without a text, left out: {len(read) - len(rows):,}.")
+            if corpus_files.kind_of(paths[0]) == "text":
                 rows = rows.map(_pages, batched=True)
             splits = split(rows)
             n_repeated = len(rows) - sum(map(len, splits.values()))
+            notes.append(f"documents that repeat an earlier one, left out: {n_repeated:,}.")
             splits.save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
-        reasons = {"without a text": n_empty, "that repeat an earlier one": n_repeated}
-        notes += [
-            f"{source}: {n:,} documents left out {reason}." for reason, n in reasons.items() if n
-        ]
-        (folder / "notes.txt").write_text("".join(f"{note}\n" for note in notes), "utf-8")
+        lines = [f"{source}: {note}\n" for note in notes if not note.endswith(" 0.")]
+        (folder / "notes.txt").write_text("".join(lines), "utf-8")
 
     return _built(f"corpus-{paths[0].stem}", f"{column} {json.dumps(versions)}", make)
 
@@ -263,7 +259,7 @@ def read_text(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"There is no file {path!r} (looked in {Path.cwd()}).")
-    text = clean(text_files.decode(file.read_bytes(), file.name, corpus_files.ADVICE))
+    text = clean(text_files.decode(text_files.read_bytes(file), file.name, corpus_files.ADVICE))
     if not text:
         raise DataError(f"{path!r} is empty.")
     return text

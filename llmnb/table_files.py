@@ -1,9 +1,8 @@
 """Reading a file with a table (CSV, JSON, parquet) into a data frame. tables.py does the rest."""
 
-import gzip
+import contextlib
 import io
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +13,9 @@ from llmnb.text_files import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet")
 ADVICE = "save the table as CSV (UTF-8)"
-GZIP_START = b"\x1f\x8b"
-PARQUET_START = b"PAR1"
 
 
 def read_table_file(path: Path, notes: list[str], min_columns: int = 2) -> "pd.DataFrame":
@@ -37,15 +33,9 @@ def read_table_file(path: Path, notes: list[str], min_columns: int = 2) -> "pd.D
         raise DataError(
             f"{where} isn't there. Name a file, imdb, rotten_tomatoes or owner/name (Hub)."
         )
-    try:
-        content = path.read_bytes()
-        if content.startswith(GZIP_START):
-            content = gzip.decompress(content)
-        if content.startswith(PARQUET_START):
-            return _read_parquet(content)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or f"{error}. Copy or download it again"
-        raise DataError(f"{where} can't be read: {reason}.") from error
+    content = text_files.read_bytes(path)
+    if content.startswith(b"PAR1"):
+        return _read_parquet(content, where)
     text = text_files.decode(content, path.name, ADVICE, notes)
     if suffix not in SUFFIXES or suffix == ".parquet":
         raise DataError(f"{where} can't be read: save it as one of {suffixes}.")
@@ -56,34 +46,23 @@ def read_table_file(path: Path, notes: list[str], min_columns: int = 2) -> "pd.D
     return read_delimited(text, path.name, notes, min_columns)
 
 
-def _read_parquet(content: bytes) -> "pd.DataFrame":
+def _read_parquet(content: bytes, where: str) -> "pd.DataFrame":
     """Its columns; the classes of a data set of Hugging Face by their names."""
     import datasets
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(io.BytesIO(content))
-    frame = with_text_columns(table).to_pandas(ignore_metadata=True)
+    try:
+        table = pyarrow.parquet.read_table(io.BytesIO(content))
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{where} can't be read: {error}. Copy it again.") from error
+    frame = table.to_pandas(ignore_metadata=True)
+    for name, column in frame.items():
+        if any(isinstance(cell, bytes) for cell in column):
+            with contextlib.suppress(UnicodeDecodeError):  # pictures, for example, stay bytes
+                frame[name] = column.astype(object).str.decode("utf-8")
     if b"huggingface" in (table.schema.metadata or {}):
         name_classes(frame, datasets.Features.from_arrow_schema(table.schema))
     return frame
-
-
-def with_text_columns(table: "pyarrow.Table") -> "pyarrow.Table":
-    """The table, with columns of bytes as text, wherever all of them are UTF-8."""
-    import pyarrow as pa
-
-    for index, field in enumerate(table.schema):
-        column = table.column(index)
-        if pa.types.is_dictionary(field.type):
-            column = column.cast(field.type.value_type)
-        if pa.types.is_fixed_size_binary(column.type):
-            column = column.cast(pa.binary())
-        if "binary" in str(column.type):
-            try:
-                table = table.set_column(index, field.name, column.cast(pa.large_string()))
-            except pa.ArrowInvalid:  # pictures, for example: whoever needs the column refuses it
-                continue
-    return table
 
 
 def name_classes(frame: "pd.DataFrame", features: Mapping) -> None:

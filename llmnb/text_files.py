@@ -1,39 +1,38 @@
 """What a stranger's file is, and its text: encodings, files that are no text, hidden files."""
 
 import codecs
+import gzip
+import zlib
 from pathlib import Path
 
 from llmnb import LlmnbError
 
-_SPREADSHEET = "a spreadsheet, as Excel saves it"
-_DOCUMENT = "a document of a word processor"
 _SUFFIXES = {
-    _SPREADSHEET: (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers"),
-    _DOCUMENT: (".docx", ".doc", ".odt", ".rtf", ".pages"),
+    "a spreadsheet, as Excel saves it": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
+    "a document of a word processor": (".docx", ".doc", ".odt", ".rtf", ".pages"),
     "a PDF": (".pdf",),
 }
 _BEGINNINGS = {  # of files whose names promise something else
     b"%pdf": "a PDF",
     b"pk\3\4": "a zip archive, as files of Excel and Word are",
     b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
-    b"{\\rtf": _DOCUMENT,
-    b"\x89png": "a picture",
-    b"\xff\xd8\xff": "a picture",
-    b"sqlite format 3": "an SQLite database",
     b"<!doctype html": "a web page (perhaps the one that offers the file, or an error)",
-    b"<html": "a web page (perhaps the one that offers the file, or an error)",
     b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
-}
-_BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16's, which is the beginning of this one
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
 }
 
 
 class DataError(LlmnbError, ValueError):
     """Data can't be used; the message says what is wrong, where, and what to do."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content, decompressed if it is gzip. Raises DataError where it can't be read."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or f"{error}. Copy or download it again"
+        raise DataError(f"{str(path)!r} can't be read: {reason}.") from error
 
 
 def is_hidden(name: str) -> bool:
@@ -44,8 +43,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "~$")) or name == "__MACOSX"
 
 
-def refuse_other_kinds(head: bytes, name: str, advice: str) -> None:
-    """Raise DataError if a file's name or its first 4096 bytes show that it is no text."""
+def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
+    """Raise DataError if a file's name or its first bytes show that it is no text."""
+    head = content[:4096]
     suffix = Path(name).suffix.lower()
     kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
     start = head.lstrip().lower()
@@ -61,14 +61,12 @@ def encoding_of(head: bytes) -> str:
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding
-    odd, even = head[1::2], head[::2]
-    if 2 * odd.count(0) > len(odd) and not even.count(0):
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # as UTF-16's, and two zeros
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
         return "utf-16-le"
-    if 2 * even.count(0) > len(even) and not odd.count(0):
-        return "utf-16-be"
     return "utf-8-sig"
 
 
@@ -77,7 +75,7 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
 
     advice: how to save the file, for the error. notes: None refuses cp1252. Raises DataError.
     """
-    refuse_other_kinds(content[:4096], name, advice)
+    refuse_other_kinds(content, name, advice)
     encoding = encoding_of(content[:4096])
     try:
         text = content.decode(encoding)

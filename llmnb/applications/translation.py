@@ -143,42 +143,43 @@ def pieces(text: str) -> list[tuple[str, str]]:
     return result
 
 
-def _unwrapped_lines(text: str) -> list[list[str]]:
-    """The lines, those of a wrapped paragraph joined, and before each of them its gap."""
-    result = []
+def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
+    """The lines, those of a wrapped paragraph joined, each with the gap before it."""
+    blocks = []
     gap = ""
-    for is_blank, group in itertools.groupby(text.splitlines(), lambda line: not line.strip()):
-        lines = list(group)
-        if is_blank:
-            gap += "\n" * len(lines)
+    for line in text.splitlines():
+        marker = _MARKER.match(line)[0]
+        body = " ".join(line[len(marker) :].split())
+        if not body:
+            gap += "\n"
             continue
-        for line, continues in zip(lines, _continuations(lines), strict=True):
-            marker = _MARKER.match(line)[0]
-            body = " ".join(line[len(marker) :].split())
-            if continues:
-                result[-1][1] += f" {body}"
-            else:
-                result.append([gap + marker, body])
-            gap = "\n"
-    return result
+        if gap != "\n" or marker.strip() or not blocks:
+            blocks.append([])
+        blocks[-1].append((gap + marker, body))
+        gap = "\n"
+    return [line for block in blocks for line in _joined_lines(block)]
 
 
-def _continuations(lines: list[str]) -> list[bool]:
-    """For each line of a block, whether it continues the one before, which was wrapped.
+def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines of a paragraph or list item, each with its gap; those that were wrapped joined.
 
     A line is full if the next word would have made it longer than the longest. In a wrapped
     paragraph all lines but the last are full; of two lines, one is always, so the case decides.
     """
-    width = max(map(len, lines))
-    is_item = [bool(_MARKER.match(line)[0].strip()) for line in lines]
-    is_full = [False]
-    for line, following in itertools.pairwise(lines):
-        is_full.append(len(line.rstrip()) + 1 + len(following.split()[0]) > width)
-    candidates = [full for full, item in zip(is_full[1:], is_item[1:], strict=True) if not item]
-    is_wrapped = width >= MIN_WRAPPED_WIDTH and 3 * sum(candidates) >= 2 * len(candidates)
-    if len(candidates) == 1:
-        is_wrapped = is_wrapped and lines[is_item.index(False, 1)].lstrip()[:1].islower()
-    return [is_wrapped and full and not item for full, item in zip(is_full, is_item, strict=True)]
+    width = max(len(line) for _, line in block)
+    is_full = []
+    for (_, line), (_, following) in itertools.pairwise(block):
+        is_full.append(len(line) + 1 + len(following.split()[0]) > width)
+    is_wrapped = width >= MIN_WRAPPED_WIDTH and 3 * sum(is_full) >= 2 * len(is_full)
+    if len(block) == 2:
+        is_wrapped = is_wrapped and block[1][1][0].islower()
+    result = block[:1]
+    for (gap, line), follows_full in zip(block[1:], is_full, strict=True):
+        if is_wrapped and follows_full:
+            result[-1] = (result[-1][0], f"{result[-1][1]} {line}")
+        else:
+            result.append((gap, line))
+    return result
 
 
 def _language_name(target: str) -> str:
