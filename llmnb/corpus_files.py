@@ -12,7 +12,11 @@ from llmnb.text_files import DataError
 if TYPE_CHECKING:
     import datasets
 
-KINDS = {".jsonl": "json", ".parquet": "parquet"}  # which datasets reads batch by batch
+KINDS = {
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}  # which datasets reads batch by batch
 KINDS |= dict.fromkeys((".txt", ".md"), "text") | dict.fromkeys((".csv", ".tsv", ".json"), "table")
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary")
 ADVICE = "save it as plain text (UTF-8)"

@@ -79,13 +79,13 @@ def _delimiter(text: str) -> str:
 def _header_index(rows: list[list[str]], min_columns: int) -> int | None:
     """The index of the first row with enough filled cells, if all before it are titles.
 
-    A title is one filled cell beside empty ones, or above a blank line.
+    A title has empty cells beside it, a # before it, or a blank line between it and the header.
     """
     for index, row in enumerate(rows):
         if sum(map(bool, row)) >= min_columns:
-            return index
-        if len(row) == 1 and any(map(any, rows[index + 1 : index + 2])):
-            return None
+            lines = [row[0] for row in rows[:index] if len(row) == 1]
+            are_titles = not any(rows[index - 1]) or all(line.startswith("#") for line in lines)
+            return index if are_titles else None
     return None
 
 
@@ -114,16 +114,19 @@ def _refuse_swallowed_rows(rows: list[Row], delimiter: str) -> None:
     """Raise ValueError for a cell that holds whole rows, which stood between two stray quotes.
 
     In such a cell, all lines but the last end as another row does, or all but the first begin so.
+    Of a few lines, a number isn't enough: a text may end a line with 3,50.
     """
     first_cells = {row[0] + delimiter for _, row in rows if row and row[0]}
     last_cells = {delimiter + row[-1] for _, row in rows if row and row[-1]}
     for number, row in rows:
         for cell in row:
             lines = cell.splitlines()
-            ends = (delimiter + line.rpartition(delimiter)[2] for line in lines[:-1])
-            starts = (line.partition(delimiter)[0] + delimiter for line in lines[1:])
-            if len(lines) > 1 and (last_cells.issuperset(ends) or first_cells.issuperset(starts)):
-                raise ValueError(f"from line {number} on, a pair of quotes holds several rows")
+            starts = {"".join(line.partition(delimiter)[:2]) for line in lines[1:]}
+            ends = {"".join(line.rpartition(delimiter)[1:]) for line in lines[:-1]}
+            for edges, known in ((starts, first_cells), (ends, last_cells)):
+                is_telling = len(lines) > 4 or any(map(str.isalpha, "".join(edges)))
+                if len(lines) > 1 and edges <= known and is_telling:
+                    raise ValueError(f"from line {number} on, a pair of quotes holds several rows")
 
 
 def _parsed_with_backslashes(text: str, delimiter: str) -> list[Row]:
@@ -132,18 +135,17 @@ def _parsed_with_backslashes(text: str, delimiter: str) -> list[Row]:
 
 
 def _parsed_line_by_line(text: str, delimiter: str) -> list[Row]:
-    """A row per line, where a quote that doesn't pair up is part of its text.
+    """A row per line, where a quote ends a cell only in front of a delimiter or the line's end.
 
     Raises ValueError where two lines that aren't blank differ in their number of cells.
     """
+    sign = re.escape(delimiter)
+    cell = re.compile(rf'(?:^|{sign})\s*(?:"(.*?)"\s*(?={sign}|$)|([^{sign}]*))')
     rows = []
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         line = line.rstrip("\n")
-        try:
-            row = _parsed(line, delimiter)[0][1] if line else []
-        except ValueError:
-            row = line.split(delimiter)
-        rows.append((number, row))
+        row = [quoted.replace('""', '"') or plain for quoted, plain in cell.findall(line)]
+        rows.append((number, row if line else []))
     lengths = {len(row) for _, row in rows if any(row)}
     if len(lengths) > 1:
         raise ValueError("its lines differ in their number of cells")

@@ -7,12 +7,13 @@ from collections.abc import Collection
 
 MISSING_LABELS = ("", "nan", "null", "<na>", "#n/a", r"\n")  # the last is MySQL's
 NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_TYPOGRAPHY = str.maketrans("‘’“”‐‑–—", "''\"\"----")
 
 
 def fold_labels(labels: list[str], notes: list[str]) -> list[str]:
     """The labels, empty where they stand for a missing one; those that look alike become one.
 
-    They differ in case, spaces, characters that can't be seen, Unicode form, or as 1 and 1.0 do.
+    They differ in case, spaces, quotes, dashes, what can't be seen, or as 1 and 1.0 do.
     The most frequent one gives the name, and a note has all of them with their rows.
     """
     counts = collections.Counter(labels)
@@ -45,8 +46,8 @@ def _normalize(label: str) -> str:
 
 
 def _folded(label: str) -> str:
-    """Without case and without format characters, as the soft hyphen is one."""
-    folded = unicodedata.normalize("NFKC", label).casefold()
+    """Without case, typography, and format characters such as the soft hyphen."""
+    folded = unicodedata.normalize("NFKC", label).casefold().translate(_TYPOGRAPHY)
     return "".join(c for c in folded if unicodedata.category(c) != "Cf")
 
 

@@ -14,7 +14,7 @@ from llmnb.text_files import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 ADVICE = "save the table as CSV (UTF-8)"
 
 
@@ -41,8 +41,8 @@ def read_table_file(path: Path, notes: list[str], min_columns: int = 2) -> "pd.D
         raise DataError(f"{where} can't be read: save it as one of {suffixes}.")
     if not text.strip():
         raise DataError(f"{path.name} is empty.")
-    if suffix in (".json", ".jsonl"):
-        return _read_json(text, path.name, is_per_line=suffix == ".jsonl")
+    if "json" in suffix:
+        return _read_json(text, path.name, is_per_line=suffix != ".json")
     return read_delimited(text, path.name, notes, min_columns)
 
 

@@ -17,6 +17,7 @@ _BEGINNINGS = {  # of files whose names promise something else
     b"pk\3\4": "a zip archive, as files of Excel and Word are",
     b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
     b"<!doctype html": "a web page (perhaps the one that offers the file, or an error)",
+    b"<html": "a web page (perhaps the one that offers the file, or an error)",
     b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
 }
 

@@ -62,8 +62,10 @@ COMMAS_IN_NUMBERS = [(text, "1,5") for text, _ in ROWS]
 PLAIN = [(text.replace(",", " -"), label) for text, label in ROWS]
 STRAY = [('"Never again', "neg"), *PLAIN, ('"Fine" was the film', "pos")]
 STRAY_LINES = "text,label\n" + "".join(f"{text},{label}\n" for text, label in STRAY)
-BACKSLASHES = [(f'He said "{text}", or so', label) for text, label in ROWS]
+BACKSLASHES = [(f'He said "{text}" or, so', label) for text, label in ROWS]
 BACKSLASH_LINES = table_text(BACKSLASHES).replace('""', '\\"')
+SINGLE_LINES = table_text(BACKSLASHES).replace('""', '"')
+PRICES = [(f"It cost 3,{n % 2}\nin all, {n}", str(n % 2)) for n in range(40)]
 PATH = [*ROWS, ("C:\\a, b\\", "pos")]
 SPACED = re.sub('",(?=[np])', '", ', table_text(QUOTED))
 NOT_PAIRED = "quotes don't pair up: read as part"
@@ -121,6 +123,9 @@ READABLE = {
         [*ROWS, ('"So', "pos"), ('Not"', "neg")], NOT_PAIRED, "a.tsv",
     ),
     "backslashes before quotes": case(BACKSLASH_LINES, BACKSLASHES, "are written .*read as quotes"),
+    "quotes that aren't doubled": case(SINGLE_LINES, BACKSLASHES, NOT_PAIRED),
+    "a comment above": case("# from my film club\n" + table_text(), note="from my film club"),
+    "texts that end lines with numbers": case(table_text(PRICES), PRICES),
     "a backslash at the end of a text": case(table_text(PATH), PATH),
     "gz": case(gzip.compress(table_text().encode()), name="a.csv.gz"),
     "gz that doesn't say so": case(gzip.compress(PER_LINE.encode()), name="a.jsonl"),
@@ -132,7 +137,7 @@ READABLE = {
     "JSON, header and rows": case(FRAME.to_json(orient="split"), name="a.json"),
     "JSON, a list of lists": case(json.dumps([["text", "label"], *ROWS]), name="a.json"),
     "JSON, records in a wrapper": case(f'{{"n": 40, "data": {RECORDS}}}', name="a.json"),
-    "JSON, a record per line": case(PER_LINE + "\n\n", name="a.jsonl"),
+    "JSON, a record per line": case(PER_LINE + "\n\n", name="a.ndjson"),
     "JSON, a record per line, but called .json": case(PER_LINE, name="a.json"),
     "JSON, one record": case(PER_LINE.splitlines()[0], ROWS[:1], name="a.json"),
     "parquet with an index": case(FRAME.set_index("text").to_parquet(), name="a.parquet"),
@@ -184,8 +189,8 @@ UNREADABLE = {
     "zero bytes": ("a.csv", b"a,b\n\0\0", "is not a text file: save the table"),
     "a stray quote among texts of two lines": (
         "a.csv",
-        table_text(QUOTED) + '"So they, say,pos\n',
-        "from line 122 on, its quotes don't pair",
+        table_text([(text.replace(",", "\n"), label) for text, label in ROWS]) + '"So,pos\n',
+        "from line 82 on, its quotes don't pair",
     ),
     "gz that ends early": ("a.csv.gz", PACKED[:-20], "can't be read: .*download it again"),
     "gz that is damaged": ("a.csv.gz", PACKED[:40] + b"!" + PACKED[41:], "can't be read: "),
