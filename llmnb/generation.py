@@ -120,14 +120,16 @@ class KeyValueCache:
         self.length = 0  # tokens in it
         self.layers = [_LayerCache(self, layer) for layer in like.new_empty(shape)]
 
-    def copy_prefix(self, other: "KeyValueCache") -> None:
+    def copy_prefix(self, other: "KeyValueCache", length: int | None = None) -> None:
         """Start with the tokens of another cache, which has one row or as many as this one.
 
-        A beginning that many texts share is computed once, and copied for each of them.
+        length: how many of them; None: all. A beginning that many texts share is computed once, and
+        copied for each of them.
         """
+        length = other.length if length is None else length
         for layer, source in zip(self.layers, other.layers, strict=True):
-            layer.tensor[:, :, :, : other.length] = source.tensor[:, :, :, : other.length]
-        self.length = other.length
+            layer.tensor[:, :, :, :length] = source.tensor[:, :, :, :length]
+        self.length = length
 
 
 def _check_lengths(seq: int, max_new_tokens: int, n_positions: int) -> None:

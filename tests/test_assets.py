@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import make_wheel, python
 
-from llmnb import assets, download, files, models
+from llmnb import LlmnbError, assets, download, files, models
 from llmnb.assets import Asset, AssetError, Wheel
 
 # Run in other processes: registers the tiny asset of the fixture and fetches it, slowly.
@@ -108,6 +108,23 @@ def test_a_touched_file_with_the_same_bytes_is_kept(tiny, capsys):
     capsys.readouterr()
     assets.fetch("tiny")
     assert capsys.readouterr().out == ""
+
+
+def test_a_name_with_brackets_leaves_no_partial_folder(cache):
+    def fail(folder):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        files.build(cache / "tokens-notes[1]-abc", fail)
+    files.build(cache / "tokens-notes[1]-abc", lambda folder: (folder / "a").write_text("1"))
+    names = sorted(path.name for path in cache.iterdir())
+    assert names == ["tokens-notes[1]-abc", "tokens-notes[1]-abc.lock"]
+
+
+def test_a_text_that_can_not_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(tmp_path / "a.txt", "\ud800")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wrong_sum_is_refused_and_leaves_nothing(tiny, cache, monkeypatch):
@@ -243,6 +260,30 @@ def test_a_checkpoint_with_missing_or_broken_weights_is_refused(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(AssetError, match="can't be loaded"):
         models.load_decoder(str(tmp_path))
+
+
+def test_an_unknown_precision_is_not_blamed_on_the_weights(tmp_path, monkeypatch):
+    import transformers
+
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    monkeypatch.setenv("LLMNB_DTYPE", "bf15")
+    with pytest.raises(LlmnbError, match=r"^LLMNB_DTYPE='bf15' is unknown; choose one"):
+        models.load_decoder(str(tmp_path))
+
+
+def test_an_error_without_a_text_is_reported_by_its_name(tmp_path, monkeypatch):
+    from llmnb import fast_linear
+
+    loading = models._load_errors("a model", tmp_path)
+    with pytest.raises(AssetError, match="can't be loaded: RuntimeError Weights"), loading:
+        raise RuntimeError
+
+    def fail(*arguments):
+        raise NotImplementedError
+
+    monkeypatch.setattr(fast_linear, "PackedLinear", fail)
+    assert fast_linear.unavailable("bf16") == "NotImplementedError"
 
 
 def test_a_cache_that_is_a_file_is_said(tiny, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Fine-tuning and LoRA on a tiny random encoder: what is trained, saved, stopped and resumed."""
 
 import dataclasses
+import gc
 import os
 import signal
 import subprocess
@@ -200,3 +201,14 @@ def test_other_settings_use_another_folder(tmp_path):
             folder.mkdir(parents=True)
             names.append(folder.name)
     assert names[0] == names[2] != names[1] and not list(tmp_path.iterdir())
+
+
+def test_a_lora_training_leaves_no_temporary_folder(parts, settings, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    classifier = train("lora", parts, settings)
+    saved = fine_tuning.save(classifier, tmp_path / "saved")
+    assert classifier.bytes_on_disk() > 0 and list((saved / "adapter").iterdir())
+    del classifier
+    gc.collect()
+    assert list((tmp_path / "temporary").iterdir()) == []

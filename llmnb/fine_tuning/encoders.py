@@ -42,7 +42,7 @@ class Encoded(Classifier):
 
     model: nn.Module
     adapter: Path | None = None  # a folder with LoRA's matrices, which the model contains already
-    base: str = ""  # the pretrained model's name
+    temporary: tempfile.TemporaryDirectory | None = None  # holds the adapter until it is unused
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes)"""
@@ -179,13 +179,15 @@ def train(
     if method == "lora":
         model = _with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with _training_folder(checkpoints, method, base, rows, settings) as folder:
+    base_digest = models.digest(base)
+    with _training_folder(checkpoints, method, base_digest, rows, settings) as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
         # The optimizer's state is twice as large as the model, and only needed to resume.
         arguments.save_only_model = checkpoints is None
         classifier.model = _train_model(model, tokenizer, rows, settings, arguments, say)
     if method == "lora":
-        classifier.adapter = Path(tempfile.mkdtemp(prefix="llmnb-adapter-"))
+        classifier.temporary = tempfile.TemporaryDirectory(prefix="llmnb-adapter-")
+        classifier.adapter = Path(classifier.temporary.name)
         classifier.model.save_pretrained(classifier.adapter)
         classifier.model = classifier.model.merge_and_unload()
     return classifier
@@ -207,7 +209,7 @@ def _with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
 
 @contextlib.contextmanager
 def _training_folder(
-    checkpoints: Path | None, method: str, base: str, rows: dict, settings: Settings
+    checkpoints: Path | None, method: str, base_digest: str, rows: dict, settings: Settings
 ) -> Iterator[Path]:
     """The folder for a training's checkpoints; removed after success.
 
@@ -217,8 +219,10 @@ def _training_folder(
         with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
             yield Path(folder)
         return
-    key = json.dumps([method, base, dataclasses.asdict(settings), rows]).encode()
-    folder = Path(checkpoints).expanduser() / hashlib.sha256(key).hexdigest()[:12]
+    facts = [method, base_digest, dataclasses.asdict(settings), rows]
+    facts.append(str(hardware.dtype(settings.dtype)))
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    folder = Path(checkpoints).expanduser() / digest
     yield folder
     shutil.rmtree(folder)
     with contextlib.suppress(OSError):  # the checkpoints of another training are in it

@@ -107,7 +107,9 @@ class Trainer:
         self.blocks = validation_blocks(corpus.validation, recipe.block_size)
         batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # fails if the text is short
         self.dtype = hardware.dtype(recipe.dtype, self.device)
-        self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
+        if recipe.objective == "masked":
+            self.random_ids = objectives.ordinary_ids(corpus.tokenizer)
+        self.model = recipe.build(1 + max(corpus.tokenizer.get_vocab().values())).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
         self.parallel_model = self.model
         if self.processes.count > 1:
@@ -148,11 +150,9 @@ class Trainer:
         """
         if self.recipe.objective == "causal":
             return (blocks,)
-        tokenizer = self.corpus.tokenizer
+        mask_id = self.corpus.tokenizer.mask_token_id
         blocks = blocks[:, 1:]
-        first_id = 1 + max(tokenizer.all_special_ids)
-        mask_id = tokenizer.mask_token_id
-        return blocks, *objectives.hide(blocks, mask_id, len(tokenizer), first_id, seed)
+        return blocks, *objectives.hide(blocks, mask_id, self.random_ids, seed)
 
     def loss(self, *examples: Tensor) -> Tensor:
         """The objective, in nats per token."""
