@@ -6,7 +6,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, python
 
 from llmnb import cli, hardware
 from llmnb.runs import runner
@@ -122,6 +122,12 @@ def test_openmps_threads_do_not_spin_for_long_unless_the_user_says_so(
         monkeypatch.setenv("GOMP_SPINCOUNT", chosen)
     command("list")
     assert os.environ["GOMP_SPINCOUNT"] == expected
+
+
+def test_a_command_behind_nohup_goes_on_when_the_terminal_is_closed():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from llmnb import cli; "
+    code += "cli.main(['list']); print(signal.getsignal(signal.SIGHUP).name)"
+    assert python(code).stdout.split()[-1] == "SIG_IGN"
 
 
 @pytest.mark.slow

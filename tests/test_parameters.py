@@ -1,5 +1,6 @@
 """Finding a notebook, and what it may be given: names and types checked before anything runs."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from conftest import NOTEBOOKS
 
+from llmnb import data, models, table_files
+from llmnb.applications import documents
 from llmnb.runs import parameters
 from llmnb.runs.parameters import ParameterError
 
@@ -29,6 +32,15 @@ def notebook(source=CELL, tags=("parameters",)):
     cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
     other = nbformat.v4.new_code_cell("print(seed)")
     return nbformat.v4.new_notebook(cells=[cell, other])
+
+
+def of_series():
+    """The notebook with the series' set-up cell."""
+    book = notebook()
+    set_up = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1]
+    assert set_up.id == "set-up"
+    book.cells.insert(0, set_up)
+    return book
 
 
 def test_defaults_are_read_as_python_reads_them():
@@ -142,6 +154,64 @@ def test_the_digest_says_what_the_run_is(tmp_path):
     assert first != parameters.digest(book, values)  # other code
 
 
+def test_where_a_run_writes_is_not_what_it_is(tmp_path):
+    book = notebook('out = ""\nmodel_output = ""\ntext = ""')
+    values = {"out": str(tmp_path / "model"), "model_output": str(tmp_path), "text": ""}
+    first = parameters.digest(book, values)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")  # written by the first run
+    assert parameters.digest(book, values) == first
+    assert parameters.digest(book, values | {"out": "elsewhere"}) != first  # another parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("notes.md", True),
+        ("sub/table.CSV", True),
+        ("model.safetensors", True),
+        (".venv/lib/module.py", False),
+        (".git/objects/a.json", False),
+        ("sub/.hidden.txt", False),
+        ("picture.png", False),
+    ],
+)
+def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, name, counts):
+    values = parameters.resolve(notebook(), {"text": str(tmp_path)})
+    in_a_list = parameters.resolve(notebook(), {"rows": [str(tmp_path)]})
+    before = [parameters.digest(notebook(), v) for v in (values, in_a_list)]
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("new")
+    after = [parameters.digest(notebook(), v) for v in (values, in_a_list)]
+    assert [a != b for a, b in zip(after, before, strict=True)] == [counts, counts]
+
+
+def test_every_kind_of_file_that_is_read_is_in_the_digest():
+    kinds = {*documents.READERS, *data._LOADERS, *table_files.SUFFIXES}
+    kinds |= {Path(pattern).suffix for pattern in models.MODEL_FILES}
+    assert kinds <= parameters.INPUT_SUFFIXES
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_INPUT_FILES", 1), ("MAX_INPUT_BYTES", 3)])
+def test_beyond_the_bound_sizes_and_times_count_and_a_line_says_so(
+    tmp_path, monkeypatch, capsys, bound, value
+):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("12")
+        os.utime(tmp_path / name, (1, 1))
+    values = parameters.resolve(notebook(), {"text": str(tmp_path)})
+    parameters.digest(notebook(), values)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(parameters, bound, value)
+    first = parameters.digest(notebook(), values)
+    assert "text: of 1 files only name, size and time" in capsys.readouterr().out
+    (tmp_path / "b.txt").write_text("34")
+    os.utime(tmp_path / "b.txt", (1, 1))
+    assert parameters.digest(notebook(), values) == first
+    os.utime(tmp_path / "b.txt", (2, 2))
+    assert parameters.digest(notebook(), values) != first
+
+
 @pytest.fixture
 def lettered(tmp_path, monkeypatch):
     """A folder of short notebooks, some of them with a letter after the number."""
@@ -149,7 +219,7 @@ def lettered(tmp_path, monkeypatch):
     stems += ["04_fine_tuning", "05_evaluation", "06a_documents", "notes"]
     (tmp_path / "notebooks").mkdir()
     for stem in stems:
-        nbformat.write(notebook(), tmp_path / "notebooks" / f"{stem}.ipynb")
+        nbformat.write(of_series(), tmp_path / "notebooks" / f"{stem}.ipynb")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "notebooks"
 
@@ -196,6 +266,19 @@ def test_an_unknown_or_ambiguous_name_is_answered_with_the_names_there_are(lette
 def test_without_a_folder_of_notebooks_the_projects_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parameters.all_notebooks() == NOTEBOOKS
+
+
+def test_another_projects_notebooks_are_not_taken_for_the_series(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(notebook(), folder / "01_concepts.ipynb")
+    (folder / "02_folder.ipynb").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parameters.all_notebooks() == NOTEBOOKS
+    with pytest.raises(ParameterError, match="no notebook 'folder'"):
+        parameters.find_notebook("folder")
+    nbformat.write(of_series(), folder / "04_fine_tuning.ipynb")  # a copy, to work on
+    assert [path.name for path in parameters.all_notebooks()] == ["04_fine_tuning.ipynb"]
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b'{"cells": 3, "nbformat": 4}'])
