@@ -90,22 +90,20 @@ def load_masked(name: str, dtype: str = "auto", device: str | None = None):
 
 def load_config(name: str):
     """The transformers config of a model. Raises AssetError."""
-    import transformers
-
-    folder = locate(name)
-    with _load_errors(name, folder):
-        return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
+    return _load_part("AutoConfig", name)
 
 
 def load_tokenizer(name: str):
     """The transformers tokenizer of a model. Raises AssetError."""
+    return _load_part("AutoTokenizer", name)
+
+
+def _load_part(auto_class: str, name: str):
     import transformers
 
     folder = locate(name)
     with _load_errors(name, folder):
-        return transformers.AutoTokenizer.from_pretrained(
+        return getattr(transformers, auto_class).from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
 

@@ -6,9 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-import tokenizers
 import torch
-import transformers
 from conftest import python
 from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -16,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from llmnb import fine_tuning
 from llmnb.card import CardError
-from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder, prompting
+from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
@@ -104,89 +102,6 @@ def test_a_class_without_a_training_text_gets_no_probability(made_up, settings):
 def test_frozen_features_have_one_length(made_up, settings):
     features = baselines.Frozen(LABELS, settings).features(made_up["test"]["text"][:7])
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 32**0.5)  # √d_model
-
-
-@pytest.mark.parametrize("shots", [0, 2])
-def test_prompts_scored_in_batches_get_the_scores_of_one_plain_pass(shots, made_up, settings):
-    names = ("bad", "good film", "fine")  # the second has two tokens; the texts differ in length
-    settings = dataclasses.replace(settings, shots=shots)
-    classifier = prompting.Prompted(names, settings).fit(*columns(made_up["train"]))
-    texts = made_up["test"]["text"][:20]
-    expected = np.zeros((len(texts), 3))
-    for row, text in enumerate(texts):
-        for column, name in enumerate(names):
-            prompt = f"{classifier.instruction}Text: {text}\nLabel:"
-            prompt_ids = classifier.tokenizer(prompt)["input_ids"]
-            label_ids = classifier.tokenizer(f" {name}")["input_ids"]
-            ids = torch.tensor([prompt_ids + label_ids])
-            with torch.inference_mode():
-                log_probs = classifier.model(ids)[0].log_softmax(-1)
-            for position, token in enumerate(label_ids, start=len(prompt_ids) - 1):
-                expected[row, column] += log_probs[position, token].item()
-    assert classifier.instruction.count("Label:") == 2 * shots
-    expected = np.exp(expected - classifier.usual)
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier.probabilities(texts), expected, atol=1e-5)
-
-
-def test_a_second_fit_of_a_prompt_forgets_the_first(made_up, settings):
-    texts, labels = columns(made_up["train"])
-    classifier = prompting.Prompted(LABELS, settings).fit(texts, labels)
-    classifier.fit(texts[::-1], labels[::-1])
-    expected = prompting.Prompted(LABELS, settings).fit(texts[::-1], labels[::-1])
-    assert classifier.instruction == expected.instruction
-    np.testing.assert_allclose(
-        classifier.probabilities(texts[:5]), expected.probabilities(texts[:5]), atol=1e-6
-    )
-
-
-@pytest.fixture
-def merging_decoder(tiny_models, tmp_path):
-    """The tiny decoder with a tokenizer that, as GPT-2's, reads two line ends at the end as one."""
-    folder = tmp_path / "merging"
-    shutil.copytree(tiny_models / "decoder", folder)
-    raw = tokenizers.Tokenizer(tokenizers.models.BPE())
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = tokenizers.decoders.ByteLevel()
-    text = ["Text: a good film\n", "Label: good\n\n", "Text: bad\nLabel: bad\n\n"] * 9
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    )
-    raw.train_from_iterator(text, trainer)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
-    fast.save_pretrained(folder)
-    config = transformers.AutoConfig.from_pretrained(folder)
-    config.vocab_size = 300
-    torch.manual_seed(0)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
-def test_a_prompt_has_the_tokens_of_its_whole_text(made_up, settings, merging_decoder):
-    settings = dataclasses.replace(settings, decoder=str(merging_decoder), max_length=64)
-    classifier = prompting.Prompted(LABELS, settings).fit(*columns(made_up["train"]))
-    texts = ["a good b", "bad", "c :) !"]
-    expected = np.zeros((3, 2))
-    for row, text in enumerate(texts):
-        prompt = f"{classifier.instruction}Text: {text}\nLabel:"
-        n_prompt = len(classifier.tokenizer(prompt)["input_ids"])
-        for column, label in enumerate(LABELS):
-            ids = torch.tensor([classifier.tokenizer(f"{prompt} {label}")["input_ids"]])
-            with torch.inference_mode():
-                log_probs = classifier.model(ids)[0].log_softmax(-1)
-            for position in range(n_prompt, ids.shape[1]):
-                expected[row, column] += log_probs[position - 1, ids[0, position]].item()
-    expected = np.exp(expected - classifier.usual)
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier.probabilities(texts), expected, atol=1e-5)
-    long_text = "a good film, " * 50
-    assert len(classifier._prompt(long_text)) < len(classifier._prompt("")) + 70
-
-
-def test_a_prompt_too_long_is_refused(made_up, settings):
-    settings = dataclasses.replace(settings, shots=40)
-    with pytest.raises(FineTuningError, match="lower shots or max_length"):
-        prompting.Prompted(LABELS, settings).fit(*columns(made_up["train"]))
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,7 @@ def train(
     if method == "lora":
         model = _with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    base_digest = models.digest(base)
-    with _training_folder(checkpoints, method, base_digest, rows, settings) as folder:
+    with _training_folder(checkpoints, method, base, rows, settings) as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
         # The optimizer's state is twice as large as the model, and only needed to resume.
         arguments.save_only_model = checkpoints is None
@@ -209,7 +208,7 @@ def _with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
 
 @contextlib.contextmanager
 def _training_folder(
-    checkpoints: Path | None, method: str, base_digest: str, rows: dict, settings: Settings
+    checkpoints: Path | None, method: str, base: str, rows: dict, settings: Settings
 ) -> Iterator[Path]:
     """The folder for a training's checkpoints; removed after success.
 
@@ -219,10 +218,10 @@ def _training_folder(
         with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
             yield Path(folder)
         return
-    facts = [method, base_digest, dataclasses.asdict(settings), rows]
+    facts = [method, models.digest(base), dataclasses.asdict(settings), rows]
     facts.append(str(hardware.dtype(settings.dtype)))
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    folder = Path(checkpoints).expanduser() / digest
+    key = json.dumps(facts).encode()
+    folder = Path(checkpoints).expanduser() / hashlib.sha256(key).hexdigest()[:12]
     yield folder
     shutil.rmtree(folder)
     with contextlib.suppress(OSError):  # the checkpoints of another training are in it

@@ -14,6 +14,7 @@ from torch import nn
 from llmnb import card, checkpoints, files
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 
+RUN_FILES = ("log.jsonl", "checkpoint.safetensors")  # beside run.json
 FACTS = "pretraining.json"  # a file beside the weights: the recipe, the text, and what was written
 
 _CAVEATS = """It knows only its training text, and repeats what that says, errors and prejudice
@@ -68,6 +69,28 @@ def load_state(
                 tensor = tensor.to(parameter.device)  # an unfused step counter stays on the CPU
             optimizer.state[parameter][key] = tensor
         return json.loads(file.metadata()["facts"])
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a new run; it may hold other files, but none that a run writes.
+
+    Raises PretrainingError.
+    """
+    if others := [name for name in RUN_FILES if (folder / name).exists()]:
+        raise PretrainingError(f"{folder} holds another {others[0]}; name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PretrainingError(f"out can't be {folder}: {error}") from error
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """A run's settings, from its run.json. Raises PretrainingError for a file of something else."""
+    with contextlib.suppress(ValueError):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(facts, dict):
+            return facts
+    raise PretrainingError(f"{file} is not the record of a pretraining run: name another folder.")
 
 
 def need_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

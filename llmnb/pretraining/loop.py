@@ -5,7 +5,6 @@ What a run writes to its folder, and how it is read again, is in `checkpoint.py`
 
 import contextlib
 import gc
-import json
 import math
 import os
 import time
@@ -302,18 +301,16 @@ class Trainer:
                 raise PretrainingError(
                     f"{self.out} holds a run already: resume it, or name another folder."
                 )
-            return self._resume(json.loads(file.read_text(encoding="utf-8")), facts)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PretrainingError(f"out can't be {self.out}: {error}") from error
+            return self._resume(checkpoint.read_facts(file), facts)
+        if self.processes.rank == 0:
+            checkpoint.make_folder(self.out)
         facts["steps"] = self._steps_of_budget()
         if self.processes.rank == 0:
             files.write_json(file, facts)
         return facts["steps"]
 
     def _resume(self, before: dict[str, Any], facts: dict[str, Any]) -> int:
-        steps = before["steps"]
+        steps = before.get("steps")
         checkpoint.need_same_run(self.out, before, facts | {"steps": steps})
         path = self.out / "checkpoint.safetensors"
         if path.exists():

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from llmnb import LlmnbError, assets, files, profiles
+from llmnb import LlmnbError, assets, files, models, profiles, table_files
 
 REDACTED = "•••"
 SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
@@ -24,10 +24,9 @@ SECRET_WORDS |= {"apikey", "passphrase"}
 KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # before "key", they make a secret
 SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
 OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name of a parameter
-# What the notebooks read of a folder: texts, tables, and models with their tokenizers.
-INPUT_SUFFIXES = {".txt", ".md", ".html", ".py", ".ipynb"}
-INPUT_SUFFIXES |= {".csv", ".tsv", ".json", ".jsonl", ".parquet"}
-INPUT_SUFFIXES |= {".safetensors", ".model", ".spm", ".jinja"}
+# What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
+INPUT_SUFFIXES = {Path(pattern).suffix for pattern in models.MODEL_FILES}
+INPUT_SUFFIXES |= {*table_files.SUFFIXES, ".md", ".html", ".py", ".ipynb"}
 MAX_INPUT_FILES = 10_000  # whose content is in the digest, of a file or folder, and
 MAX_INPUT_BYTES = 4_000_000_000  # their bytes; of further files only name, size and time count
 # This stands in the set-up cell of every notebook of the series, as JSON writes it.
