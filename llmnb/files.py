@@ -22,6 +22,10 @@ class CacheError(LlmnbError, RuntimeError):
     """A folder in the cache can't be written; the message says why, and what to do."""
 
 
+class SettingsError(LlmnbError, ValueError):
+    """A file with settings can't be read; the message says why."""
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -35,6 +39,19 @@ def write_text(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)  # half of it, where the disk is full
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """The settings in a YAML file. Raises SettingsError."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path} must hold lines of the form NAME: VALUE.")
+    return settings
 
 
 def sha256_of(path: Path) -> str:

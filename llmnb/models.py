@@ -88,22 +88,13 @@ def load_masked(name: str, dtype: str = "auto", device: str | None = None):
     return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
 
 
-def load_config(name: str):
-    """The transformers config of a model. Raises AssetError."""
-    return _load_part("AutoConfig", name)
-
-
 def load_tokenizer(name: str):
     """The transformers tokenizer of a model. Raises AssetError."""
-    return _load_part("AutoTokenizer", name)
-
-
-def _load_part(auto_class: str, name: str):
     import transformers
 
     folder = locate(name)
-    with _load_errors(name, folder):
-        return getattr(transformers, auto_class).from_pretrained(
+    with load_errors(name, folder):
+        return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
 
@@ -116,7 +107,7 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
     device = device or hardware.device()
     torch_dtype = hardware.dtype(dtype, device)
     transformers.utils.logging.disable_progress_bar()
-    with _load_errors(name, folder):
+    with load_errors(name, folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         architectures = config.architectures or []
@@ -142,7 +133,8 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
 
 
 @contextlib.contextmanager
-def _load_errors(name: str, folder: Path) -> Iterator[None]:
+def load_errors(name: str, folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises for a model into an AssetError that names the model."""
     from safetensors import SafetensorError
 
     try:

@@ -275,7 +275,7 @@ def test_an_unknown_precision_is_not_blamed_on_the_weights(tmp_path, monkeypatch
 def test_an_error_without_a_text_is_reported_by_its_name(tmp_path, monkeypatch):
     from llmnb import fast_linear
 
-    loading = models._load_errors("a model", tmp_path)
+    loading = models.load_errors("a model", tmp_path)
     with pytest.raises(AssetError, match="can't be loaded: RuntimeError Weights"), loading:
         raise RuntimeError
 

@@ -48,8 +48,8 @@ def save(folder, **texts):
     """A result of one text file for each keyword."""
 
     def write(partial):
+        (partial / "sub").mkdir()
         for name, text in texts.items():
-            (partial / "sub").mkdir(exist_ok=True)
             (partial / "sub" / name).write_text(text)
 
     return card.write_result(folder, "facts.json", {"kind": "texts"}, write)

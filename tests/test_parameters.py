@@ -1,5 +1,6 @@
 """Finding a notebook, and what it may be given: names and types checked before anything runs."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import NOTEBOOKS
 
-from llmnb import data, models, table_files
+from llmnb import data
 from llmnb.applications import documents
 from llmnb.runs import parameters
 from llmnb.runs.parameters import ParameterError
@@ -155,61 +156,42 @@ def test_the_digest_says_what_the_run_is(tmp_path):
 
 
 def test_where_a_run_writes_is_not_what_it_is(tmp_path):
-    book = notebook('out = ""\nmodel_output = ""\ntext = ""')
-    values = {"out": str(tmp_path / "model"), "model_output": str(tmp_path), "text": ""}
-    first = parameters.digest(book, values)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")  # written by the first run
-    assert parameters.digest(book, values) == first
-    assert parameters.digest(book, values | {"out": "elsewhere"}) != first  # another parameter
+    values = {"out": str(tmp_path), "model_output": str(tmp_path)}
+    first = parameters.digest(notebook(), values)
+    (tmp_path / "config.json").write_text("{}")  # written by the first run
+    assert parameters.digest(notebook(), values) == first
+    assert parameters.digest(notebook(), values | {"out": "elsewhere"}) != first
 
 
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("notes.md", True),
-        ("sub/table.CSV", True),
-        ("model.safetensors", True),
-        (".venv/lib/module.py", False),
-        (".git/objects/a.json", False),
-        ("sub/.hidden.txt", False),
-        ("picture.png", False),
-    ],
-)
-def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, name, counts):
-    values = parameters.resolve(notebook(), {"text": str(tmp_path)})
-    in_a_list = parameters.resolve(notebook(), {"rows": [str(tmp_path)]})
-    before = [parameters.digest(notebook(), v) for v in (values, in_a_list)]
-    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / name).write_text("new")
-    after = [parameters.digest(notebook(), v) for v in (values, in_a_list)]
-    assert [a != b for a, b in zip(after, before, strict=True)] == [counts, counts]
+@pytest.mark.parametrize("value", ["{}", ["{}"], {"a": "{}"}])
+def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, value):
+    value = json.loads(json.dumps(value).replace("{}", str(tmp_path)))
+    digests = [parameters.digest(notebook(), {"data": value})]
+    for name in ("a.md", "b/c.CSV", ".venv/d.py", ".git/e.json", "b/.f.txt", "picture.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("new")
+        digests.append(parameters.digest(notebook(), {"data": value}))
+    assert len(set(digests[:3])) == 3 and set(digests[3:]) == {digests[2]}
 
 
 def test_every_kind_of_file_that_is_read_is_in_the_digest():
-    kinds = {*documents.READERS, *data._LOADERS, *table_files.SUFFIXES}
-    kinds |= {Path(pattern).suffix for pattern in models.MODEL_FILES}
-    assert kinds <= parameters.INPUT_SUFFIXES
+    assert {*documents.READERS, *data._LOADERS} <= parameters.INPUT_SUFFIXES
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_INPUT_FILES", 1), ("MAX_INPUT_BYTES", 3)])
 def test_beyond_the_bound_sizes_and_times_count_and_a_line_says_so(
     tmp_path, monkeypatch, capsys, bound, value
 ):
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("12")
-        os.utime(tmp_path / name, (1, 1))
-    values = parameters.resolve(notebook(), {"text": str(tmp_path)})
-    parameters.digest(notebook(), values)
-    assert capsys.readouterr().out == ""
+    def digest(text, seconds):
+        for name in ("a.txt", "b.txt"):
+            (tmp_path / name).write_text("12" if name == "a.txt" else text)
+            os.utime(tmp_path / name, (seconds, seconds))
+        return parameters.digest(notebook(), {"data": str(tmp_path)})
+
+    assert digest("12", 1) != digest("34", 1) and capsys.readouterr().out == ""
     monkeypatch.setattr(parameters, bound, value)
-    first = parameters.digest(notebook(), values)
-    assert "text: of 1 files only name, size and time" in capsys.readouterr().out
-    (tmp_path / "b.txt").write_text("34")
-    os.utime(tmp_path / "b.txt", (1, 1))
-    assert parameters.digest(notebook(), values) == first
-    os.utime(tmp_path / "b.txt", (2, 2))
-    assert parameters.digest(notebook(), values) != first
+    assert digest("12", 1) == digest("34", 1) != digest("34", 2)
+    assert "data: of 1 files only name, size and time" in capsys.readouterr().out
 
 
 @pytest.fixture

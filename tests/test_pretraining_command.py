@@ -57,7 +57,7 @@ def test_the_command_trains_publishes_and_resumes(text, tmp_path, capsys):
         (["n_heads=3", "family=gpt2"], "not divisible by 3 heads"),
         (["model={norm: layer}"], "can't be published: Its norm is 'layer'"),
         (["family=original"], "can't be published: Its family is None"),
-        (["--config", "list.yaml"], "list.yaml must hold lines like `d_model: 128`"),
+        (["--config", "list.yaml"], "list.yaml must hold lines of the form NAME: VALUE"),
         (["--config", "broken.yaml"], "broken.yaml can't be read"),
     ],
 )

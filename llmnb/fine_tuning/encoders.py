@@ -112,19 +112,17 @@ def load_with_head(
     logging.set_verbosity_error()  # it would warn that the head is new
     logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            **labels,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=new_head,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise assets.AssetError(f"{name!r} can't be loaded as a classifier: {reason}") from error
+        with models.load_errors(name, folder):
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                **labels,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     missing = list(info["missing_keys"])
