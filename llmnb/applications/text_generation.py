@@ -114,9 +114,9 @@ class TextGenerator(Application):
         return results
 
     def _generate(self, prompts: list[str], first_row: int) -> list[Result]:
-        """One batch; each row draws from a seed of its own, counted from first_row."""
+        """One batch; each row has random numbers of its own, counted from first_row."""
         start = time.perf_counter()
-        sampling = replace(self.sampling, seed=self.sampling.seed + first_row)
+        sampling = replace(self.sampling, first_row=self.sampling.first_row + first_row)
         limit = self.max_new_tokens
         texts = generation.complete(self.model, self.tokenizer, prompts, limit, sampling, self.stop)
         seconds = (time.perf_counter() - start) / len(prompts)

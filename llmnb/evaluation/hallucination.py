@@ -110,7 +110,7 @@ def answer(
     answers = _first_lines(decoder, tokenizer, texts, new_tokens, generation.GREEDY)
     drawn = []  # per round, an answer to each question
     for round_number in range(samples):
-        sampling = replace(SAMPLING, seed=seed + round_number * len(texts))
+        sampling = replace(SAMPLING, seed=seed, first_row=round_number * len(texts))
         drawn.append(_first_lines(decoder, tokenizer, texts, new_tokens, sampling))
     rows = []
     for index, question in enumerate(questions):
@@ -132,7 +132,8 @@ def _first_lines(decoder, tokenizer, prompts, new_tokens, sampling) -> list[str]
     for start in range(0, len(order), PROMPTS_PER_BATCH):
         rows = order[start : start + PROMPTS_PER_BATCH]
         batch = [prompts[row] for row in rows]
-        sampling_here = replace(sampling, seed=sampling.seed + start)  # no prompt shares draws
+        first_row = sampling.first_row + start  # no two prompts share random numbers
+        sampling_here = replace(sampling, first_row=first_row)
         texts = generation.complete(decoder, tokenizer, batch, new_tokens, sampling_here, "\n")
         lines |= zip(rows, texts, strict=True)
     return [lines[index].strip() for index in range(len(prompts))]

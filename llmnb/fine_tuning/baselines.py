@@ -162,6 +162,7 @@ class Frozen(_Linear):
     Source: Reimers & Gurevych 2019, section 3 (mean pooling).
     """
 
+    needs_base = True
     penalty = 0.01
     _model = None
 
