@@ -13,11 +13,11 @@ export GOMP_SPINCOUNT
 PAIR := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup report check notebooks stamp readme colab bench lab clean
+.PHONY: help setup report check notebooks stamp readme colab colab-bundle bench lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.run ## make .venv with what running needs
 report: $(VENV)/.run ## fetch the models and data, run every notebook, write reports/index.html
@@ -33,17 +33,20 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 	LLMNB_PROFILE=smoke $(PAIR) -q --dist loadscope --nbval-lax --nbval-cell-timeout=300 notebooks/
 
 notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalized
-	$(BIN)/python .ci/notebooks.py execute
+	$(BIN)/python .ci/notebooks.py
 	$(BIN)/ruff format -q notebooks/
 
-stamp: $(VENV)/.run ## write [tool.llmnb]'s owner/repo/ref into badges and set-up cells
-	$(BIN)/python .ci/notebooks.py stamp
+stamp: ## point badges and set-up cells at the git remote's repository, or at REPOSITORY=owner/name
+	$(PYTHON) .ci/stamp.py $(REPOSITORY)
 
 readme: $(VENV)/.run ## write the README's numbers from benchmarks/results and the runs in reports/
 	$(BIN)/python .ci/readme.py reports
 
 colab: $(VENV)/.test ## run every notebook with Colab's versions, from the wheel, in an empty folder
 	$(BIN)/python .ci/colab.py
+
+colab-bundle: $(VENV)/.run ## write dist/llmnb-colab.zip: the wheel and the notebooks, to upload to Colab
+	@$(BIN)/python .ci/bundle.py
 
 bench: $(VENV)/.test ## run the benchmarks, write reports/benchmarks/*.json
 	@mkdir -p reports/benchmarks

@@ -1,12 +1,11 @@
-"""Maintain the notebooks: `execute` stores fresh outputs, normalized; `stamp` sets the links.
+"""Run every notebook on the cpu profile and store its outputs, normalized.
 
-python .ci/notebooks.py execute | stamp      (make notebooks, make stamp)
+python .ci/notebooks.py      (make notebooks)
 """
 
 import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import nbformat
@@ -69,55 +68,25 @@ def problems(notebook: nbformat.NotebookNode, size: int) -> list[str]:
     return messages
 
 
-def links() -> dict[str, str]:
-    """owner, repo and ref, from [tool.llmnb] in pyproject.toml."""
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["llmnb"]
-
-
-def stamped(text: str) -> str:
-    """The text with every badge and set-up link pointing where [tool.llmnb] says."""
-    where = links()
-    repo = f"{where['owner']}/{where['repo']}"
-    text = re.sub(
-        r"(research\.google\.com/github/)[\w.-]+/[\w.-]+/blob/[\w./-]+?(/notebooks/)",
-        rf"\g<1>{repo}/blob/{where['ref']}\g<2>",
-        text,
-    )
-    text = re.sub(r"(https://github\.com/)[\w.-]+/[\w.-]+(/actions/)", rf"\g<1>{repo}\g<2>", text)
-    archive = rf"https://github.com/{repo}/archive/{where['ref']}.zip"
-    return re.sub(r"https://github\.com/[\w.-]+/[\w.-]+/archive/[\w./-]+?\.zip", archive, text)
-
-
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write atomically, with one newline at the end."""
     nbformat.validate(notebook)
     files.write_text(path, nbformat.writes(notebook).rstrip("\n") + "\n")
 
 
-def main(command: str) -> int:
-    """execute | stamp; the exit code is 1 where a notebook is not fit to be committed."""
+def main() -> int:
+    """The exit code: 1 where a notebook is not fit to be committed."""
     exit_code = 0
     for path in parameters.notebooks_in(NOTEBOOKS):
-        if command == "stamp":
-            notebook = nbformat.read(path, as_version=4)
-            for cell in notebook.cells:
-                cell.source = stamped(cell.source)
-            write(notebook, path)
-        else:
-            print(f"{path.name} ...", flush=True)
-            execute(path)
-            size = path.stat().st_size
-            messages = problems(nbformat.read(path, as_version=4), size)
-            print("\n".join(messages) or f"{path.name}: {size:,} bytes")
-            if messages:
-                exit_code = 1
-    if command == "stamp":
-        readme = ROOT / "README.md"
-        readme.write_text(stamped(readme.read_text(encoding="utf-8")), encoding="utf-8")
+        print(f"{path.name} ...", flush=True)
+        execute(path)
+        size = path.stat().st_size
+        messages = problems(nbformat.read(path, as_version=4), size)
+        print("\n".join(messages) or f"{path.name}: {size:,} bytes")
+        if messages:
+            exit_code = 1
     return exit_code
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] not in (["execute"], ["stamp"]):
-        sys.exit(__doc__)
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

@@ -1,8 +1,13 @@
 """The model card, and the check of a folder to save into, for every notebook that saves a model."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Protocol
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
 
 from llmnb import LlmnbError, files
 
@@ -78,10 +83,10 @@ def save(page: str, folder: str | Path, name: str = "MODEL_CARD.md") -> Path:
 def check_folder(folder: str | Path, replaces: str = "", must_be_new: str = "") -> None:
     """Fail early where saving into the folder would fail or destroy something.
 
-    replaces: a file that marks an earlier result, which may be replaced as a whole; without it,
-    the folder must be empty. must_be_new: instead, the name of a file that is added beside the
-    others and must not exist yet. An empty folder name means that nothing is to be saved.
-    Raises CardError.
+    replaces: the file that `write_result` writes beside a result; the files that it lists may be
+    replaced, as long as nobody has changed them. Without it, the folder must be empty.
+    must_be_new: instead, the name of a file that is added beside the others and must not exist yet.
+    An empty folder name means that nothing is to be saved. Raises CardError.
     """
     if not folder:
         return
@@ -92,6 +97,60 @@ def check_folder(folder: str | Path, replaces: str = "", must_be_new: str = "") 
         if (folder / must_be_new).exists():
             raise CardError(f"{folder} already holds a {must_be_new}; name another folder.")
         return
-    is_earlier_result = bool(replaces) and (folder / replaces).exists()
-    if folder.is_dir() and any(folder.iterdir()) and not is_earlier_result:
+    earlier = _earlier_files(folder, replaces) if replaces else {}
+    if not earlier and folder.is_dir() and any(folder.iterdir()):
         raise CardError(f"{folder} holds other files; name an empty folder.")
+    for name, digest in earlier.items():
+        file = folder / name
+        if file.is_file() and files.sha256_of(file) != digest:
+            raise CardError(f"{file} was changed since it was saved; name another folder.")
+
+
+def write_result(
+    folder: str | Path, facts_name: str, facts: Mapping[str, Any], write: Callable[[Path], None]
+) -> Path:
+    """Write a result into a folder, completely or not at all; returns the folder.
+
+    write: fills the folder that it is given, which lies in `folder` and is hidden. Then its files
+    take their places, those of an earlier result are removed, and all others stay. facts_name: the
+    JSON file that holds the facts and the sums of the result's files; by it the next call
+    recognizes the result. Raises CardError as `check_folder` does, and where a file of
+    somebody else's has the name of one to be written.
+    """
+    folder = Path(folder).expanduser()
+    check_folder(folder, replaces=facts_name)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    try:
+        write(partial)
+        sums = files.sums_of(partial)
+        files.write_json(partial / facts_name, {**facts, "files": sums})
+        earlier = _earlier_files(folder, facts_name)
+        for name in sums:
+            if name not in earlier and (folder / name).exists():
+                raise CardError(f"{folder / name} would be overwritten; name another folder.")
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        for name in (*sums, facts_name):  # the facts come last, when the files are there
+            os.replace(partial / name, folder / name)
+        for name in earlier.keys() - sums.keys():
+            (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in the subfolder
+                (folder / name).parent.rmdir()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds the result, so it stays
+                folder.rmdir()
+    return folder
+
+
+def _earlier_files(folder: Path, facts_name: str) -> dict[str, str]:
+    """The files of the result in a folder and their sums; {} where there is no result of ours."""
+    try:
+        sums = json.loads((folder / facts_name).read_text(encoding="utf-8"))["files"]
+        paths = [PurePosixPath(name) for name in sums]
+        is_inside = all(not path.is_absolute() and ".." not in path.parts for path in paths)
+        return dict(sums) if is_inside else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

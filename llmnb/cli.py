@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from llmnb import LlmnbError, __version__, hardware
+from llmnb import LlmnbError, __version__, files, hardware
 
 SECONDS_BETWEEN_LINES = 15  # of a notebook's progress, where the output is not a terminal
 
@@ -21,9 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
-    signal.signal(signal.SIGTERM, _interrupt)
-    if hasattr(signal, "SIGHUP"):  # Windows has none
-        signal.signal(signal.SIGHUP, _interrupt)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(number, _interrupt)
     try:
         return options.command(options)
     except BrokenPipeError:  # llmnb list | head
@@ -163,6 +164,11 @@ def _run(options: argparse.Namespace) -> int:
         paths += [path for path in parameters.all_notebooks() if path not in paths]
     if not paths:
         raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
+    out = Path(options.out)
+    if (out / "index.html").exists() and not (out / "runs").is_dir():
+        raise parameters.ParameterError(
+            f"{out} holds an index.html that is no index of runs: give another folder as --out."
+        )
     for path in paths:  # check all of them before the first one starts
         parameters.resolve(parameters.read_notebook(path), values, path.stem)
     exit_code = 0
@@ -172,7 +178,7 @@ def _run(options: argparse.Namespace) -> int:
         try:
             record = runner.run(job, line.show_progress)
         finally:
-            page = index.write_index(Path(options.out))
+            page = index.write_index(out)
         if record["status"] != "ok":
             exit_code = 1
         line.show_end(record)
@@ -182,18 +188,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parameter_values(options: argparse.Namespace) -> dict:
     """The values from the file, overridden by those of the command line."""
-    from llmnb.runs.parameters import ParameterError
-
-    values = {}
-    if options.file:
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(options.file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ParameterError(f"{options.file} can't be read as YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ParameterError(f"{options.file} must hold lines of the form NAME: VALUE.")
+    values = files.read_settings(options.file) if options.file else {}
     values |= dict(options.parameters)
     if options.profile:
         values["profile"] = options.profile

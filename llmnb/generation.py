@@ -1,5 +1,6 @@
 """Generation: one token after the other, from the scores of a decoder (notebook 02)."""
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ class Sampling:
     top_p: float = 1.0  # only the best that together have p (Holtzman et al. 2020, section 3.1)
     repetition_penalty: float = 1.0  # > 1: what was there already gets less (Keskar et al. 2019)
     seed: int = 0
+    first_row: int = 0  # the number of a batch's first row, if it is a part of a larger batch
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -28,6 +30,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
+            "first_row": (self.first_row >= 0, "0 or more"),
         }
         for name, (is_valid, description) in ranges.items():
             if not is_valid:
@@ -56,6 +59,16 @@ class Sampling:
             logits = torch.empty_like(logits).scatter(1, index, ordered)
         return logits
 
+    def generator(self, row: int) -> torch.Generator:
+        """The random numbers of a batch's row, counted from 0.
+
+        The first row draws from the seed itself, as a text alone does. The others draw from a seed
+        that is derived from both, so that rows of batches with the seeds 0, 1, 2 are independent.
+        """
+        row += self.first_row
+        row_seed = random.Random(f"{self.seed} {row}").getrandbits(63) if row else self.seed
+        return torch.Generator().manual_seed(row_seed)
+
 
 GREEDY = Sampling()
 
@@ -65,7 +78,7 @@ class _Chooser:
 
     def __init__(self, sampling: Sampling, batch: int) -> None:
         self.sampling = sampling
-        self.generators = [torch.Generator().manual_seed(sampling.seed + r) for r in range(batch)]
+        self.generators = [sampling.generator(row) for row in range(batch)]
 
     def __call__(self, logits: Tensor, seen: Tensor) -> Tensor:
         """logits: (batch, vocab) to ids: (batch,)."""
@@ -107,14 +120,16 @@ class KeyValueCache:
         self.length = 0  # tokens in it
         self.layers = [_LayerCache(self, layer) for layer in like.new_empty(shape)]
 
-    def copy_prefix(self, other: "KeyValueCache") -> None:
+    def copy_prefix(self, other: "KeyValueCache", length: int | None = None) -> None:
         """Start with the tokens of another cache, which has one row or as many as this one.
 
-        A beginning that many texts share is computed once, and copied for each of them.
+        length: how many of them; None: all. A beginning that many texts share is computed once, and
+        copied for each of them.
         """
+        length = other.length if length is None else length
         for layer, source in zip(self.layers, other.layers, strict=True):
-            layer.tensor[:, :, :, : other.length] = source.tensor[:, :, :, : other.length]
-        self.length = other.length
+            layer.tensor[:, :, :, :length] = source.tensor[:, :, :, :length]
+        self.length = length
 
 
 def _check_lengths(seq: int, max_new_tokens: int, n_positions: int) -> None:

@@ -16,7 +16,6 @@ from llmnb import LlmnbError, files
 if TYPE_CHECKING:
     import torch
 
-GOMP_SPINCOUNT = "5000"
 MIN_BF16_SPEEDUP = 1.2  # on a CPU, bf16 is chosen only if it is this many times as fast as fp32
 GOMP_SPINCOUNT = "5000"
 
@@ -66,12 +65,15 @@ def dtype(choice: str = "auto", device_type: str | None = None) -> "torch.dtype"
     import torch
 
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    origin = "dtype"
     if choice == "auto":
-        choice = os.environ.get("LLMNB_DTYPE") or "auto"
+        choice, origin = os.environ.get("LLMNB_DTYPE") or "auto", "LLMNB_DTYPE"
     if choice == "auto":
         choice = _best_dtype(device_type or device())
     if choice not in names:
-        raise HardwareError(f"dtype {choice!r} is unknown; choose one of auto, {', '.join(names)}.")
+        raise HardwareError(
+            f"{origin}={choice!r} is unknown; choose one of auto, {', '.join(names)}."
+        )
     return names[choice]
 
 

@@ -9,6 +9,7 @@ pictures of notebooks 01 and 02, answers by likelihood) can't use one.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -219,6 +220,67 @@ class HostedModel:
             f"{self.server} refused the request for {self.model!r} "
             f"({status or 'no status'}: {words})."
         )
+
+
+_connected: dict[tuple[str, str | None], HostedModel] = {}  # by name and server
+
+
+def connect(name: str, prices: str = "", max_dollars: float = 0.0) -> HostedModel:
+    """The one HostedModel of this name in this process, so that one budget covers all its uses.
+
+    prices: dollars per million tokens read and written, such as "0.15 0.60"; max_dollars: 0 for no
+    limit. Naming either begins a new count. Raises HostedError, as HostedModel does.
+    """
+    key = (name, os.environ.get("OPENAI_BASE_URL"))
+    if key not in _connected or prices or max_dollars:
+        try:
+            read, written = map(float, (prices or "0 0").replace(",", " ").split())
+        except ValueError:
+            raise HostedError(
+                f"prices is {prices!r}: write the dollars per million tokens read and written, "
+                'as in "0.15 0.60".'
+            ) from None
+        _connected[key] = HostedModel(
+            name,
+            dollars_per_million_read=read,
+            dollars_per_million_written=written,
+            max_dollars=max_dollars or None,
+        )
+    return _connected[key]
+
+
+def choose(
+    model: HostedModel, prompts: Sequence[str], options: Sequence[str], max_tokens: int = 16
+) -> list[str | None]:
+    """For each prompt the option that the answer names; None where it names none, or several.
+
+    The prompt has to ask for one of the options. Raises HostedError.
+    """
+    answers = []
+    for prompt in prompts:
+        message = {"role": "user", "content": prompt}
+        answers.append(_named_option(model.answer([message], max_tokens=max_tokens).text, options))
+    return answers
+
+
+def _named_option(answer: str, options: Sequence[str]) -> str | None:
+    """The option that the answer consists of; else the only one that stands in it.
+
+    An option that contains another one, such as "not sad", is looked for before it; a single letter
+    only as it is written, because "a" is a word.
+    """
+    for option in options:
+        if answer.strip(" \t\n.,:;!\"'*").casefold() == option.casefold():
+            return option
+    rest = answer
+    named = []
+    for option in sorted(options, key=len, reverse=True):
+        flags = re.IGNORECASE if len(option) > 1 else 0
+        pattern = re.compile(rf"(?<!\w){re.escape(option)}(?!\w)", flags)
+        if pattern.search(rest):
+            named.append(option)
+            rest = pattern.sub(" ", rest)
+    return named[0] if len(named) == 1 else None
 
 
 def _connect(timeout_seconds: float, max_retries: int):

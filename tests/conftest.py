@@ -1,18 +1,26 @@
 """What tests share: a cache of their own where they write, the real one where they read."""
 
+import contextlib
+import functools
+import http.client
+import http.server
 import importlib.util
 import json
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from llmnb import hardware, models
+from llmnb import assets, hardware, models
 from llmnb.runs import parameters
 
 hardware.share_the_cpu()
@@ -233,3 +241,103 @@ def boats(tmp_path_factory, tiny_models):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LLMNB_CACHE", str(folder / "cache"))
         return Index.build(folder / "docs", str(tiny_models / "encoder"), lambda line: None)
+
+
+HOSTED_KEY = "sk-test-5f2c-very-secret"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """`transformers serve` with the offline decoder, on a port that stays the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port, self.process = folder, free_port(), None
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("transformers")), "serve"]
+        command += [hosted_name(), "--host", "127.0.0.1", "--port", str(self.port)]
+        environment = os.environ | {"HF_HUB_CACHE": str(self.folder), "HF_HUB_OFFLINE": "1"}
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, "--device", "cpu"],
+                env=environment | {"OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        for _ in range(600):  # only to end a hang: it is up after some seconds
+            with contextlib.suppress(OSError):
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    return
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            time.sleep(0.5)
+        pytest.fail("the server did not start")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@functools.cache  # the tests' own cache is empty
+def hosted_name() -> str:
+    return str(assets.fetch("SmolLM2-135M-Instruct-q4_1"))
+
+
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """Passes requests on to the server, counts them, and answers 429 as often as it is told."""
+
+    protocol_version = "HTTP/1.1"
+    port, requests, refusals = 0, 0, 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if Proxy.refusals:
+            Proxy.refusals -= 1
+            self.reply(429, b'{"error": {"message": "slow down"}}')
+            return
+        Proxy.requests += 1
+        connection = http.client.HTTPConnection("127.0.0.1", Proxy.port)
+        try:
+            connection.request("POST", self.path, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            self.reply(response.status, response.read())
+        except OSError:
+            self.close_connection = True  # the server is gone, so the client's connection ends
+
+    def reply(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("server"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def proxy(server, cache, monkeypatch):
+    """A fresh cache, and the address of a proxy before the server."""
+    Proxy.port, Proxy.requests, Proxy.refusals = server.port, 0, 0
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{httpd.server_port}/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", HOSTED_KEY)
+    yield Proxy
+    httpd.shutdown()
+    httpd.server_close()

@@ -12,7 +12,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat import v4
 
-from llmnb.record import METRIC_MIME
+from llmnb.record import ANSWER_MIME, METRIC_MIME
 
 PWN = "window.__pwned=1"
 SVG = (
@@ -82,7 +82,7 @@ PAYLOADS = {
     "direction": "\u202e<img src=x>\u202c",
 }  # fmt: skip
 
-_METRIC = ("name", "value", "better", "unit", "low", "high")
+_METRIC = ("name", "label", "value", "better", "unit", "low", "high")
 _NOT_OURS = re.split(
     r"\s+",
     "script iframe frame object embed form button select textarea base link noscript template "
@@ -98,7 +98,9 @@ def shown(metadata: dict | None = None, **data):
 
 def outputs(payload: str) -> list:
     """A payload as every kind of output."""
-    metric = dict.fromkeys(_METRIC, payload)
+    baseline = {"label": payload, "value": payload}
+    metric = dict.fromkeys(_METRIC, payload) | {"baseline": baseline}
+    answer = {"text": payload, "figure": payload}
     red = f"\x1b[1;31m{payload}\x1b[0m\x1b]8;;{payload}\x07"
     return [
         v4.new_output("stream", name="stdout", text=f"{payload}\n"),
@@ -111,6 +113,7 @@ def outputs(payload: str) -> list:
         shown(image_png=payload, text_plain=payload),
         shown({"image/png": {"alt": payload, "width": payload}}, image_png="iVBORw0KGgo="),
         shown(**{METRIC_MIME: metric, "text/plain": payload}),
+        shown(**{ANSWER_MIME: answer, "text/markdown": payload, "text/plain": payload}),
         v4.new_output("error", ename=payload, evalue=payload, traceback=[red]),
         v4.new_output("error", ename=payload, evalue=payload, traceback=[]),
     ]
@@ -131,6 +134,10 @@ def notebook():
     code = shown(application_javascript=PWN, text_plain="<Javascript object>")
     cells.append(v4.new_code_cell("svg, widget, javascript", outputs=[svg, shown(**widget), code]))
     cells.append(v4.new_raw_cell(PAYLOADS["script"], metadata={"raw_mimetype": "text/html"}))
+    alt = "".join(PAYLOADS.values()).replace("\ud800", "")
+    figure = shown({"image/png": {"alt": alt}}, image_png="iVBORw0KGgo=")
+    answer = {"text": "\n\n".join(PAYLOADS.values()), "figure": alt}
+    cells.append(v4.new_code_cell("answer", outputs=[figure, shown(**{ANSWER_MIME: answer})]))
     book = v4.new_notebook(metadata={"title": PAYLOADS["script"]})
     book.cells = cells  # not through the constructor, which refuses such ids
     return book
@@ -140,8 +147,9 @@ def run(payload: str | None = None) -> dict:
     """A record whose every string is hostile."""
     texts = [payload] if payload else list(PAYLOADS.values())
     text = texts[0]
-    metric = dict.fromkeys(("value", "better", "unit", "low", "high"), text)
+    metric = dict.fromkeys(_METRIC, text) | {"baseline": text}
     number = {"value": 0.5, "better": "higher", "unit": text, "low": 0.4, "high": 0.6}
+    number |= {"label": text, "baseline": {"label": text, "value": text}}
     names = ("notebook", "status", "attempt", "pid", "started", "seconds", "peak_memory_mb")
     return dict.fromkeys(names, text) | {
         "schema": 1,
@@ -150,6 +158,7 @@ def run(payload: str | None = None) -> dict:
         "hardware": dict.fromkeys(texts, text),
         "versions": dict.fromkeys(texts, text),
         "source": {"git": text, "notebook_sha256": text},
+        "answer": {"text": text, "figure": text},
         "error": {"cell": text, "type": text, "message": text},
     }
 

@@ -1,8 +1,10 @@
 """The model card: its numbers are the given ones, and no text breaks its tables."""
 
+import json
+
 import pytest
 
-from llmnb import card, evaluation
+from llmnb import card, evaluation, files
 from llmnb.card import CardError
 from llmnb.evaluation.uncertainty import Interval
 
@@ -42,11 +44,68 @@ def test_an_older_card_is_not_overwritten(tmp_path):
     card.check_folder("")  # none is wanted
 
 
+def save(folder, **texts):
+    """A result of one text file for each keyword."""
+
+    def write(partial):
+        (partial / "sub").mkdir()
+        for name, text in texts.items():
+            (partial / "sub" / name).write_text(text)
+
+    return card.write_result(folder, "facts.json", {"kind": "texts"}, write)
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_result_is_replaced_and_nothing_else(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
+    folder = save(tmp_path / "new" / "result", a="1", b="2")
+    (folder / "notes.txt").write_text("of the user")
+    save(folder, b="3", c="4")
+    left = contents(folder)
+    facts = json.loads(left.pop("facts.json"))
+    assert left == {"b": "3", "c": "4", "notes.txt": "of the user"}
+    assert facts["kind"] == "texts" and set(facts["files"]) == {"sub/b", "sub/c"}
     with pytest.raises(CardError, match="holds other files"):
-        card.check_folder(tmp_path, replaces="llmnb.json")
-    (tmp_path / "llmnb.json").write_text("{}")
-    card.check_folder(tmp_path, replaces="llmnb.json")
+        card.check_folder(folder)  # without the name of its facts it is no result
     with pytest.raises(CardError, match="holds other files"):
-        card.check_folder(tmp_path)
+        card.check_folder(tmp_path, replaces="facts.json")
+
+
+def test_files_that_somebody_changed_or_added_are_not_overwritten(tmp_path):
+    folder = save(tmp_path / "result", a="1", b="2")
+    (folder / "sub" / "c").write_text("of the user")
+    before = contents(folder)
+    with pytest.raises(CardError, match="c would be overwritten"):
+        save(folder, a="new", c="3")
+    assert contents(folder) == before
+    (folder / "sub" / "a").write_text("edited")
+    with pytest.raises(CardError, match="a was changed since it was saved"):
+        save(folder, a="new")
+    assert contents(folder) == before | {"a": "edited"}
+
+
+def test_facts_can_not_name_files_of_other_folders(tmp_path):
+    thesis = tmp_path / "thesis.txt"
+    thesis.write_text("precious")
+    (tmp_path / "result").mkdir()
+    facts = {"files": {"../thesis.txt": files.sha256_of(thesis)}}
+    (tmp_path / "result" / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(CardError, match="holds other files"):
+        save(tmp_path / "result", a="1")
+    assert thesis.read_text() == "precious"
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path):
+    def fail(partial):
+        (partial / "half").write_text("x")
+        raise OSError("disk full")
+
+    folder = save(tmp_path / "result", a="1")
+    before = contents(folder)
+    for name in ("result", "new"):
+        with pytest.raises(OSError, match="disk full"):
+            card.write_result(tmp_path / name, "facts.json", {}, fail)
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["result"]

@@ -6,7 +6,7 @@ import sys
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS
+from conftest import NOTEBOOKS, python
 
 from llmnb import cli, hardware
 from llmnb.runs import runner
@@ -92,6 +92,13 @@ def test_an_out_that_is_a_file_is_an_error_without_a_traceback(tmp_path):
     assert cli.main(["copy", str(tmp_path / "file")]) == 2
 
 
+def test_the_first_page_of_a_website_is_not_overwritten(command, notebook, tmp_path):
+    (tmp_path / "index.html").write_text("my site")
+    code, text = command("run", notebook, "--out", tmp_path)
+    assert code == 2 and "no index of runs" in text and command.jobs == []
+    assert (tmp_path / "index.html").read_text() == "my site"
+
+
 def test_copying_the_notebooks_keeps_what_was_changed(command, tmp_path):
     folder = tmp_path / "new" / "copies"
     assert command("copy", folder)[0] == 0
@@ -122,6 +129,12 @@ def test_openmps_threads_do_not_spin_for_long_unless_the_user_says_so(
         monkeypatch.setenv("GOMP_SPINCOUNT", chosen)
     command("list")
     assert os.environ["GOMP_SPINCOUNT"] == expected
+
+
+def test_a_command_behind_nohup_goes_on_when_the_terminal_is_closed():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from llmnb import cli; "
+    code += "cli.main(['list']); print(signal.getsignal(signal.SIGHUP).name)"
+    assert python(code).stdout.split()[-1] == "SIG_IGN"
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """Cleaning, the one split rule, and reading a stranger's files."""
 
+import gzip
 import json
 import os
 
 import datasets
+import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llmnb import data
 from llmnb.data import DataError
@@ -18,6 +22,19 @@ def rows(texts, labels=None):
 def test_clean():
     assert data.clean("a <br /><br/>b\x00\x07\u200b  c\u00a0 d\r\n") == "a\n\nb c d"
     assert data.clean("  汉字 é ☃ ") == "汉字 é ☃"
+    assert data.clean("a\rb\x0bc\fd\u2028e\u2029f\x85g\t\x1fh") == "a\nb\nc\nd\ne\nf g h"
+
+
+WORD = st.text(
+    st.characters(categories=["L", "N", "P"]).filter(lambda c: c not in "<>"), min_size=1
+)
+SEPARATORS = st.text(st.characters(categories=["Cc", "Z"]) | st.just("\u200b"), min_size=1)
+
+
+@given(st.lists(st.tuples(WORD, SEPARATORS)))
+def test_cleaning_joins_no_two_words(parts):
+    text = "".join(word + separator for word, separator in parts)
+    assert data.clean(text).split() == [word for word, _ in parts]
 
 
 def test_split_is_stratified_stable_and_disjoint():
@@ -90,31 +107,59 @@ def test_unknown_reviews_are_refused():
         data.load_reviews("imbd")
 
 
-@pytest.fixture
-def texts():
-    return [f"Document {i}: größer, 汉字, a <br /> break." for i in range(100)]
+DOCUMENTS = [f"Document {i}: größer, 汉字, a <br /> break." for i in range(100)]
+PER_LINE = "\n".join(json.dumps({"text": text}) for text in DOCUMENTS)
+COLUMN = [f'"{text}"' for text in ["text", *DOCUMENTS]]
+CORPORA = {
+    "a.txt": "\n\n".join(DOCUMENTS),
+    "spaces.txt": " \n".join(f"{text}\n\t" for text in DOCUMENTS),
+    "form feeds.txt": "\f".join(DOCUMENTS),
+    "utf-16.txt": "\r\n\r\n".join(DOCUMENTS).encode("utf-16"),
+    "packed.txt.gz": gzip.compress("\n\n".join(DOCUMENTS).encode()),
+    "a.jsonl": PER_LINE,
+    "other keys.jsonl": f'\ufeff{PER_LINE}\n\n{{"text": null, "a": 1}}\n{{"b": {{}}}}',
+    "a.json": f'{{"data": [{PER_LINE.replace(chr(10), ",")}]}}',
+    "a.csv": "\n".join(COLUMN),
+    "semicolons.csv": "\n".join(f"{number};{cell}" for number, cell in enumerate(COLUMN)),
+    "a.parquet": pd.DataFrame({"text": [text.encode() for text in DOCUMENTS]}).to_parquet(),
+}
 
 
-@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet", "folder"])
-def test_a_corpus_of_any_kind(cache, tmp_path, texts, kind):
-    path = tmp_path / f"corpus.{kind}"
-    if kind == "txt":
-        path.write_text("\n\n".join(texts), encoding="utf-8")
-    elif kind == "jsonl":
-        path.write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
-    elif kind == "folder":
-        path.mkdir()
-        for i, text in enumerate(texts):
-            (path / f"{i}.txt").write_text(text + "\n\nsecond paragraph", encoding="utf-8")
-    else:
-        getattr(rows(texts), f"to_{kind}")(str(path))
+@pytest.mark.parametrize("name", CORPORA)
+def test_a_corpus_of_any_kind(cache, tmp_path, capsys, name):
+    content = CORPORA[name]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     corpus = data.load_corpus(str(path))
     documents = [text for part in corpus.values() for text in part["text"]]
-    assert len(documents) == 100 and all("<br" not in text for text in documents)
-    expected = data.clean(texts[3]) + ("\n\nsecond paragraph" if kind == "folder" else "")
-    assert expected in documents
+    assert sorted(documents) == sorted(map(data.clean, DOCUMENTS))
     again = data.load_corpus(str(path))
     assert list(again["test"]["text"]) == list(corpus["test"]["text"])
+    note = f"{path}: documents without a text, left out: 2.\n"
+    assert capsys.readouterr().out == (note * 2 if "keys" in name else "")
+
+
+def test_of_a_folder_hidden_and_other_files_are_left_out_and_counted(cache, tmp_path, capsys):
+    for i, text in enumerate(DOCUMENTS):
+        (tmp_path / f"{i}.txt").write_text(text + "\n\nsecond paragraph", encoding="utf-8")
+    for name in ("._3.txt", ".DS_Store", "~$a.txt", "a.bin", "empty.txt"):
+        (tmp_path / name).write_bytes(b"\xff" if name != "empty.txt" else b"")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git/note.txt").write_text("a program's")
+    (tmp_path / "again.txt").write_text(DOCUMENTS[0] + "\n\nsecond paragraph", encoding="utf-8")
+    corpus = data.load_corpus(str(tmp_path))
+    documents = [text for part in corpus.values() for text in part["text"]]
+    assert sorted(documents) == sorted(f"{data.clean(t)}\n\nsecond paragraph" for t in DOCUMENTS)
+    printed = capsys.readouterr().out
+    assert "files left out: 4 hidden, 2 empty or of another kind." in printed
+    assert "documents that repeat an earlier one, left out: 1." in printed
+
+
+def test_words_that_mean_nothing_to_pandas_are_texts(cache, tmp_path):
+    words = {"NA", "None", "null", "nan", "n/a"}
+    (tmp_path / "a.csv").write_text("\n".join([*COLUMN, *words]), encoding="utf-8")
+    corpus = data.load_corpus(str(tmp_path / "a.csv"))
+    assert words < {text for part in corpus.values() for text in part["text"]}
 
 
 @pytest.mark.parametrize("folder", [False, True])
@@ -127,11 +172,11 @@ def test_a_novel_without_blank_lines_is_cut_into_pages(cache, tmp_path, folder):
     assert sorted("".join(pages)) == sorted(data.clean(novel))
 
 
-def test_a_changed_file_is_read_again(cache, tmp_path, texts):
+def test_a_changed_file_is_read_again(cache, tmp_path):
     path = tmp_path / "corpus.txt"
-    path.write_text("\n\n".join(texts), encoding="utf-8")
+    path.write_text("\n\n".join(DOCUMENTS), encoding="utf-8")
     data.load_corpus(str(path))
-    path.write_text("\n\n".join([*texts, "A new document."]), encoding="utf-8")
+    path.write_text("\n\n".join([*DOCUMENTS, "A new document."]), encoding="utf-8")
     assert sum(map(len, data.load_corpus(str(path)).values())) == 101
 
 
@@ -140,11 +185,14 @@ def test_a_changed_file_is_read_again(cache, tmp_path, texts):
     [
         ("no.csv", None, "There is no file"),
         ("empty.txt", b"", "no text to read"),
-        ("what.docx", b"x", "no text to read"),
-        ("latin.txt", "größer\n\n".encode("latin1") * 50, "can't be read as text.*UTF-8"),
+        ("what.docx", b"x", "is a document of a word processor: save it as plain text"),
+        ("what.bin", b"x", "no text to read"),
+        ("latin.txt", "größer\n\n".encode("latin1") * 50, "nothing is left for"),
+        ("word.txt", b"PK\3\4\0\0", "word.txt is a zip archive, as files of Excel and Word are"),
+        ("what.pdf", b"x", "is a PDF: save it as plain text"),
         ("two.csv", b"id,body\n1,a\n2,b\n", r"no column 'text'.*id, body"),
         ("numbers.csv", b"text\n1\n2\n", "holds no text"),
-        ("bad.jsonl", b'{"text": \n{', "can't be read as json"),
+        ("bad.jsonl", b'{"text": \n{', "bad.jsonl can't be read as json .UTF-8.: "),
     ],
 )
 def test_what_can_not_be_read_is_said(cache, tmp_path, name, content, message):
@@ -157,7 +205,7 @@ def test_what_can_not_be_read_is_said(cache, tmp_path, name, content, message):
 def test_mixed_folders_are_refused(cache, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.csv").write_text("text\nb\n")
-    with pytest.raises(DataError, match="mixes csv, text"):
+    with pytest.raises(DataError, match=r"mixes kinds of files \(a.txt and b.csv\)"):
         data.load_corpus(str(tmp_path))
 
 
@@ -165,8 +213,10 @@ def test_read_text(tmp_path):
     file = tmp_path / "x.txt"
     file.write_bytes("\ufeffgrün\r\n".encode())
     assert data.read_text(str(file)) == "grün"
+    file.write_bytes("grün\r\n".encode("utf-16"))
+    assert data.read_text(str(file)) == "grün"
     file.write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match="byte 3 is 0xe9"):
+    with pytest.raises(DataError, match="line 1: a character is not UTF-8: save it as plain text"):
         data.read_text(str(file))
     file.write_bytes(b" \n")
     with pytest.raises(DataError, match="is empty"):

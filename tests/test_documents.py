@@ -67,18 +67,18 @@ def passages_of(file, contents):
 
 
 def test_markdown_is_cut_at_headings_but_not_in_code():
-    red = "They cost 12.\n\nAnd more.\n\n```python\n# no heading\n```"
+    red = "They cost 12.\nAnd more.\n# no heading"
     assert passages_of("a.md", MARKDOWN) == [
-        ("boats", "Boats", "Before.", 1),
-        ("red-boats", "Red *boats*", red, 7),
-        ("red-boats-2", "Red boats", "Again.", 16),
+        ("boats-1", "Boats", "Before.", 1),
+        ("red-boats", "Red boats", red, 7),
+        ("red-boats-1", "Red boats", "Again.", 16),
     ]
 
 
 def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
     assert passages_of("a.html", PAGE) == [
         ("boats", "Boats", "The red one.", 2),
-        ("storm", "Storm", "Stay in.\n\nWait.\n\nthe end", 4),
+        ("storm", "Boats > Storm", "Stay in.\nWait.\nthe end", 4),
     ]
     assert {p.title for p in chunks("a.html", PAGE)[0]} == {"Boats & more"}
     assert passages_of("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all", 1)]
@@ -86,10 +86,10 @@ def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
 
 def test_code_is_cut_at_functions_and_classes():
     assert passages_of("boats.py", CODE) == [
-        ("boats", "boats", '"""About boats."""\n\nLIMIT = 3\n\nLAST = 4', 1),
+        ("boats", "boats", '"""About boats."""\nLIMIT = 3\nLAST = 4', 1),
         ("rent", "rent", '@cache\ndef rent(n):\n    """Rent n."""\n    return n', 6),
-        ("boat", "Boat", 'class Boat:\n    """A boat."""\n\n    colour = "red"', 12),
-        ("boat-sail", "Boat.sail", "    def sail(self):\n        pass", 15),
+        ("boat", "Boat", 'class Boat:\n    """A boat."""\n    colour = "red"', 12),
+        ("boatsail", "Boat.sail", "    def sail(self):\n        pass", 15),
     ]
 
 
@@ -102,14 +102,14 @@ def test_a_notebook_is_read_by_cells_without_outputs():
     ]
     cells = [{"cell_type": kind, "source": s, "outputs": ["SECRET"]} for kind, s in sources]
     assert passages_of("n.ipynb", json.dumps({"cells": cells, "nbformat": 4})) == [
-        ("boats", "Boats", "first()", 1),
-        ("boats-2", "Boats", "All of them.\n\n# no heading\nrent()\n\nmore", 2),
+        ("boats-1", "Boats", "first()", 1),
+        ("boats", "Boats", "All of them.\n# no heading\nrent()\nmore", 2),
         ("storm", "Storm", "Stay.", 4),
     ]
 
 
 def test_plain_text_is_one_passage_while_it_is_short():
-    assert passages_of("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\n\ntwo\nlines", 1)]
+    assert passages_of("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\ntwo\nlines", 1)]
     assert chunks("sub/n.txt", "one")[0][0].id == "sub/n.txt#n"
     assert passages_of("n.txt", " \n\n--- \n") == []
 
@@ -126,7 +126,7 @@ def test_line_endings_and_byte_order_marks_of_windows_are_read():
         ("a.py", "(" * 5000, "Error"),
         ("a.ipynb", "{no json", "JSONDecodeError"),
         ("a.ipynb", "[1, 2]", "TypeError"),
-        ("a.ipynb", '{"worksheets": []}', "KeyError"),
+        ("a.ipynb", '{"sheets": []}', "KeyError"),
         ("a.ipynb", "[" * 100_000, "Error"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_document_that_does_not_parse_is_read_as_plain_text_with_a_note(file, 
     assert [p.text for p in passages] == [p.text for p in chunks("a.txt", contents)[0]]
 
 
-@pytest.mark.parametrize("gap", ["\n\n", ". ", " ", "", "。"])
+@pytest.mark.parametrize("gap", ["\n\n", ". ", " ", "。"])
 def test_long_sections_are_split_and_no_word_is_lost(gap):
     text = gap.join(f"Word{n}" for n in range(2000))
     passages, _ = chunks("a.md", f"# T\n\n## Long\n\n{text}\n\n## Short\n\nHere.")
@@ -149,6 +149,8 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
     if gap == "\n\n":  # paragraphs stay whole, and the line is that of the first
         lines = [5 + 2 * int(p.text.partition("\n")[0][4:]) for p in passages[:-1]]
         assert [p.line for p in passages[:-1]] == lines
+    else:  # the sentences of a paragraph stay on one line
+        assert not any("\n" in p.text for p in passages)
 
 
 def test_the_handbook_gives_its_own_passages():
@@ -158,7 +160,9 @@ def test_the_handbook_gives_its_own_passages():
     ours = [
         (p.id.replace(".md#", "#"), p.title, p.heading, " ".join(p.text.split())) for p in passages
     ]
-    assert ours == [(p.id, p.title, p.heading, p.text) for p in handbook.passages()]
+    assert ours == [
+        (p.id, p.title, p.heading, p.text.replace("`", "")) for p in handbook.passages()
+    ]
 
 
 def hostile_page() -> str:

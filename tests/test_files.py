@@ -75,6 +75,23 @@ def test_a_disk_that_fills_up_leaves_the_cache_sound(cache):
     assert [path.name for path in cache.iterdir()] == ["folder.lock"]
 
 
+def test_a_name_with_brackets_leaves_no_partial_folder(cache):
+    def fail(folder):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        files.build(cache / "tokens-notes[1]-abc", fail)
+    files.build(cache / "tokens-notes[1]-abc", lambda folder: (folder / "a").write_text("1"))
+    names = sorted(path.name for path in cache.iterdir())
+    assert names == ["tokens-notes[1]-abc", "tokens-notes[1]-abc.lock"]
+
+
+def test_a_text_that_can_not_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        files.write_text(tmp_path / "a.txt", "\ud800")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_cache_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(files.CacheError, match="LLMNB_CACHE"):

@@ -2,17 +2,19 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import python
+from safetensors.torch import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from llmnb import fine_tuning
 from llmnb.card import CardError
-from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder, prompting
+from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
@@ -102,35 +104,6 @@ def test_frozen_features_have_one_length(made_up, settings):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 32**0.5)  # √d_model
 
 
-@pytest.mark.parametrize("shots", [0, 2])
-def test_prompts_scored_in_batches_get_the_scores_of_one_plain_pass(shots, made_up, settings):
-    names = ("bad", "good film", "fine")  # the second has two tokens; the texts differ in length
-    settings = dataclasses.replace(settings, shots=shots)
-    classifier = prompting.Prompted(names, settings).fit(*columns(made_up["train"]))
-    texts = made_up["test"]["text"][:20]
-    expected = np.zeros((len(texts), 3))
-    for row, text in enumerate(texts):
-        for column, name in enumerate(names):
-            prompt = f"{classifier.instruction}Text: {text}\nLabel:"
-            prompt_ids = classifier.tokenizer(prompt)["input_ids"]
-            label_ids = classifier.tokenizer(f" {name}")["input_ids"]
-            ids = torch.tensor([prompt_ids + label_ids])
-            with torch.inference_mode():
-                log_probs = classifier.model(ids)[0].log_softmax(-1)
-            for position, token in enumerate(label_ids, start=len(prompt_ids) - 1):
-                expected[row, column] += log_probs[position, token].item()
-    assert classifier.instruction.count("Label:") == 2 * shots
-    expected = np.exp(expected - classifier.usual)
-    expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(classifier.probabilities(texts), expected, atol=1e-5)
-
-
-def test_a_prompt_too_long_is_refused(made_up, settings):
-    settings = dataclasses.replace(settings, shots=40)
-    with pytest.raises(FineTuningError, match="lower shots or max_length"):
-        prompting.Prompted(LABELS, settings).fit(*columns(made_up["train"]))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -162,18 +135,38 @@ def test_what_cant_be_run_is_refused_before_any_work(made_up, monkeypatch):
             fine_tuning.run(*arguments)
 
 
-def test_only_an_older_classifier_is_replaced(made_up, settings, tmp_path):
+def test_a_folder_without_a_classifier_is_not_saved_into(made_up, settings, tmp_path):
     classifier = fine_tuning.run("majority", made_up, LABELS, settings).classifier
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(CardError, match="holds other files"):
-        fine_tuning.save(classifier, tmp_path / "full")
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
-    folder = fine_tuning.save(classifier, tmp_path / "new" / "deep", {"accuracy": 0.5})
-    (folder / "stale").write_text("of the older one")
-    fine_tuning.save(classifier, folder)
-    assert not (folder / "stale").exists() and (folder / "README.md").exists()
+        fine_tuning.save(classifier, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_saving_again_keeps_what_was_added_to_the_folder(made_up, settings, tmp_path):
+    classifier = fine_tuning.run("tfidf", made_up, LABELS, settings).classifier
+    folder = fine_tuning.save(classifier, tmp_path / "new" / "deep")
+    assert (folder / "vocabulary.json").exists()
+    (folder / "notes.txt").write_text("of the user")
+    majority = fine_tuning.run("majority", made_up, LABELS, settings).classifier
+    fine_tuning.save(majority, folder, {"accuracy": 0.5})
+    assert (folder / "notes.txt").read_text() == "of the user"
+    assert fine_tuning.load(folder).method == "majority"
+    assert not (folder / "vocabulary.json").exists()  # of the older classifier
     assert [path.name for path in folder.parent.iterdir()] == ["deep"]
+
+
+def test_a_classifier_can_be_saved_into_the_working_folder(
+    made_up, settings, tmp_path, monkeypatch
+):
+    classifier = fine_tuning.run("majority", made_up, LABELS, settings).classifier
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        fine_tuning.save(classifier, ".")
+    assert fine_tuning.load(tmp_path / "here").label_names == LABELS
+    assert "fine_tuning.load('here')" in (tmp_path / "here" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_a_missing_or_damaged_classifier_is_not_loaded(made_up, settings, tmp_path):
@@ -221,6 +214,67 @@ def test_what_other_notebooks_build_on_is_trained_once(made_up, settings, cache,
     monkeypatch.setattr(ladder, "code_digests", dict)
     with pytest.raises(TypeError):  # the code has changed
         fine_tuning.trained("tfidf", made_up, LABELS, settings)
+
+
+@pytest.fixture
+def retrained(tiny_models, tmp_path):
+    """A copy of the tiny models, and a function that changes the weights of one in its folder."""
+    folder = tmp_path / "models"
+    shutil.copytree(tiny_models, folder)
+
+    def retrain(name):
+        weights = load_file(folder / name / "model.safetensors")
+        for number, tensor in enumerate(weights.values()):
+            tensor += 0.3 * torch.randn(tensor.shape, generator=torch.manual_seed(number))
+        save_file(weights, folder / name / "model.safetensors", metadata={"format": "pt"})
+
+    return folder, retrain
+
+
+@pytest.mark.parametrize(("method", "base"), [("frozen", "encoder"), ("few_shot", "decoder")])
+def test_a_model_retrained_in_its_folder_gives_another_classifier(
+    method, base, made_up, settings, cache, retrained
+):
+    folder, retrain = retrained
+    settings = dataclasses.replace(settings, **{base: str(folder / base)})
+    texts = made_up["test"]["text"][:]
+    old_classifier = fine_tuning.trained(method, made_up, LABELS, settings)
+    old = old_classifier.probabilities(texts)
+    retrain(base)
+    new = fine_tuning.trained(method, made_up, LABELS, settings).probabilities(texts)
+    expected = fine_tuning.run(method, made_up, LABELS, settings).probabilities
+    np.testing.assert_allclose(new, expected, atol=1e-6)
+    assert np.abs(new - old).max() > 0.01
+
+
+def test_another_precision_or_tokenizer_trains_the_cached_classifier_again(
+    made_up, settings, cache, retrained, monkeypatch
+):
+    folder, _ = retrained
+    settings = dataclasses.replace(settings, encoder=str(folder / "encoder"), dtype="auto")
+    monkeypatch.setenv("LLMNB_DTYPE", "fp32")
+    fine_tuning.trained("frozen", made_up, LABELS, settings)
+    monkeypatch.setattr(ladder, "run", None)  # a second training would fail
+    fine_tuning.trained("frozen", made_up, LABELS, settings)
+    monkeypatch.setenv("LLMNB_DTYPE", "bf16")
+    with pytest.raises(TypeError):
+        fine_tuning.trained("frozen", made_up, LABELS, settings)
+    monkeypatch.setenv("LLMNB_DTYPE", "fp32")
+    file = folder / "encoder" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"good"', '"fine?"'))
+    with pytest.raises(TypeError):
+        fine_tuning.trained("frozen", made_up, LABELS, settings)
+
+
+def test_a_saved_head_is_not_put_on_a_retrained_encoder(made_up, settings, retrained, tmp_path):
+    folder, retrain = retrained
+    settings = dataclasses.replace(settings, encoder=str(folder / "encoder"))
+    classifier = fine_tuning.run("frozen", made_up, LABELS, settings).classifier
+    saved = fine_tuning.save(classifier, tmp_path / "saved")
+    fine_tuning.load(saved)
+    retrain("encoder")
+    with pytest.raises(FineTuningError, match=r"trained on another .*encoder'.* train it again"):
+        fine_tuning.load(saved)
 
 
 def test_every_module_that_decides_a_result_is_in_the_digest_of_the_code():

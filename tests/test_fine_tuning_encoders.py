@@ -1,7 +1,9 @@
 """Fine-tuning and LoRA on a tiny random encoder: what is trained, saved, stopped and resumed."""
 
 import dataclasses
+import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,12 +193,27 @@ def test_a_torn_checkpoint_is_removed(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
 
 
-def test_other_settings_use_another_folder(tmp_path):
+def test_other_settings_or_another_model_use_another_folder(tiny_models, tmp_path):
+    base = shutil.copytree(tiny_models / "encoder", tmp_path / "base")
     rows = {"train": [{"input_ids": [1], "labels": 0}]}
     names = []
-    for seed in (0, 1, 0):
-        settings = Settings(seed=seed)
-        with encoders._training_folder(tmp_path / "new", "full", "base", rows, settings) as folder:
+    for seed in (0, 1, 0, 0):
+        options = ("full", str(base), rows, Settings(seed=seed))
+        with encoders._training_folder(tmp_path / "new", *options) as folder:
             folder.mkdir(parents=True)
             names.append(folder.name)
-    assert names[0] == names[2] != names[1] and not list(tmp_path.iterdir())
+        if len(names) == 3:  # the same name now stands for other weights
+            (base / "model.safetensors").write_bytes(b"retrained")
+    assert names[0] == names[2] and len(set(names)) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+def test_a_lora_training_leaves_no_temporary_folder(parts, settings, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    classifier = train("lora", parts, settings)
+    saved = fine_tuning.save(classifier, tmp_path / "saved")
+    assert classifier.bytes_on_disk() > 0 and list((saved / "adapter").iterdir())
+    del classifier
+    gc.collect()
+    assert list((tmp_path / "temporary").iterdir()) == []

@@ -209,11 +209,13 @@ def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, monkeypa
 
 @pytest.mark.usefixtures("one_thread")
 def test_samples_differ_and_repeat_with_the_seed(tiny, tokenizer, monkeypatch):
-    seeds = []
+    rows_and_seeds = []
     real = generation.complete
 
     def complete(*given, **options):
-        seeds.extend(range(given[4].seed, given[4].seed + len(given[2])))
+        sampling = given[4]
+        rows = range(sampling.first_row, sampling.first_row + len(given[2]))
+        rows_and_seeds.extend((row, sampling.seed) for row in rows)
         return real(*given, **options)
 
     monkeypatch.setattr(generation, "complete", complete)
@@ -224,9 +226,10 @@ def test_samples_differ_and_repeat_with_the_seed(tiny, tokenizer, monkeypatch):
     )
     pd.testing.assert_frame_equal(first, again)
     assert first["answer"].equals(other["answer"]) and first["agreement"].lt(1).any()
-    drawn = seeds[len(QUESTIONS) : 4 * len(QUESTIONS)]  # behind the greedy ones
-    assert drawn == list(range(5, 5 + 3 * len(QUESTIONS)))  # no two draws share random numbers
-    assert seeds[-1] == 99 + 3 * len(QUESTIONS) - 1
+    n_drawn = 3 * len(QUESTIONS)
+    drawn = rows_and_seeds[len(QUESTIONS) : len(QUESTIONS) + n_drawn]  # behind the greedy ones
+    assert drawn == [(row, 5) for row in range(n_drawn)]  # no two share random numbers
+    assert rows_and_seeds[-1] == (n_drawn - 1, 99)
 
 
 def scored(answerable, abstained, right, f1=None, agreement=math.nan):

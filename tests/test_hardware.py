@@ -24,8 +24,11 @@ def test_the_dtype_depends_on_device_speed_and_environment(monkeypatch, cache):
     assert hardware.dtype("auto", device_type="cuda") is torch.bfloat16
     monkeypatch.setenv("LLMNB_DTYPE", "fp32")
     assert hardware.dtype("auto", device_type="cuda") is torch.float32
-    with pytest.raises(LlmnbError, match="bf16, fp16, fp32"):
+    with pytest.raises(LlmnbError, match=r"^dtype='int3' is unknown.*bf16, fp16, fp32"):
         hardware.dtype("int3")
+    monkeypatch.setenv("LLMNB_DTYPE", "bf15")
+    with pytest.raises(LlmnbError, match=r"^LLMNB_DTYPE='bf15' is unknown"):
+        hardware.dtype()
 
 
 def test_the_probe_is_stored(cache):

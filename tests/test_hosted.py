@@ -1,124 +1,15 @@
 """Hosted models against a real server on loopback; a proxy between counts the requests."""
 
-import contextlib
-import functools
-import http.client
-import http.server
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import time
-from pathlib import Path
-
 import pytest
+from conftest import HOSTED_KEY as KEY
+from conftest import free_port, hosted_name
 
-from llmnb import assets, files, hosted
+from llmnb import files, hosted
 from llmnb.hosted import HostedError, HostedModel
 
-KEY = "sk-test-5f2c-very-secret"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 pytestmark = pytest.mark.slow
 pytest.importorskip("openai")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """`transformers serve` with the offline decoder, on a port that stays the same."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port, self.process = folder, free_port(), None
-
-    def start(self) -> None:
-        command = [str(Path(sys.executable).with_name("transformers")), "serve"]
-        command += [hosted_name(), "--host", "127.0.0.1", "--port", str(self.port)]
-        environment = os.environ | {"HF_HUB_CACHE": str(self.folder), "HF_HUB_OFFLINE": "1"}
-        with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, "--device", "cpu"],
-                env=environment | {"OMP_NUM_THREADS": "1"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        for _ in range(600):  # only to end a hang: it is up after some seconds
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return
-            assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
-            time.sleep(0.5)
-        pytest.fail("the server did not start")
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@functools.cache  # the tests' own cache is empty
-def hosted_name() -> str:
-    return str(assets.fetch("SmolLM2-135M-Instruct-q4_1"))
-
-
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Passes requests on to the server, counts them, and answers 429 as often as it is told."""
-
-    protocol_version = "HTTP/1.1"
-    port, requests, refusals = 0, 0, 0
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if Proxy.refusals:
-            Proxy.refusals -= 1
-            self.reply(429, b'{"error": {"message": "slow down"}}')
-            return
-        Proxy.requests += 1
-        connection = http.client.HTTPConnection("127.0.0.1", Proxy.port)
-        try:
-            connection.request("POST", self.path, body, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            self.reply(response.status, response.read())
-        except OSError:
-            self.close_connection = True  # the server is gone, so the client's connection ends
-
-    def reply(self, status: int, body: bytes) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    server = Server(tmp_path_factory.mktemp("server"))
-    server.start()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def proxy(server, cache, monkeypatch):
-    """A fresh cache, and the address of a proxy before the server."""
-    Proxy.port, Proxy.requests, Proxy.refusals = server.port, 0, 0
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{httpd.server_port}/v1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield Proxy
-    httpd.shutdown()
-    httpd.server_close()
 
 
 def model(**options) -> HostedModel:

@@ -6,7 +6,7 @@ import transformers
 from conftest import python
 from safetensors.torch import load_file, save_file
 
-from llmnb import models
+from llmnb import LlmnbError, fast_linear, models
 from llmnb.assets import AssetError
 
 
@@ -63,3 +63,22 @@ def test_a_model_in_the_hubs_cache_loads_offline_and_another_is_not_found(model,
     result = python(code.replace("me/", "you/"), HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert "no known asset and no folder here" in result.stderr
     assert "profile 'cpu' runs" in result.stderr
+
+
+def test_an_unknown_precision_is_not_blamed_on_the_weights(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    monkeypatch.setenv("LLMNB_DTYPE", "bf15")
+    with pytest.raises(LlmnbError, match=r"^LLMNB_DTYPE='bf15' is unknown; choose one"):
+        models.load_decoder(str(tmp_path))
+
+
+def test_an_error_without_a_text_is_reported_by_its_name(tmp_path, monkeypatch):
+    loading = models.load_errors("a model", tmp_path)
+    with pytest.raises(AssetError, match="can't be loaded: RuntimeError Weights"), loading:
+        raise RuntimeError
+
+    def fail(*arguments):
+        raise NotImplementedError
+
+    monkeypatch.setattr(fast_linear, "PackedLinear", fail)
+    assert fast_linear.unavailable("bf16") == "NotImplementedError"

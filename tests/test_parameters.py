@@ -1,5 +1,7 @@
 """Finding a notebook, and what it may be given: names and types checked before anything runs."""
 
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import NOTEBOOKS
 
+from llmnb import data
+from llmnb.applications import documents
 from llmnb.runs import parameters
 from llmnb.runs.parameters import ParameterError
 
@@ -29,6 +33,15 @@ def notebook(source=CELL, tags=("parameters",)):
     cell = nbformat.v4.new_code_cell(source, metadata={"tags": list(tags)})
     other = nbformat.v4.new_code_cell("print(seed)")
     return nbformat.v4.new_notebook(cells=[cell, other])
+
+
+def of_series():
+    """The notebook with the series' set-up cell."""
+    book = notebook()
+    set_up = nbformat.read(NOTEBOOKS[0], as_version=4).cells[1]
+    assert set_up.id == "set-up"
+    book.cells.insert(0, set_up)
+    return book
 
 
 def test_defaults_are_read_as_python_reads_them():
@@ -142,6 +155,45 @@ def test_the_digest_says_what_the_run_is(tmp_path):
     assert first != parameters.digest(book, values)  # other code
 
 
+def test_where_a_run_writes_is_not_what_it_is(tmp_path):
+    values = {"out": str(tmp_path), "model_output": str(tmp_path)}
+    first = parameters.digest(notebook(), values)
+    (tmp_path / "config.json").write_text("{}")  # written by the first run
+    assert parameters.digest(notebook(), values) == first
+    assert parameters.digest(notebook(), values | {"out": "elsewhere"}) != first
+
+
+@pytest.mark.parametrize("value", ["{}", ["{}"], {"a": "{}"}])
+def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, value):
+    value = json.loads(json.dumps(value).replace("{}", str(tmp_path)))
+    digests = [parameters.digest(notebook(), {"data": value})]
+    for name in ("a.md", "b/c.CSV", ".venv/d.py", ".git/e.json", "b/.f.txt", "picture.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("new")
+        digests.append(parameters.digest(notebook(), {"data": value}))
+    assert len(set(digests[:3])) == 3 and set(digests[3:]) == {digests[2]}
+
+
+def test_every_kind_of_file_that_is_read_is_in_the_digest():
+    assert {*documents.READERS, *data._LOADERS} <= parameters.INPUT_SUFFIXES
+
+
+@pytest.mark.parametrize(("bound", "value"), [("MAX_INPUT_FILES", 1), ("MAX_INPUT_BYTES", 3)])
+def test_beyond_the_bound_sizes_and_times_count_and_a_line_says_so(
+    tmp_path, monkeypatch, capsys, bound, value
+):
+    def digest(text, seconds):
+        for name in ("a.txt", "b.txt"):
+            (tmp_path / name).write_text("12" if name == "a.txt" else text)
+            os.utime(tmp_path / name, (seconds, seconds))
+        return parameters.digest(notebook(), {"data": str(tmp_path)})
+
+    assert digest("12", 1) != digest("34", 1) and capsys.readouterr().out == ""
+    monkeypatch.setattr(parameters, bound, value)
+    assert digest("12", 1) == digest("34", 1) != digest("34", 2)
+    assert "data: of 1 files only name, size and time" in capsys.readouterr().out
+
+
 @pytest.fixture
 def lettered(tmp_path, monkeypatch):
     """A folder of short notebooks, some of them with a letter after the number."""
@@ -149,7 +201,7 @@ def lettered(tmp_path, monkeypatch):
     stems += ["04_fine_tuning", "05_evaluation", "06a_documents", "notes"]
     (tmp_path / "notebooks").mkdir()
     for stem in stems:
-        nbformat.write(notebook(), tmp_path / "notebooks" / f"{stem}.ipynb")
+        nbformat.write(of_series(), tmp_path / "notebooks" / f"{stem}.ipynb")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "notebooks"
 
@@ -196,6 +248,19 @@ def test_an_unknown_or_ambiguous_name_is_answered_with_the_names_there_are(lette
 def test_without_a_folder_of_notebooks_the_projects_are_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parameters.all_notebooks() == NOTEBOOKS
+
+
+def test_another_projects_notebooks_are_not_taken_for_the_series(tmp_path, monkeypatch):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    nbformat.write(notebook(), folder / "01_concepts.ipynb")
+    (folder / "02_folder.ipynb").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert parameters.all_notebooks() == NOTEBOOKS
+    with pytest.raises(ParameterError, match="no notebook 'folder'"):
+        parameters.find_notebook("folder")
+    nbformat.write(of_series(), folder / "04_fine_tuning.ipynb")  # a copy, to work on
+    assert [path.name for path in parameters.all_notebooks()] == ["04_fine_tuning.ipynb"]
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b'{"cells": 3, "nbformat": 4}'])

@@ -122,7 +122,7 @@ def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
     checkpoints.save(model, tmp_path)
     reference = transformers.BertForMaskedLM.from_pretrained(tmp_path)
     blocks = torch.randint(2, 50, (4, 16), generator=torch.Generator().manual_seed(1))
-    corrupted, positions = objectives.hide(blocks, 1, 50, 2, [0])
+    corrupted, positions = objectives.hide(blocks, 1, range(2, 50), [0])
     labels = torch.full_like(blocks, -100).scatter(1, positions, blocks.gather(1, positions))
     loss = objectives.masked_loss(model, blocks, corrupted, positions)
     elsewhere = torch.where(labels == -100, 7, blocks)  # other answers where nobody looks
@@ -146,7 +146,7 @@ def test_the_masked_loss_is_transformers_and_only_the_hidden_count(tmp_path):
 def test_what_is_hidden_is_berts_fifteen_percent():
     rows, seq = 4000, 40
     blocks = torch.full((rows, seq), 3)
-    corrupted, positions = objectives.hide(blocks, 1, 50, 10, [7])
+    corrupted, positions = objectives.hide(blocks, 1, range(10, 50), [7])
     hidden, n = torch.zeros_like(blocks).scatter(1, positions, 1).bool(), rows * 6
     assert positions.shape == (rows, 6) and hidden.sum(1).eq(6).all()  # 15 % of each row
     assert blocks.eq(3).all() and corrupted[~hidden].eq(3).all()
@@ -164,7 +164,8 @@ def test_what_is_hidden_is_berts_fifteen_percent():
 @pytest.mark.parametrize(("seq", "n"), [(1, 1), (3, 1), (20, 3), (128, 19)])
 def test_the_number_hidden_is_the_same_in_every_row_and_the_seed_decides(seq, n):
     blocks = torch.full((50, seq), 9)
-    first, same, other = (objectives.hide(blocks, 1, 9, 2, [3, seed]) for seed in (1, 1, 2))
+    seeds = ([3, 1], [3, 1], [3, 2])
+    first, same, other = (objectives.hide(blocks, 1, range(2, 9), seed) for seed in seeds)
     assert first[1].shape == (50, n) and all(len(set(row)) == n for row in first[1].tolist())
     assert all(map(torch.equal, first, same))
     assert not first[0].equal(other[0])

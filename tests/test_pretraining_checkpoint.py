@@ -12,7 +12,7 @@ from test_pretraining_tokens import FORGED, HARD
 
 from llmnb import checkpoints
 from llmnb.card import CardError
-from llmnb.pretraining.checkpoint import publish
+from llmnb.pretraining.checkpoint import check_publishable, publish
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import PretrainingError
 from llmnb.pretraining.tokens import prepare
@@ -106,9 +106,22 @@ def test_a_folder_with_other_files_is_left_alone_and_ones_own_is_renewed(corpus,
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
     publish(trainer, tmp_path / "model")
     before = (tmp_path / "model/model.safetensors").read_bytes()
+    (tmp_path / "model/notes.txt").write_text("of the user")
     scramble(trainer.model)
     publish(trainer, tmp_path / "model")
     assert (tmp_path / "model/model.safetensors").read_bytes() != before
+    assert (tmp_path / "model/notes.txt").read_text() == "of the user"
+
+
+def test_a_model_from_elsewhere_is_not_overwritten(corpus, tmp_path):
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "model")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    with pytest.raises(CardError, match="holds other files"):
+        check_publishable(small(), tmp_path / "model")
+    with pytest.raises(CardError, match="holds other files"):
+        publish(trained(corpus), tmp_path / "model")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
 
 
 @pytest.mark.parametrize(

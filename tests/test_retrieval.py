@@ -10,7 +10,7 @@ from conftest import python
 
 from llmnb import handbook, models
 from llmnb.applications import ApplicationError, documents, retrieval
-from llmnb.applications.retrieval import Bm25, Index, stems
+from llmnb.applications.retrieval import Bm25, Index, coverage, stems
 
 
 @pytest.fixture
@@ -44,8 +44,9 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
     (folder / "latin.txt").write_bytes(b"caf\xe9 good")
     (folder / "marks.md").write_text("***")
     (folder / "broken.py").write_text("def (")
-    (folder / "scan.pdf").touch()
-    (folder / "scan2.PDF").touch()
+    (folder / "scan.png").touch()
+    (folder / "scan2.PNG").touch()
+    (folder / "._a.md").touch()
     (folder / ".git").mkdir()
     (folder / ".git" / "x.md").write_text("hidden")
     (folder / "sub" / "loop").symlink_to(folder)
@@ -56,12 +57,13 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         ".git": "hidden, or a link: not entered",
         "sub/loop": "hidden, or a link: not entered",
         "empty.md": "empty",
-        "huge.txt": "4 MB: too large",
+        "huge.txt": "too large: 4 MB; the most is 3",
         "link.md": "a link, or no file",
         "pipe.txt": "a link, or no file",
-        "*.pdf": "not read: 2 files",
-        "binary.txt": "left out: binary, not text in UTF-8",
-        "latin.txt": "bytes that are no UTF-8 are shown as \ufffd",
+        "*.png": "not read: 2 files",
+        "hidden files": "not read: 1 file",
+        "binary.txt": "left out: it is no text, or in an unknown encoding; save it as UTF-8",
+        "latin.txt": "not UTF-8 and read as Windows-1252: save it as UTF-8 if letters look wrong",
         "marks.md": "left out: there is no word in it",
         "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
     }
@@ -162,7 +164,10 @@ def test_another_encoder_has_an_index_of_its_own(build, tiny_models, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("b.txt", "is no folder"), ("sub", r"holds no text in .md.*\*.jpg: not read: 1 files")],
+    [
+        ("none", "is no folder and no file"),
+        ("sub", r"holds no text in .md.*\*.jpg: not read: 1 file"),
+    ],
 )
 def test_a_folder_without_text_is_refused(folder, cache, tiny_models, name, message):
     (folder / "sub" / "c.txt").rename(folder / "sub" / "b.jpg")
@@ -181,15 +186,63 @@ def test_bm25_by_hand():
     expected = [part("red", 1, 2) + part("boat", 1, 2), part("red", 2, 5), 0]
     np.testing.assert_allclose(bm25.scores(["A red RED boat?"])[0], expected)
     assert bm25.scores(["?", "zebra"]).sum() == 0
-    nowhere = np.log(1 + 3.5 / 0.5)
-    expected = idf["red"] / (idf["red"] + nowhere)
-    assert bm25.overlap("red zebra", "the red one") == pytest.approx(expected)
-    assert bm25.overlap("?", "the red one") == 0
+    rare = Bm25(["a-17 boat", "a-18 boat"])
+    n17, boat = (rare.vectorizer.vocabulary_[term] for term in ("a-17", "boat"))
+    assert rare.idf[n17] == pytest.approx(2 * np.log(2)) and rare.idf[boat] < 0.2
 
 
-def test_words_are_cut_to_six_letters_and_scripts_without_spaces_to_characters():
-    assert stems("Pretraining, LLMNB_CACHE: 1e-4") == ["pretra", "llmnb_", "1e", "4"]
+def test_words_are_cut_to_stems_and_identifiers_never():
+    words = "pretraining pretrained pays pay classes class stopping stop policies policy uses used"
+    pairs = stems(words)
+    assert pairs[::2] == pairs[1::2] and len(set(pairs)) == 6 and max(map(len, pairs)) == 6
+    identifiers = ["202400037", "llmnb_cache", "1e-4", "v2.1.3", "a-17", "c#"]
+    assert [term for term in stems(", ".join(identifiers)) if term in identifiers] == identifiers
     assert stems("猫在") == ["猫", "在"]
+
+
+def test_a_words_weight_is_the_same_in_a_small_folder_and_a_large_one():
+    small = Bm25(["The tenant pays the deposit."])
+    large = Bm25(["The tenant pays the deposit."] + ["The sea is blue."] * 999)
+    question = "How much is the deposit that a tenant named Oyl pays?"
+    for bm25 in (small, large):
+        weights = bm25.term_weights(question)
+        assert set(weights) == {"deposi", "tenant", "pai", "oyl", "nam"}
+        assert weights["pai"] < weights["deposi"] <= weights["oyl"] < 1.5 * weights["pai"]
+        share = coverage(weights, set(stems("A tenant has to pay a deposit.")))
+        assert share == pytest.approx(0.64, abs=0.02)
+    assert coverage({}, {"deposi"}) == 0
+    weights = small.term_weights("a 24-month lease of A-17")
+    assert set(weights) == {"24-month", "leas", "a-17"}
+    assert coverage(weights, {"24", "month", "leas"}) == coverage(weights, {"24-month", "leas"})
+
+
+def test_identifiers_and_names_that_no_text_has_are_missing():
+    bm25 = Bm25(["Invoice 202400037 was paid by Ines Vogt, 24 months ago, for A-17."])
+    assert bm25.missing("Who paid invoice 202400037 for Ines in the 24-month term?") == []
+    assert bm25.missing("Who paid invoice 202400999?") == ["202400999"]
+    assert bm25.missing("When did Olga pay 12 euros for A-18?") == ["a-18", "Olga"]
+    assert bm25.missing("Wann war in Bonn die Rechnung bezahlt?") == []  # German nouns
+
+
+def test_the_passage_with_the_identifier_is_first(cache, tiny_models, tmp_path):
+    folder = tmp_path / "invoices"
+    folder.mkdir()
+    for n in range(30):
+        customer = f"The customer of this invoice is {'abcdefgh'[n % 8]} {'e f ' * (n % 5)}."
+        (folder / f"{n}.txt").write_text(f"Invoice 2024000{n}7. {customer}")
+    index = Index.build(folder, str(tiny_models / "encoder"), lambda line: None)
+    for n in (3, 17, 29):
+        (hit,) = index.search(f"Who is the customer of invoice 2024000{n}7?", k=1)
+        assert hit.passage.file == f"{n}.txt"
+
+
+def test_passages_have_no_invisible_characters_and_one_form_of_a_letter(
+    cache, tiny_models, tmp_path
+):
+    (tmp_path / "a.md").write_text("# Cafe\u0301\n\nThe do\u00adnau ba\u0301r.")
+    index = Index.build(tmp_path / "a.md", str(tiny_models / "encoder"), lambda line: None)
+    (passage,) = index.passages  # of a single file
+    assert (passage.title, passage.text) == ("Café", "The donau bár.")
 
 
 def test_ranks_are_fused_by_hand(build, monkeypatch):

@@ -167,6 +167,23 @@ def test_a_second_interrupt_costs_nothing(notebook, tmp_path):
     assert (folder / "report.html").exists()
 
 
+def test_an_interrupt_works_again_after_a_report_that_can_not_be_written(
+    notebook, tmp_path, monkeypatch
+):
+    def fail(folder):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(runner.report, "write_report", fail)
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(OSError, match="disk full"):
+            run(notebook, tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_killed_at_random_moments_nothing_is_broken(notebook, tmp_path):
     out = tmp_path / "out"
     seconds = random.Random(0)

@@ -228,6 +228,15 @@ def test_a_transformers_folder_is_served_as_it_is(folders, film_reviews, tmp_pat
     assert [result.text for result in app.batch(["a good film", "bad"])] == expected
 
 
+def test_a_folder_named_like_a_method_does_not_replace_it(
+    film_reviews, cache, tmp_path, monkeypatch
+):
+    (tmp_path / "majority").mkdir()
+    monkeypatch.chdir(tmp_path)
+    app = SentimentAnalyzer.load("majority", profile="smoke")
+    assert app.classifier.method == "majority"
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "message"),
     [

@@ -4,11 +4,17 @@ import csv
 import gzip
 import io
 import json
+import re
 
+import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from llmnb.data import DataError
+from llmnb.data import DataError, clean
 from llmnb.table_files import read_table_file
 
 WORDS = {"neg": "dull", "pos": "fine"}
@@ -23,6 +29,21 @@ def table_text(rows=ROWS, delimiter=",", header=("text", "label"), end="\n") -> 
     return file.getvalue()
 
 
+def parquet_of(*types) -> bytes:
+    """The table with columns of these types of Arrow."""
+    columns = []
+    for index, kind in enumerate(types):
+        column = pa.array([row[index].encode() for row in ROWS], pa.binary())
+        is_dictionary = pa.types.is_dictionary(kind)
+        columns.append(column.dictionary_encode() if is_dictionary else column.cast(kind))
+    return stored(pa.table(columns, names=["text", "label"]))
+
+
+def stored(table: pa.Table) -> bytes:
+    pq.write_table(table, file := io.BytesIO())
+    return file.getvalue()
+
+
 def write(folder, name, content):
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -31,54 +52,114 @@ def write(folder, name, content):
 
 FRENCH = [(f"Le film est {WORDS[y]} — « déjà vu », nº {n}.", y) for n, (_, y) in enumerate(ROWS)]
 QUOTED = [(f'He said "{WORDS[y]}",\nthen; left.\n\tNo. {n}', y) for n, (_, y) in enumerate(ROWS)]
-LOOSE_QUOTES = [('"So" they say', "pos"), ('"Not', "neg")]
-PAIRED_QUOTES = [('"So', "pos"), ('Not"', "neg")]
 PER_LINE = FRAME.to_json(orient="records", lines=True)
 RECORDS = FRAME.to_json(orient="records")
 
-# file name, content, expected rows, what the note says
+SEMICOLONS = table_text(delimiter=";", end="\r\n")
+TABS = table_text(delimiter="\t")
+OTHER_SIGNS = [(f"{text}; so|so", label) for text, label in ROWS]
+COMMAS_IN_NUMBERS = [(text, "1,5") for text, _ in ROWS]
+PLAIN = [(text.replace(",", " -"), label) for text, label in ROWS]
+STRAY = [('"Never again', "neg"), *PLAIN, ('"Fine" was the film', "pos")]
+STRAY_LINES = "text,label\n" + "".join(f"{text},{label}\n" for text, label in STRAY)
+BACKSLASHES = [(f'He said "{text}" or, so', label) for text, label in ROWS]
+BACKSLASH_LINES = table_text(BACKSLASHES).replace('""', '\\"')
+SINGLE_LINES = table_text(BACKSLASHES).replace('""', '"')
+PRICES = [(f"It cost 3,{n % 2}\nin all, {n}", str(n % 2)) for n in range(40)]
+PATH = [*ROWS, ("C:\\a, b\\", "pos")]
+SPACED = re.sub('",(?=[np])', '", ', table_text(QUOTED))
+NOT_PAIRED = "quotes don't pair up: read as part"
+CODED = pa.table([[text for text, _ in ROWS], [0, 1] * 20], names=["text", "label"])
+CLASSES = {"label": datasets.ClassLabel(names=["neg", "pos"]), "text": datasets.Value("string")}
+METADATA = datasets.Features(CLASSES).arrow_schema.metadata
+
+
+def case(content, rows=ROWS, note="", name="a.csv"):
+    """A file's content, the rows that it holds, what the note says, and its name."""
+    return content, rows, note, name
+
+
 READABLE = {
-    "commas": ("a.csv", table_text(), ROWS, ""),
-    "semicolons, commas in the texts": ("A.CSV", table_text(delimiter=";"), ROWS, ""),
-    "tabs in a .csv": ("a.csv", table_text(delimiter="\t"), ROWS, ""),
-    "bars": ("a.txt", table_text(delimiter="|"), ROWS, ""),
-    "line ends of Windows": ("a.csv", table_text(end="\r\n"), ROWS, ""),
-    "line ends of an old Mac": ("a.csv", table_text(end="\r"), ROWS, ""),
-    "a byte-order mark": ("a.csv", table_text().encode("utf-8-sig"), ROWS, ""),
-    "cp1252": ("a.csv", table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
-    "UTF-16": ("a.txt", table_text(FRENCH, "\t").encode("utf-16"), FRENCH, ""),
-    "quotes and line ends in cells": ("a.csv", table_text(QUOTED), QUOTED, ""),
-    "blank lines": ("a.csv", f"\n{table_text([('', ''), *ROWS])}\n\n", ROWS, ""),
-    "loose quotes": (
-        "a.tsv",
-        table_text(delimiter="\t") + '"So" they say\tpos\n"Not\tneg\n',
-        ROWS + LOOSE_QUOTES,
-        "quotes don't pair up",
+    "commas": case(table_text()),
+    "semicolons, commas in the texts": case(table_text(delimiter=";"), name="A.CSV"),
+    "tabs in a .csv": case(TABS),
+    "bars": case(table_text(delimiter="|"), name="a.txt"),
+    "line ends of Windows": case(table_text(end="\r\n")),
+    "line ends of an old Mac": case(table_text(end="\r")),
+    "a byte-order mark": case(table_text().encode("utf-8-sig")),
+    "cp1252": case(table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
+    "UTF-16": case(table_text(FRENCH, "\t").encode("utf-16"), FRENCH, name="a.txt"),
+    "UTF-16 without its mark": case(table_text().encode("utf-16-le")),
+    "UTF-32": case(table_text(FRENCH).encode("utf-32"), FRENCH),
+    "a zero byte far down": case(
+        table_text([*ROWS * 9, ("a\0b", "pos")]), [*ROWS * 9, ("a b", "pos")], "1, .* in line 362"
     ),
-    "loose quotes that seem to pair up": (
-        "a.tsv",
-        table_text(delimiter="\t") + '"So\tpos\nNot"\tneg\n',
-        ROWS + PAIRED_QUOTES,
-        "quotes don't pair up",
+    "quotes and line ends in cells": case(table_text(QUOTED), QUOTED),
+    "spaces after the delimiter": case(SPACED, QUOTED),
+    "blank lines": case(f"\n{table_text([('', ''), *ROWS])}\n\n"),
+    "Excel's line that names the delimiter": case("sep=;\r\n" + SEMICOLONS),
+    "such a line with a rare delimiter": case('"sep=~"\n' + table_text(delimiter="~")),
+    "other signs in the header": case(table_text(header=("text (short; a|b)", "a|b"))),
+    "a header of two lines": case(table_text(header=("text\n(short)", "label"))),
+    "other signs in every text": case(table_text(OTHER_SIGNS), OTHER_SIGNS),
+    "decimal commas": case(table_text(COMMAS_IN_NUMBERS, ";"), COMMAS_IN_NUMBERS),
+    "a title above, as Excel saves it": case("Films;\n;\n" + SEMICOLONS, note="out: 1, 'Films'"),
+    "a title above a blank line": case("My films\n\n" + table_text(), note="out: 1, 'My films'"),
+    "a delimiter at the rows' ends": case(table_text([(*row, "") for row in ROWS])),
+    "two stray quotes": case(STRAY_LINES, STRAY, NOT_PAIRED),
+    "two stray quotes that hide rows": case(
+        table_text() + '"So,pos\nbad,neg\nNot 5",neg\n',
+        [*ROWS, ('"So', "pos"), ("bad", "neg"), ('Not 5"', "neg")], NOT_PAIRED,
     ),
-    "gz": ("a.csv.gz", gzip.compress(table_text().encode()), ROWS, ""),
-    "gz that doesn't say so": ("a.jsonl", gzip.compress(PER_LINE.encode()), ROWS, ""),
-    "JSON, a list": ("a.json", b"\xef\xbb\xbf" + RECORDS.encode(), ROWS, ""),
-    "JSON, a list on one line": ("a.jsonl", RECORDS, ROWS, ""),
-    "JSON, columns": ("a.json", FRAME.to_json(), ROWS, ""),
-    "JSON, lists as columns": ("a.json", json.dumps(FRAME.to_dict("list")), ROWS, ""),
-    "JSON, a record per line": ("a.jsonl", PER_LINE + "\n\n", ROWS, ""),
-    "JSON, a record per line, but called .json": ("a.json", PER_LINE, ROWS, ""),
-    "parquet with an index": ("a.parquet", FRAME.set_index("text").to_parquet(), ROWS, ""),
-}
+    "a quote that isn't closed": case(
+        table_text() + '"So,pos\n', [*ROWS, ('"So', "pos")], NOT_PAIRED
+    ),
+    "stray quotes among tabs": case(
+        TABS + '"So" they say\tpos\n"Not\tneg\n',
+        [*ROWS, ('"So" they say', "pos"), ('"Not', "neg")], NOT_PAIRED, "a.tsv",
+    ),
+    "two of them that seem to pair up": case(
+        TABS + '"So\tpos\nNot"\tneg\n',
+        [*ROWS, ('"So', "pos"), ('Not"', "neg")], NOT_PAIRED, "a.tsv",
+    ),
+    "backslashes before quotes": case(BACKSLASH_LINES, BACKSLASHES, "are written .*read as quotes"),
+    "quotes that aren't doubled": case(SINGLE_LINES, BACKSLASHES, NOT_PAIRED),
+    "a comment above": case("# from my film club\n" + table_text(), note="from my film club"),
+    "texts that end lines with numbers": case(table_text(PRICES), PRICES),
+    "a backslash at the end of a text": case(table_text(PATH), PATH),
+    "gz": case(gzip.compress(table_text().encode()), name="a.csv.gz"),
+    "gz that doesn't say so": case(gzip.compress(PER_LINE.encode()), name="a.jsonl"),
+    "JSON, a list": case(b"\xef\xbb\xbf" + RECORDS.encode(), name="a.json"),
+    "JSON, a list on one line": case(RECORDS, name="a.jsonl"),
+    "JSON, columns": case(FRAME.to_json(), name="a.json"),
+    "JSON, lists as columns": case(json.dumps(FRAME.to_dict("list")), name="a.json"),
+    "JSON, rows by their number": case(FRAME.to_json(orient="index"), name="a.json"),
+    "JSON, header and rows": case(FRAME.to_json(orient="split"), name="a.json"),
+    "JSON, a list of lists": case(json.dumps([["text", "label"], *ROWS]), name="a.json"),
+    "JSON, records in a wrapper": case(f'{{"n": 40, "data": {RECORDS}}}', name="a.json"),
+    "JSON, a record per line": case(PER_LINE + "\n\n", name="a.ndjson"),
+    "JSON, a record per line, but called .json": case(PER_LINE, name="a.json"),
+    "JSON, one record": case(PER_LINE.splitlines()[0], ROWS[:1], name="a.json"),
+    "parquet with an index": case(FRAME.set_index("text").to_parquet(), name="a.parquet"),
+    "parquet of bytes": case(parquet_of(pa.binary(), pa.large_binary()), name="a.parquet"),
+    "parquet of large strings": case(parquet_of(pa.large_string(), pa.binary(3)), name="a.parquet"),
+    "parquet of coded bytes": case(
+        parquet_of(pa.string(), pa.dictionary(pa.int32(), pa.binary())), name="a.parquet"
+    ),
+    "parquet with names of classes": case(
+        stored(CODED.replace_schema_metadata(METADATA)), name="a.parquet"
+    ),
+    "parquet called .csv": case(FRAME.to_parquet()),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", READABLE)
 def test_a_file_is_read_whole(case, tmp_path):
-    name, content, rows, note = READABLE[case]
+    content, rows, note, name = READABLE[case]
     notes = []
     frame = read_table_file(write(tmp_path, name, content), notes)
-    assert list(frame[["text", "label"]].itertuples(index=False, name=None)) == rows
+    columns = ["text", "label"] if "text" in frame else frame.columns[:2]
+    assert list(frame[columns].itertuples(index=False, name=None)) == rows
     assert len(notes) == bool(note)
     assert pd.Series(notes).str.contains(note).all()
 
@@ -94,30 +175,38 @@ UNREADABLE = {
     "white space": ("a.json", " \n\n", "is empty"),
     "one column": ("a.csv", "text\n" + "good film\n" * 40, "only one column, 'text'"),
     "an unknown delimiter": ("a.csv", table_text(delimiter="~"), "one column, 'text~label'"),
-    "an Excel sheet": ("a.xlsx", "PK", r"can't be read: save it as one of \.csv"),
-    "an Excel sheet called .csv": ("a.csv", b"\xd0\xcf\x11\xe0\0\0", "not a text file .*Excel"),
+    "an Excel sheet": ("a.xlsx", "PK", "is a spreadsheet.*: save the table as CSV"),
+    "an Excel sheet called .csv": ("a.csv", b"\xd0\xcf\x11\xe0\0\0", "is a file of an old Excel"),
+    "an Excel sheet of today called .csv": (
+        "a.csv",
+        b"PK\3\4" + b"\0" * 40,
+        "a zip archive, as .*Excel",
+    ),
+    "a PDF called .csv": ("a.csv", b"%PDF-1.4\n%\xe2\xe3", "is a PDF: save the table as CSV"),
+    "a letter": ("a.docx", b"PK\3\4", "is a document of a word processor: save the table as CSV"),
+    "a web page": ("a.csv", "\n<!DOCTYPE html>\n<p>Log in, please", "is a web page"),
+    "a pointer": ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "Git LFS's pointer"),
+    "zero bytes": ("a.csv", b"a,b\n\0\0", "is not a text file: save the table"),
+    "a stray quote among texts of two lines": (
+        "a.csv",
+        table_text([(text.replace(",", "\n"), label) for text, label in ROWS]) + '"So,pos\n',
+        "from line 82 on, its quotes don't pair",
+    ),
     "gz that ends early": ("a.csv.gz", PACKED[:-20], "can't be read: .*download it again"),
     "gz that is damaged": ("a.csv.gz", PACKED[:40] + b"!" + PACKED[41:], "can't be read: "),
     "parquet that ends early": ("a.parquet", FRAME.to_parquet()[:-9], "can't be read: "),
-    "GBK": ("a.csv", CHINESE.encode("gbk"), r"line 1: .*neither UTF-8 nor Western.*save"),
-    "Greek in one byte": ("a.csv", GREEK.encode("iso8859-7"), "line 2: .*neither UTF-8"),
-    "UTF-8 with a broken character": ("a.csv", BROKEN_UTF8, "line 42: .*neither UTF-8"),
-    "UTF-16 cut in a character": ("a.csv", table_text().encode("utf-16")[:-1], "neither UTF-8"),
-    "UTF-16 without its mark": ("a.csv", table_text().encode("utf-16-le"), "not a text file"),
+    "GBK": ("a.csv", CHINESE.encode("gbk"), "line 1: .*is not UTF-8: save"),
+    "Greek in one byte": ("a.csv", GREEK.encode("iso8859-7"), "line 2: .*is not UTF-8"),
+    "UTF-8 with a broken character": ("a.csv", BROKEN_UTF8, "line 42: .*is not UTF-8"),
+    "UTF-16 cut in a character": ("a.csv", table_text().encode("utf-16")[:-1], "is not UTF-16"),
     "a row with more cells": (
         "a.csv",
         table_text(ROWS, ";") + "one; two; three;pos\n",
-        "row 42 has 4 cells, the first 2. Put a text with ';' in it into",
-    ),
-    "a quote that isn't closed": (
-        "a.csv",
-        table_text() + '"So,pos\n',
-        "a quote opens below row 41, none closes it. .*double each quote",
+        "line 42 has 4 cells, line 1 has 2. Put a text with ';' in it into",
     ),
     "broken JSON": ("a.json", '[{"text": "a",\n "label" "b"}]', "a.json, line 2: this is no table"),
     "a broken line": ("a.jsonl", PER_LINE + "\n{text: 1}", "line 42: this is no table"),
     "a broken line in .json": ("a.json", PER_LINE + "{", "line 41: this is no table"),
-    "JSON, one record": ("a.json", PER_LINE.splitlines()[0], "no table in JSON .*Write records"),
     "JSON, one value": ("a.json", "3", "no table in JSON .*Write records"),
     "JSON, columns of two lengths": (
         "a.json",
@@ -125,7 +214,7 @@ UNREADABLE = {
         "no table in JSON .*same length",
     ),
     "JSON, too deep": ("a.json", "[" * 100_000, "no table in JSON .*recursion"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
@@ -141,3 +230,23 @@ def test_an_unreadable_file_is_refused_with_its_name_and_the_reason(case, tmp_pa
 def test_a_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"is a folder: name one file in it \(\.csv"):
         read_table_file(tmp_path, [])
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(clean).filter(bool)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.tuples(CELLS, st.sampled_from(["pos", "2 stars", "né"])), min_size=1))
+def test_a_table_is_the_same_from_every_kind_of_file(rows, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tables")
+    frame = pd.DataFrame(rows, columns=["text", "label"])
+    contents = {
+        "a.csv": table_text(rows),
+        "a.tsv": table_text(rows, "\t"),
+        "a.jsonl": frame.to_json(orient="records", lines=True, force_ascii=False),
+        "a.parquet": frame.to_parquet(),
+    }
+    for name, content in contents.items():
+        notes = []
+        read = read_table_file(write(folder, name, content), notes)
+        assert list(read.itertuples(index=False, name=None)) == rows and not notes, name

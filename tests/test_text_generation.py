@@ -102,7 +102,7 @@ def test_control_tokens_in_a_text_begin_no_turn(text, app, tokenizer):
 def test_the_same_seed_gives_the_same_text_and_another_another(app):
     first, again = (app(sampling=DRAWN).batch(TEXTS) for _ in range(2))
     assert texts_of(first) == texts_of(again)
-    other = app(sampling=Sampling(temperature=1.0, seed=99)).batch(TEXTS)
+    other = app(sampling=Sampling(temperature=1.0, seed=98)).batch(TEXTS)
     assert all(a != b for a, b in zip(texts_of(first), texts_of(other), strict=True))
     assert (
         len(set(texts_of(app(sampling=DRAWN).batch(["a"] * 4)))) == 4

@@ -1,6 +1,8 @@
 """Warnings and sentences by hand; a scripted model, a tiny random one; then the real one."""
 
 import json
+import re
+import textwrap
 
 import pytest
 import tokenizers
@@ -65,6 +67,8 @@ PROBLEMS = [
     ("The train leaves at 7:45 from platform 3.", "Le train part à 7 h 45.", "fr", ["missing: 3"]),
     ("It was 3,200 then, I think.", "C'était 3 200, je crois bien.", "fr", []),
     ("It was 3,200 then, I think.", "C'était 32, je crois bien.", "fr", ["missing: 3,200"]),
+    ("See https://a.org/x?y=2 now.", "Voyez https://a.org/x?y=2 maintenant.", "fr", []),
+    ("It is in <b>{box}</b>, %s.", "C'est dans <b>la boîte, %s.", "fr", ["missing: {box}, </b>"]),
 ]  # fmt: skip
 
 
@@ -89,19 +93,39 @@ TEXTS = {
         ("", "Dr. Hall met J. Vance."),
         (" ", 'She said "Go."'),
     ],
-    "A title\n\nA line that\nwas wrapped.\nAnother.": [
-        ("", "A title"),
-        ("\n\n", "A line that was wrapped."),
-        ("\n", "Another."),
+    "\n 1. One\r\n\u20282. Two\u2029": [("\n 1. ", "One"), ("\n\n2. ", "Two")],
+    "Please buy:\n\neggs\nmilk and\n  - [ ] tea": [
+        ("", "Please buy:"), ("\n\n", "eggs"), ("\n", "milk and"), ("\n  - [ ] ", "tea"),
     ],
-    "\n 1. One\r\n\u20282. Two\u2029": [("\n", "1. One"), ("\n\n", "2. Two")],
-    "wrapped\nonce\nand again. Then\nnot": [("", "wrapped once and again."), (" ", "Then not")],
+    "* * *\n> # Why?": [("* * ", "*"), ("\n> # ", "Why?")],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_split_into_sentences_and_gaps(text):
     assert pieces(text) == TEXTS[text]
+
+
+def test_lines_as_long_as_those_of_wrapped_prose_are_joined():
+    text = " ".join(row["en"] for row in SENTENCES[:12]).replace("-", " ")
+    for width in range(40, 100):
+        assert pieces(textwrap.fill(text, width)) == pieces(text), width
+    item = "- a coat, because the wind is cold on the deck,\n  even in\n- food"
+    assert pieces(item)[1:] == [("\n- ", "food")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "eggs\nmilk\nbread\nbutter",
+        "name: Blue lamp\nprice: 30 euros\ncolour: dark blue",
+        "bring a warm coat and a large umbrella, please\nthe dog\nyour brother and his wife\ntea",
+        "the ferry to the islands leaves at seven in the\nMorning",
+        "my love is like the ferry in the light\nand leaves\nbefore the captain and his old dog",
+    ],
+)
+def test_other_lines_stay_lines(text):
+    assert pieces(text) == [("\n" * (n > 0), line) for n, line in enumerate(text.split("\n"))]
 
 
 def test_one_sentence_stays_one_unless_it_is_long():
@@ -229,6 +253,35 @@ def test_a_second_attempt_is_taken_only_where_it_is_better(app, script):
     assert warnings[3:] == [("it is bad", note + "; and worse"), ("it is bad",)]
     script({"Aa.": [good, good], "Bb.": [bad, good]})
     assert app("Aa. Bb.").warnings == (f"sentence 2: {note}",)
+
+
+MARKUP = """\
+<p>Write</p> to {name} &amp; ann.b@example.org, %s or %(full)s:
+1. https://example.org/a?b=1&c=d
+  - [ ] see www.example.org.
+00:01:02,500 --> 00:01:04,000
+> [00:12] 50 % of ${total} at 7:45"""
+
+
+def test_what_no_translation_may_change_stays(app, monkeypatch):
+    def generate(app, sentences, penalty):
+        assert not any(sentence.startswith("https") for sentence in sentences)
+        texts = [re.sub(r"[^ a-z0-9%:]", "", sentence).upper() for sentence in sentences]
+        return [Result(text, warnings=problems(sentences[0], "", "fr")) for text in texts]
+
+    monkeypatch.setattr(Translator, "_generate", generate)
+    capitals = {"Write": "RITE", " to ": " TO ", " or ": " OR ", "see": "SEE", "of": "OF"}
+    expected = MARKUP.replace(" at ", " AT ")
+    for word, capital in capitals.items():
+        expected = expected.replace(word, capital)
+    result = app(MARKUP)
+    assert result.text == expected and result.lost == ()
+    assert "sentence 1: translated in fragments" in result.warnings
+
+
+def test_what_is_lost_is_listed(app, script):
+    script({"At 7:45 or 9, {name}.": [["A 7 h 45."]] * 2, "See <b>it.": [["Voyez."]] * 2})
+    assert app("At 7:45 or 9, {name}. See <b>it. 8").lost == ("{name}", "9", "<b>")
 
 
 @pytest.mark.parametrize("texts", ["one string", ["a", " \n"], [None]])

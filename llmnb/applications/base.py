@@ -20,6 +20,7 @@ class Result:
     score: float | None = None  # how sure it is, 0 to 1, where it can say
     evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
     warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
+    lost: tuple[str, ...] = ()  # what had to stay, as numbers and addresses, and is missing
     tokens: int = 0  # generated
     seconds: float = 0.0  # from the call on; in a batch each has its share
 

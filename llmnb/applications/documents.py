@@ -1,249 +1,244 @@
-"""Documents: the texts of a folder, cut into passages by their structure (notebook 06)."""
+"""Documents: the texts of a folder, cut into passages by their structure (notebook 06).
 
-import ast
-import html.parser
-import json
+In a passage's text a line is a unit: a paragraph, a list item, a table's row with the header's
+names, a line of code. Between two lines no sentence goes on. What was wrapped is on one line.
+"""
+
+import codecs
+import itertools
 import os
 import re
 import stat
 import textwrap
-import warnings
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bs4.dammit import EncodingDetector
+
+from llmnb.applications import document_formats as formats
+from llmnb.applications.document_pages import Document, Unit
 from llmnb.text import split_sentences
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
-
-_Paragraph = tuple[int, str]  # the number of its first line, from 1; its text
-_Section = tuple[str, list[_Paragraph]]  # its heading, "" before the first one
+MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
+MAX_FOREIGN_SHARE = 0.2  # of the bytes outside ASCII in a text that isn't UTF-8
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
+READERS = formats.TEXT_READERS | formats.BINARY_READERS
+_BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
 class Passage:
-    """One heading of a document and what stands under it, or a part of that if it is long."""
+    """What stands under one heading of a document, or a part of that if it is long."""
 
-    id: str  # the citation, unique in a folder: attention.md#why-the-scale, then …-scale-2
+    id: str  # the citation, unique in a folder: attention.md#why-the-scale; its second part: ….2
     file: str  # from the folder on, with /
     title: str  # the document's
-    heading: str
-    text: str
-    line: int  # where it begins, from 1; of a notebook the cell
+    heading: str  # behind those above it, without the title: Norway > Delivery
+    text: str  # a unit on every line; of a heading with nothing below it the heading
+    line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
 
 
-def chunks(file: str, contents: str) -> tuple[list[Passage], str]:
+_Section = tuple[list[str], list[Unit]]  # the headings above it and its own; what is below
+
+
+def chunks(file: str, contents: str | bytes) -> tuple[list[Passage], str]:
     """The passages of a document, and what was wrong with it, or "".
 
-    .md and .html by headings, .py by functions and classes, .ipynb by headings and without its
-    outputs, anything else by paragraphs. What doesn't parse is read as plain text.
+    Its format is that of the file's name, else plain text. Text that doesn't parse is read as plain
+    text, and a PDF or DOCX (which are bytes) that can't be read is left out.
     """
     stem, kind = os.path.splitext(os.path.basename(file))
-    note = ""
+    document = Document()
     try:
-        title, sections = READERS.get(kind.lower(), _plain)(contents)
-    except (SyntaxError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
-        note = f"read as plain text: it doesn't parse as {kind} ({type(error).__name__})"
-        title, sections = _plain(contents)
+        READERS.get(kind.lower(), formats.read_plain)(contents, document)
+    except formats.UnreadableError as error:
+        return [], f"left out: {error}"
+    except Exception as error:  # six libraries read a stranger's file; it never stops the others
+        reason = f"it doesn't parse as {kind} ({type(error).__name__})"
+        if isinstance(contents, bytes):
+            return [], f"left out: {reason}; if it opens elsewhere, save it again from there"
+        document = Document(notes=[f"read as plain text: {reason}"])
+        formats.read_plain(contents, document)
+    if document.blob_sizes:
+        n, total = len(document.blob_sizes), sum(document.blob_sizes)
+        document.notes.append(f"left out of it: {n:,} pictures or other data ({total:,} letters)")
+    title = document.title or stem
     passages = []
-    n_passages = Counter()  # of each slug
-    for heading, paragraphs in sections:
-        heading = heading or title or stem
-        slug = re.sub(r"[\W_]+", "-", heading.lower()).strip("-")
-        for line, text in _packed(paragraphs):
-            n_passages[slug] += 1
-            name = slug if n_passages[slug] == 1 else f"{slug}-{n_passages[slug]}"
-            passages.append(Passage(f"{file}#{name}", file, title or stem, heading, text, line))
-    return passages, note
+    sections = _sections(document.units)
+    slugs = _slugs([path[-1] if path else title for path, _ in sections])
+    for (path, units), slug in zip(sections, slugs, strict=True):
+        heading = " > ".join(path[1:] if path[:1] == [title] else path) or title
+        for n, (line, text) in enumerate(_packed(units), 1):
+            address = f"{file}#{slug}" if n == 1 else f"{file}#{slug}.{n}"
+            passages.append(Passage(address, file, title, heading, text, line))
+    return passages, "; ".join(document.notes)
 
 
-def _packed(paragraphs: list[_Paragraph]) -> list[_Paragraph]:
-    """Each passage's first line and text: as many paragraphs as fit. One without a word is none."""
-    packed = [(1, "")]
-    for line, paragraph in paragraphs:
-        gap = "\n\n"
-        for part in _parts(paragraph):
-            start, passage = packed[-1]
-            longer = f"{passage}{gap}{part}" if passage else part
-            if passage and len(longer) > MAX_PASSAGE_CHARACTERS:
-                packed.append((line, part))
+def _sections(units: list[Unit]) -> list[_Section]:
+    """What stands before the first heading, then every heading with what is directly below it.
+
+    A heading with nothing below it, not even a smaller heading, is text itself.
+    """
+    sections: list[_Section] = [([], [])]
+    open_headings: list[Unit] = []
+    for unit, following in itertools.zip_longest(units, units[1:]):
+        is_text = not unit.level
+        if unit.level:
+            while open_headings and open_headings[-1].level >= unit.level:
+                open_headings.pop()
+            open_headings.append(unit)
+            sections.append(([heading.text for heading in open_headings], []))
+            is_text = following is None or 0 < following.level <= unit.level
+        if is_text:
+            sections[-1][1].append(unit)
+    return sections
+
+
+def _slugs(headings: list[str]) -> list[str]:
+    """Addresses as GitHub gives them: "C#" is c, and the second one c-1. The first has the rest."""
+    n_used: Counter[str] = Counter()
+    slugs = []
+    for heading in [*headings[1:], headings[0]]:
+        # Letters with their vowel signs, digits, underscores and hyphens.
+        name = "".join(
+            character
+            for character in heading.lower()
+            if character in " _-" or unicodedata.category(character)[0] in "LMN"
+        )
+        slug = base = name.strip().replace(" ", "-") or "section"
+        while slug in n_used:
+            n_used[base] += 1
+            slug = f"{base}-{n_used[base]}"
+        n_used[slug] = 0
+        slugs.append(slug)
+    return [slugs[-1], *slugs[:-1]]
+
+
+def _packed(units: list[Unit]) -> list[tuple[int, str]]:
+    """Each passage's first line and text: as many units as fit. One without a word is none."""
+    packed: list[tuple[int, str]] = []
+    for unit in units:
+        gap = "\n"
+        for part in _parts(unit.text):
+            start, passage = packed[-1] if packed else (unit.line, "")
+            if packed and len(passage) + 1 + len(part) <= MAX_PASSAGE_CHARACTERS:
+                packed[-1] = (start, passage + gap + part)
             else:
-                packed[-1] = (start if passage else line, longer)
+                packed.append((unit.line, part))
             gap = " "
     return [(line, passage) for line, passage in packed if re.search(r"\w", passage)]
 
 
-def _parts(paragraph: str) -> list[str]:
-    """The paragraph if it fits into a passage, else its sentences, or the words of a long one."""
-    if len(paragraph) <= MAX_PASSAGE_CHARACTERS:
-        return [paragraph]
+def _parts(unit: str) -> list[str]:
+    """The unit if it fits into a passage, else its sentences, or the words of a long one."""
+    if len(unit) <= MAX_PASSAGE_CHARACTERS:
+        return [unit]
     parts = []
-    for sentence in split_sentences(paragraph):
+    for sentence in split_sentences(unit):
         fits = len(sentence) <= MAX_PASSAGE_CHARACTERS
         parts += [sentence] if fits else textwrap.wrap(sentence, MAX_PASSAGE_CHARACTERS)
     return parts
 
 
-def _sections(lines: Sequence[str], headings: dict[int, str]) -> list[_Section]:
-    """headings: of each line number, from 1, at which a section begins."""
-    sections: list[tuple[str, list]] = [("", [])]
-    starts_paragraph = True
-    for number, line in enumerate(lines, 1):
-        if number in headings:
-            sections.append((headings[number], []))
-        paragraphs = sections[-1][1]
-        if line.strip():
-            if starts_paragraph or not paragraphs:
-                paragraphs.append((number, []))
-            paragraphs[-1][1].append(line.rstrip())
-        starts_paragraph = not line.strip()
-    return [
-        (heading, [(number, "\n".join(texts)) for number, texts in paragraphs])
-        for heading, paragraphs in sections
-    ]
-
-
-def _plain(contents: str) -> tuple[str, list[_Section]]:
-    return "", _sections(contents.split("\n"), {})
-
-
-def _markdown(contents: str) -> tuple[str, list[_Section]]:
-    lines = contents.split("\n")
-    title, headings = "", {}
-    is_code = False
-    for number, line in enumerate(lines, 1):
-        match = re.match(r"(#{1,6})\s+(.*?)[\s#]*$", line)
-        if line.lstrip().startswith(("```", "~~~")):
-            is_code = not is_code
-        elif match and not is_code:
-            headings[number] = match[2]
-            lines[number - 1] = ""
-            if match[1] == "#":
-                title = title or match[2]
-    return title, _sections(lines, headings)
-
-
-def _notebook(contents: str) -> tuple[str, list[_Section]]:
-    title, sections = "", [("", [])]
-    for number, cell in enumerate(json.loads(contents)["cells"], 1):
-        read_cell = _markdown if cell["cell_type"] == "markdown" else _plain
-        cell_title, cell_sections = read_cell("".join(cell["source"]))
-        title = title or cell_title
-        for heading, paragraphs in cell_sections:
-            if heading:
-                sections.append((heading, []))
-            sections[-1][1].extend((number, text) for _, text in paragraphs)
-    return title, sections
-
-
-def _python(contents: str) -> tuple[str, list[_Section]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of a user's strings
-        headings = _definitions(ast.parse(contents).body)
-    merged: dict[str, list[_Paragraph]] = {}  # what stands between two functions is the module's
-    for heading, paragraphs in _sections(contents.split("\n"), headings):
-        merged.setdefault(heading, []).extend(paragraphs)
-    return "", list(merged.items())
-
-
-def _definitions(nodes: list[ast.stmt], owner: str = "") -> dict[int, str]:
-    """The name that each function or class gives to its first line, its owner's behind its last."""
-    headings = {}
-    for node in nodes:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            name = f"{owner}.{node.name}".lstrip(".")
-            headings[min(part.lineno for part in [node, *node.decorator_list])] = name
-            if isinstance(node, ast.ClassDef):
-                headings |= _definitions(node.body, name)
-            headings[node.end_lineno + 1] = owner
-    return headings
-
-
-class _Page(html.parser.HTMLParser):
-    """The text of a page by its headings; scripts and styles are dropped, nothing is run."""
-
-    inline = re.compile(r"a|abbr|b|bdi|cite|code|em|i|kbd|label|mark|q|s|small|span|strong|su[bp]")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.title = ""
-        self.sections: list[_Section] = [("", [])]
-        self.block = ""  # the tag of the one that is open
-        self.text = ""
-        self.line = 1  # where the text begins
-
-    def handle_data(self, data: str) -> None:
-        if self.block not in ("script", "style"):
-            if not self.text.strip():
-                self.line = self.getpos()[0] + data.count("\n") - data.lstrip().count("\n")
-            self.text += data
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.handle_endtag(tag, next_block=tag)
-
-    def handle_endtag(self, tag: str, next_block: str = "") -> None:
-        if self.inline.fullmatch(tag):
-            return
-        text = " ".join(self.text.split())
-        if text and self.block in ("title", "h1"):
-            self.title = self.title or text
-        if text and re.fullmatch("h[1-6]", self.block):
-            self.sections.append((text, []))
-        elif text and self.block != "title":
-            self.sections[-1][1].append((self.line, text))
-        self.text = ""
-        self.block = next_block
-
-
-def _html(contents: str) -> tuple[str, list[_Section]]:
-    page = _Page()
-    page.feed(contents + "<p>")  # the end of a text without tags
-    page.close()
-    return page.title, page.sections
-
-
-READERS = {".md": _markdown, ".txt": _plain, ".ipynb": _notebook, ".py": _python, ".html": _html}
-
-
 def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
-    """The files that can be read, with size and times; what is left out, and why."""
-    files, skipped, other_kinds = {}, [], Counter()
-    for folder, subfolders, names in os.walk(root):
-        parent = Path(folder).relative_to(root)
+    """The files that can be read, with size and times; what is left out, and why.
+
+    root: a folder, or a single file, which may be hidden or of any kind; names begin behind the
+    folder. One rule for hidden files: what begins with a dot is not read, but counted.
+    """
+    files, skipped, n_unread = {}, [], Counter()
+    is_single = root.is_file()
+    folder = root.parent if is_single else root
+
+    def refuse_folder(error: OSError) -> None:
+        path = os.path.relpath(error.filename, folder)
+        skipped.append((path, f"can't be entered: {error.strerror}"))
+
+    walk = [(folder, [], [root.name])] if is_single else os.walk(root, onerror=refuse_folder)
+    for parent, subfolders, names in walk:
+        parent = Path(parent).relative_to(folder)
         for name in list(subfolders):
-            if name.startswith(".") or os.path.islink(f"{folder}/{name}"):
+            if name.startswith(".") or (folder / parent / name).is_symlink():
                 skipped.append(((parent / name).as_posix(), "hidden, or a link: not entered"))
                 subfolders.remove(name)
         subfolders.sort()
         for name in sorted(names):
             path = (parent / name).as_posix()
             kind = os.path.splitext(name)[1].lower()
-            info = os.lstat(f"{folder}/{name}")
-            if name.startswith(".") or kind not in READERS:
-                other_kinds[f"*{kind or name}"] += 1
-            elif not stat.S_ISREG(info.st_mode):
-                skipped.append((path, "a link, or no file"))
-            elif info.st_size == 0:
-                skipped.append((path, "empty"))
-            elif info.st_size > MAX_FILE_BYTES:
-                skipped.append((path, f"{info.st_size / 1e6:,.0f} MB: too large"))
+            info = os.lstat(folder / path)
+            if name.startswith(".") and not is_single:
+                n_unread["hidden files"] += 1
+            elif (kind not in READERS and not is_single) or formats.is_library_missing(kind):
+                n_unread[f"*{kind or name}"] += 1
+            elif reason := _refusal(path, kind, info):
+                skipped.append((path, reason))
             else:
                 files[path] = [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
-    skipped += [(kind, f"not read: {n:,} files") for kind, n in sorted(other_kinds.items())]
-    return files, skipped
+    for kind, n in sorted(n_unread.items()):
+        reason = f"not read: {n:,} file{'s' if n > 1 else ''}"
+        if formats.is_library_missing(kind.removeprefix("*")):
+            reason += f"; first install what reads them: {formats.INSTALL_COMMAND}"
+        skipped.append((kind, reason))
+    return files, [(_UNFIT.sub(lambda c: repr(c[0])[1:-1], name), why) for name, why in skipped]
+
+
+def _refusal(path: str, kind: str, info: os.stat_result) -> str:
+    """Why a file isn't read, or ""."""
+    limit = MAX_BINARY_FILE_BYTES if kind in formats.BINARY_READERS else MAX_FILE_BYTES
+    if not stat.S_ISREG(info.st_mode):
+        return "a link, or no file"
+    if info.st_size == 0:
+        return "empty"
+    if info.st_size > limit:
+        return f"too large: {info.st_size / 1e6:,.0f} MB; the most is {limit / 1e6:,.0f}"
+    if _UNFIT.search(path):
+        return "its name has control characters, or isn't in UTF-8: rename it"
+    return ""
 
 
 def read(name: str, data: bytes) -> tuple[list[Passage], str]:
     """As `chunks`, from a file's bytes."""
-    text = data.decode("utf-8-sig", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
-    if "\0" in text:
-        return [], "left out: binary, not text in UTF-8"
-    passages, note = chunks(name, text)
-    notes = [note] if note else []
-    if "\ufffd" in text:
-        notes.append("bytes that are no UTF-8 are shown as \ufffd")
+    kind = os.path.splitext(name)[1].lower()
+    if kind in formats.BINARY_READERS:
+        passages, note = chunks(name, data)
+        notes = [note] if note else []
+    else:
+        try:
+            text, encoding_note = _decoded(data, kind)
+        except ValueError:
+            return [], "left out: it is no text, or in an unknown encoding; save it as UTF-8"
+        passages, note = chunks(name, text.replace("\r\n", "\n").replace("\r", "\n"))
+        notes = [note for note in (note, encoding_note) if note]
     if not (passages or notes):
         notes.append("left out: there is no word in it")
     return passages, "; ".join(notes)
+
+
+def _decoded(data: bytes, kind: str) -> tuple[str, str]:
+    """The text, and a note if its encoding had to be guessed. Raises ValueError for no text."""
+    for mark, codec in _BYTE_ORDER_MARKS.items():
+        if data.startswith(mark):
+            return data.decode(codec), ""
+    if b"\0" in data:
+        raise ValueError("binary")
+    is_page = kind in (".html", ".htm")
+    declared = EncodingDetector.find_declared_encoding(data, is_html=True) if is_page else None
+    for codec in ("utf-8-sig", declared or "ascii"):
+        try:
+            return data.decode(codec), ""
+        except (LookupError, UnicodeDecodeError):
+            continue  # it isn't in that one, or there is no such encoding
+    n_foreign = sum(byte > 127 for byte in data)
+    if n_foreign > MAX_FOREIGN_SHARE * len(data):
+        raise ValueError("not Western European")
+    note = "not UTF-8 and read as Windows-1252: save it as UTF-8 if letters look wrong"
+    return data.decode("cp1252"), note

@@ -3,9 +3,11 @@
 import functools
 import hashlib
 import json
+import math
 import os
+import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -18,12 +20,24 @@ from llmnb import files, models
 from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
 from llmnb.applications.documents import Passage
-from llmnb.text import words
+from llmnb.text import clean, is_identifier, names, parts, terms, words
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-INDEX_VERSION = 3  # counts up when passages are cut, read or stored in another way
+INDEX_VERSION = 4  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 FILES_PER_SAVE = 64  # embedded between two savings of the index
+IDENTIFIER_WEIGHT = 2.0  # of a number or name such as A-17, in the weight of a word as rare
+MAX_COUNT = 15  # a larger number in a question has to be in the texts
+BACKGROUND_TEXTS = 1000  # of English, which a word's frequency is estimated from besides
+WORDS_PER_TEXT = 50  # of those
+FUNCTION_WORDS = (
+    "a an the of in on at to for from by with as into about over under between out up down off"
+    " and or but if than then so nor is are was were be been being am do does did done has have"
+    " had having can could may might must shall should will would how what which who whom whose"
+    " when where why that this these those there here it its he she they him her them his their"
+    " we our us you your i me my no not any some all much many long often please tell s t"
+)
+ENGLISH_WORDS = "the of is what which who whose when where why how does did"  # of a question
 
 
 @dataclass(frozen=True)
@@ -33,28 +47,41 @@ class Hit:
     passage: Passage
     score: float  # cosine of question and passage, 0 to 1
     words: float  # BM25's score, from 0 on
-    fused: float  # the sum of 1 / (60 + rank) over both lists
+    fused: float  # the sum of 1 / (60 + rank) over both lists, and a third for identifiers
     ranks: tuple[int, int]  # by meaning, by words
 
 
+@functools.cache
+def _stem(word: str) -> str:
+    """Without the commonest English endings, then cut to six letters: "stopping" is "stop"."""
+    word = re.sub(r"(?<=\w\w)(?<!s)s$", "", word)
+    word = re.sub(r"(?<=\w\w)(?:ing|ed|e)$", "", word)
+    return re.sub(r"y$", "i", re.sub(r"(\w)\1$", r"\1", word))[:6]
+
+
 def stems(text: str) -> list[str]:
-    """In lower case and cut to six letters: the crudest stemmer, "pretraining" is "pretrained"."""
-    return [word[:6] for word in words(text)]
+    """The words' stems, by a crude stemmer, and identifiers as they are."""
+    return [term if is_identifier(term) else _stem(term) for term in terms(text)]
 
 
 class Bm25:
     """How well texts match a question's words. Source: Robertson & Zaragoza 2009, section 3."""
 
     def __init__(self, texts: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
-        """k1: how soon a word's repetition stops counting; b: how much long texts are held back."""
+        """k1: how soon a word's repetition stops counting; b: how much long texts are held back.
+
+        An identifier counts IDENTIFIER_WEIGHT times as much as a word that is as rare.
+        """
         from sklearn.feature_extraction.text import CountVectorizer
 
         self.vectorizer = CountVectorizer(analyzer=stems)
         counts = self.vectorizer.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
-        n_texts, n_words = counts.shape
-        n_texts_with = np.bincount(counts.indices, minlength=n_words)  # the word
-        self.idf = np.log1p((n_texts - n_texts_with + 0.5) / (n_texts_with + 0.5))
-        self.max_idf = float(np.log1p((n_texts + 0.5) / 0.5))  # of a word that stands nowhere
+        self.n_texts, n_words = counts.shape
+        self.n_texts_with = np.bincount(counts.indices, minlength=n_words)  # the word
+        self.idf = np.log1p((self.n_texts - self.n_texts_with + 0.5) / (self.n_texts_with + 0.5))
+        for term, index in self.vectorizer.vocabulary_.items():
+            if is_identifier(term):
+                self.idf[index] *= IDENTIFIER_WEIGHT
         lengths = np.asarray(counts.sum(axis=1))[:, 0]
         relative_lengths = np.repeat(lengths, np.diff(counts.indptr)) / lengths.mean()
         saturation = counts.data + k1 * (1 - b + b * relative_lengths)
@@ -66,15 +93,80 @@ class Bm25:
         has_word = (self.vectorizer.transform(questions) > 0).astype(float)
         return (has_word @ self.weights.T).toarray()
 
-    def overlap(self, question: str, text: str) -> float:
-        """Which share of the question's words, weighted by idf, the text has: 0 to 1."""
-        vocabulary = self.vectorizer.vocabulary_
-        weights = {
-            word: self.idf[vocabulary[word]] if word in vocabulary else self.max_idf
-            for word in set(stems(question))
-        }
-        shared = sum(weights[word] for word in weights.keys() & set(stems(text)))
-        return shared / (sum(weights.values()) or 1)
+    def has(self, term: str) -> bool:
+        """Whether a text has the identifier, or the word with this stem."""
+        return term in self.vectorizer.vocabulary_
+
+    def term_weights(self, question: str) -> dict[str, float]:
+        """How much each of a question's words says: the rarer, the more; function words nothing.
+
+        A word's frequency is that in English and in these texts together, as if BACKGROUND_TEXTS
+        further ones had been counted. So a weight means the same for one text and for a thousand.
+        A word that no text has weighs as much as one that a single text has.
+        """
+        ranks = _english_ranks()
+        question_stems = set(stems(question))
+        inner_stems = set().union(*map(_inner_stems, question_stems))
+        weights = {}
+        for term in question_stems - inner_stems - _function_stems():
+            index = self.vectorizer.vocabulary_.get(term)
+            n_texts_with = 1 if index is None else self.n_texts_with[index]
+            english_share = min(WORDS_PER_TEXT / ranks.get(term, len(ranks)) / 10, 1)  # Zipf's law
+            n_with = n_texts_with + english_share * BACKGROUND_TEXTS
+            weights[term] = math.log((self.n_texts + BACKGROUND_TEXTS) / n_with)
+            if is_identifier(term):
+                weights[term] *= IDENTIFIER_WEIGHT
+        return weights
+
+    def missing(self, question: str) -> list[str]:
+        """The question's identifiers and names that no text has, so that none answers it.
+
+        A number up to fifteen is no identifier here: it may be counted, not written.
+        """
+        vocabulary = self.vectorizer.vocabulary_.keys()
+        unknown = [
+            term
+            for term in self.term_weights(question)
+            if is_identifier(term) and not is_covered(term, vocabulary)
+            if not (term.isdecimal() and int(term) <= MAX_COUNT)
+        ]
+        if set(words(question)) & set(ENGLISH_WORDS.split()):  # a German noun has a capital letter
+            unknown += [name for name in names(question) if not vocabulary & set(stems(name))]
+        return unknown
+
+
+def is_covered(term: str, available: Set[str]) -> bool:
+    """Whether a stem is there, or all parts of an identifier are: "24 months" for 24-month."""
+    inner_stems = _inner_stems(term)
+    return term in available or bool(inner_stems and inner_stems <= available)
+
+
+def coverage(weights: Mapping[str, float], available: Set[str]) -> float:
+    """The share of a question's words, weighted, that is among the stems of a text: 0 to 1."""
+    covered = sum(weight for term, weight in weights.items() if is_covered(term, available))
+    return covered / (sum(weights.values()) or 1)
+
+
+def _inner_stems(term: str) -> set[str]:
+    """Of the words that an identifier is made of; empty if it is a single one."""
+    return set(stems(" ".join(parts(term)))) - {term} if is_identifier(term) else set()
+
+
+@functools.cache
+def _function_stems() -> frozenset[str]:
+    return frozenset(map(_stem, FUNCTION_WORDS.split()))
+
+
+@functools.cache
+def _english_ranks() -> dict[str, int]:
+    """The rank of each English word's stem by its frequency: the encoder's vocabulary has it."""
+    vocabulary = models.load_tokenizer(ENCODER).get_vocab()
+    first = vocabulary["the"]  # before it stand special tokens and characters
+    ranks: dict[str, int] = {}
+    for word in sorted(vocabulary, key=vocabulary.get)[first:]:
+        if word.isalpha():
+            ranks.setdefault(_stem(word), vocabulary[word] - first + 1)
+    return ranks
 
 
 @dataclass(eq=False)  # compared by identity: arrays have no plain truth value
@@ -104,12 +196,14 @@ class Index:
     ) -> Self:
         """The index of a folder, kept in the cache; only new and changed files are read.
 
-        encoder: an asset, a folder or a Hub id. A killed build keeps the files that it finished.
+        folder: that of the documents, or a single file. encoder: an asset, a folder or a Hub id.
+        A killed build keeps the files that it finished.
         Raises ApplicationError for no folder or no text in it, AssetError for no encoder.
         """
         root = Path(folder).expanduser().resolve()
-        if not root.is_dir():
-            raise ApplicationError(f"{str(folder)!r} is no folder: name the one of your documents.")
+        if not root.exists():
+            message = f"{str(folder)!r} is no folder and no file: name that of your documents."
+            raise ApplicationError(message)
         index = cls(encoder or ENCODER)
         stats, index.skipped = documents.list_files(root)
         path = _index_path(root, index.encoder)
@@ -128,7 +222,8 @@ class Index:
         saved = _load(path, say)
         for name, file_stat in stats.items():
             try:
-                self.files[name] = _read_if_changed(root, name, file_stat, saved.get(name))
+                path_of_file = root / name if root.is_dir() else root
+                self.files[name] = _read_if_changed(path_of_file, name, file_stat, saved.get(name))
             except OSError as error:
                 self.skipped.append((name, f"can't be read: {error.strerror}"))
         todo = [file for file in self.files.values() if file.vectors is None]
@@ -185,6 +280,8 @@ class Index:
     def search_all(self, questions: Sequence[str], k: int = 3) -> list[list[Hit]]:
         """For each question the k passages with the best ranks, by meaning and by words.
 
+        Identifiers that the question has, such as 202400037, count once more.
+
         Source: Cormack et al. 2009 (reciprocal rank fusion, with their constant of 60).
         """
         if k < 1:
@@ -195,6 +292,11 @@ class Index:
         bm25 = self.bm25.scores(questions)
         ranks = np.stack([_ranks(cosines), _ranks(bm25)], axis=-1)  # (questions, passages, 2)
         fused = (1 / (60 + ranks)).sum(axis=-1)
+        for row, question in enumerate(questions):
+            identifiers = [term for term in stems(question) if is_identifier(term)]
+            if identifiers:  # a third list
+                scores = self.bm25.scores([" ".join(identifiers)])
+                fused[row] += 1 / (60 + _ranks(scores)[0])
         scores = np.stack([cosines, bm25, fused], axis=-1)  # as a Hit has them
         results = []
         for row, order in enumerate(np.lexsort((-cosines, -fused))[:, :k]):
@@ -224,15 +326,19 @@ def _index_path(root: Path, encoder: str) -> Path:
     return files.cache_dir() / "derived" / f"index-{hashlib.sha256(key).hexdigest()[:12]}.npz"
 
 
-def _read_if_changed(root: Path, name: str, file_stat: list[int], saved: _File | None) -> _File:
+def _read_if_changed(path: Path, name: str, file_stat: list[int], saved: _File | None) -> _File:
     if saved and saved.stat == file_stat:
         return saved
-    data = (root / name).read_bytes()
+    data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if saved and saved.sha256 == digest:
         return replace(saved, stat=file_stat)
     passages, note = documents.read(name, data)
-    return _File(file_stat, digest, note, passages)
+    cleaned = [
+        replace(p, title=clean(p.title), heading=clean(p.heading), text=clean(p.text))
+        for p in passages
+    ]
+    return _File(file_stat, digest, note, cleaned)
 
 
 def _save(path: Path, indexed: dict[str, _File]) -> None:

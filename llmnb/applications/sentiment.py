@@ -58,7 +58,8 @@ class SentimentAnalyzer(Application):
         model = model or "full"
         settings = profiles.resolve(profile)
         splits, label_names = reviews(settings)
-        if "/" in model or Path(model).expanduser().is_dir():
+        is_saved = "/" in model or Path(model).expanduser().is_dir()
+        if is_saved and model not in fine_tuning.METHODS:
             classifier = fine_tuning.load(model)
         else:
             chosen = fine_tuning.Settings(encoder=settings.encoder, decoder=settings.decoder)

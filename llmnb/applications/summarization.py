@@ -52,9 +52,14 @@ def centroid(text: str) -> str:
     return candidates[int((vectors @ vectors.mean(axis=0).T).argmax())]
 
 
+def _sentences(text: str) -> list[str]:
+    """As `sentences`, of a text whose lines are wrapped."""
+    return sentences("\n".join(blocks(text)))
+
+
 def _full_sentences(text: str) -> list[str]:
     """The sentences with an end mark; where none has one, all of them."""
-    candidates = sentences(text)
+    candidates = _sentences(text)
     return [sentence for sentence in candidates if has_end_mark(sentence)] or candidates
 
 
@@ -70,7 +75,7 @@ def unsupported(source: str, summary: str) -> tuple[str, ...]:
     source_values = set().union(*(number.values for number in numbers(source, english=True)))
     source_forms = set().union(*map(_word_forms, _CAPITALIZABLE.findall(source)))
     unknown = []
-    for sentence in sentences(unicodedata.normalize("NFKC", summary)):
+    for sentence in _sentences(unicodedata.normalize("NFKC", summary)):
         matches = [
             (number.start, number.written)
             for number in numbers(sentence, english=True)
@@ -112,9 +117,9 @@ class Summarizer(Application):
         self.max_words = max_words
         self.generator = copy.copy(generator)
         self.generator.system = SYSTEM.format(max_words)
-        self.request = "{}" if generator.tokenizer.chat_template else REQUEST_WITHOUT_TEMPLATE
+        self.request = "{}" if generator.is_chat_model else REQUEST_WITHOUT_TEMPLATE
         self.instruction_tokens = self._prompt_tokens(".")
-        context = generator.model.config.n_positions - generator.max_new_tokens
+        context = generator.context_tokens - generator.max_new_tokens
         self.room = min(max_tokens, context) - self.instruction_tokens  # tokens of a text
         least = 6 * generator.max_new_tokens  # with less the pieces might never shrink
         if self.room < least:
@@ -179,9 +184,7 @@ class Summarizer(Application):
         return self._pieces(gap.join(units[:cut])) + self._pieces(gap.join(units[cut:]))
 
     def _prompt_tokens(self, text: str) -> int:
-        prompt = self.generator.prompt(self.request.format(text))
-        tokenizer = self.generator.tokenizer
-        return len(tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        return self.generator.n_tokens(self.generator.prompt(self.request.format(text)))
 
     def _text_tokens(self, text: str) -> int:
         return self._prompt_tokens(text) - self.instruction_tokens
@@ -203,7 +206,7 @@ class Summarizer(Application):
         n_fitting = sum(end <= self.max_words for end in ends)
         fitting = candidates[:n_fitting]
         ran_out_of_tokens = answer.warnings and not any(map(has_end_mark, fitting))
-        if fitting == sentences(answer.text) and not ran_out_of_tokens:
+        if fitting == _sentences(answer.text) and not ran_out_of_tokens:
             return replace(answer, text=" ".join(fitting), warnings=())
         if ran_out_of_tokens or not fitting:
             whole_words = answer.text.split()[:-1]  # the last one may be half a word
@@ -223,7 +226,7 @@ class Summarizer(Application):
         if not summary:
             problems.append("The model wrote nothing.")
         if self._text_tokens(source) > self.room and self.room < max(
-            map(self._text_tokens, sentences(source))
+            map(self._text_tokens, _sentences(source))
         ):
             problems.append("A sentence is longer than what the model reads at once: it was cut.")
         if unknown := unsupported(source, summary):
@@ -239,7 +242,7 @@ class Summarizer(Application):
 
 def _units(text: str) -> tuple[str, list[str]]:
     """What a text may be cut between, with the gap: paragraphs, else sentences, else words."""
-    for gap, units in (("\n\n", blocks(text)), (" ", sentences(text))):
+    for gap, units in (("\n\n", blocks(text)), (" ", _sentences(text))):
         if len(units) > 1:
             return gap, units
     middle = len(text) // 2

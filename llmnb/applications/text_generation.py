@@ -1,5 +1,6 @@
 """Text generation: a decoder behind its chat template (notebook 06)."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +8,13 @@ from typing import Any, Self
 
 import torch
 
-from llmnb import fast_linear, generation, models, profiles
+from llmnb import fast_linear, generation, hosted, models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.generation import GREEDY, Sampling
 from llmnb.transformer import Decoder
 
 TOKENS_PER_BATCH = 8192  # padding and new ones included
+BYTES_PER_TOKEN = 3  # of UTF-8; English has about 4 or 5, other languages fewer
 
 
 @dataclass(eq=False)
@@ -31,7 +33,7 @@ class TextGenerator(Application):
 
     def __post_init__(self) -> None:
         """Raises ApplicationError for a limit or a stop string that can't be."""
-        limit = self.model.config.n_positions - 1  # one is the prompt's at least
+        limit = self.context_tokens - 1  # one is the prompt's at least
         if not 1 <= self.max_new_tokens <= limit:
             raise ApplicationError(
                 f"max_new_tokens is {self.max_new_tokens}; it is 1 to {limit:,}."
@@ -41,9 +43,15 @@ class TextGenerator(Application):
             raise ApplicationError("A stop string is empty: every answer would end at once.")
 
     @classmethod
-    def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
-        """options: as for the class; max_new_tokens is the profile's. Raises AssetError."""
+    def load(cls, model: str = "", profile: str = "auto", **options) -> "Self | HostedGenerator":
+        """options: as for the class; max_new_tokens is the profile's.
+
+        model: openai:NAME gives a HostedGenerator. Raises AssetError, HostedError.
+        """
         settings = profiles.resolve(profile)
+        if hosted.is_hosted(model):
+            options = {"max_new_tokens": settings.new_tokens} | options
+            return HostedGenerator(hosted.connect(model), **options)
         decoder = Decoder.from_pretrained(model or settings.decoder)
         decoder = fast_linear.optimize_for_cpu(decoder)
         is_bf16 = decoder.embedding.weight.dtype == torch.bfloat16
@@ -51,6 +59,16 @@ class TextGenerator(Application):
             decoder = fast_linear.pack(decoder)  # the same numbers, sooner
         tokenizer = models.load_tokenizer(model or settings.decoder)
         return cls(decoder, tokenizer, **{"max_new_tokens": settings.new_tokens} | options)
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that the model reads and writes together."""
+        return self.model.config.n_positions
+
+    @property
+    def is_chat_model(self) -> bool:
+        """Whether it answers a message; without a chat template it goes on from a text."""
+        return bool(self.tokenizer.chat_template)
 
     def prompt(self, text: str) -> str:
         """What the model reads: the text in its chat template, if it has one.
@@ -96,30 +114,102 @@ class TextGenerator(Application):
         return results
 
     def _generate(self, prompts: list[str], first_row: int) -> list[Result]:
-        """One batch; each row draws from a seed of its own, counted from first_row."""
+        """One batch; each row has random numbers of its own, counted from first_row."""
         start = time.perf_counter()
-        sampling = replace(self.sampling, seed=self.sampling.seed + first_row)
+        sampling = replace(self.sampling, first_row=self.sampling.first_row + first_row)
         limit = self.max_new_tokens
         texts = generation.complete(self.model, self.tokenizer, prompts, limit, sampling, self.stop)
         seconds = (time.perf_counter() - start) / len(prompts)
         results = []
         for text in texts:
-            n_tokens = self._n_tokens(text)
+            n_tokens = self.n_tokens(text)
             cut = (f"It is cut off at max_new_tokens, {limit}.",) if n_tokens >= limit else ()
             results.append(Result(text.strip(), warnings=cut, tokens=n_tokens, seconds=seconds))
         return results
 
-    def _n_tokens(self, text: str) -> int:
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def n_tokens(self, text: str) -> int:
+        """The tokens of a text, without special ones in front."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt. Raises ApplicationError for one without room for an answer."""
-        sizes = list(map(self._n_tokens, prompts))
-        room = self.model.config.n_positions - self.max_new_tokens
-        for number, size in enumerate(sizes):
-            if not 0 < size <= room:
-                raise ApplicationError(
-                    f"Text {number} is {size:,} tokens; with {self.max_new_tokens} new ones this "
-                    f"model has room for 1 to {room:,}: shorten it, or summarize it first."
-                )
-        return sizes
+        return _sizes(self, prompts)
+
+
+@dataclass(eq=False)
+class HostedGenerator(Application):
+    """A TextGenerator whose model is on a server; every answer is cached (see hosted.py)."""
+
+    model: hosted.HostedModel
+    system: str = ""
+    max_new_tokens: int = 64
+    sampling: Sampling = GREEDY  # temperature and seed; the server decides about the rest
+    stop: Sequence[str] = ()  # strings that end an answer
+    context_tokens: int = 8192  # of the model on the server, which can't be asked
+    is_chat_model = True
+
+    def __post_init__(self) -> None:
+        """A single stop string may stand alone."""
+        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop)
+
+    @classmethod
+    def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
+        """model: openai:NAME. Raises HostedError."""
+        return cls(hosted.connect(model), **options)
+
+    def prompt(self, text: str) -> str:
+        """What the model reads; its chat template stays on the server."""
+        return f"{self.system}\n\n{text}" if self.system else text
+
+    def n_tokens(self, text: str) -> int:
+        """About how many tokens a text has: a server doesn't count them before the request."""
+        return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
+
+    def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
+        """Estimated. Raises ApplicationError for one without room for an answer."""
+        return _sizes(self, prompts)
+
+    def batch(self, texts: Sequence[str]) -> list[Result]:
+        """An answer to each text. Raises HostedError; earlier answers are in the cache."""
+        texts = checked(texts)
+        self.prompt_sizes([self.prompt(text) for text in texts])
+        return [self._answer(self._messages(text), row) for row, text in enumerate(texts)]
+
+    def complete(self, prompts: Sequence[str]) -> list[Result]:
+        """An answer to each prompt as a message of its own, without `system`."""
+        self.prompt_sizes(prompts)
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        return [self._answer(chat, row) for row, chat in enumerate(chats)]
+
+    def stream(self, text: str) -> Iterator[str]:
+        """The answer in pieces."""
+        yield from self.model.stream(self._messages(*checked([text])), self.max_new_tokens)
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        return [*messages, {"role": "user", "content": text}]
+
+    def _answer(self, messages: list[dict[str, str]], row: int) -> Result:
+        start = time.perf_counter()
+        seed = self.sampling.seed + row
+        options = {"temperature": self.sampling.temperature, "seed": seed}
+        answer = self.model.answer(messages, max_tokens=self.max_new_tokens, **options)
+        text = answer.text.lstrip()
+        for stop in self.stop:
+            text = text.split(stop)[0]
+        limit = self.max_new_tokens
+        cut = () if answer.is_complete else (f"It is cut off at max_new_tokens, {limit}.",)
+        seconds = time.perf_counter() - start
+        return Result(text.strip(), None, (), cut, answer.completion_tokens, seconds)
+
+
+def _sizes(generator: TextGenerator | HostedGenerator, prompts: Sequence[str]) -> list[int]:
+    sizes = [generator.n_tokens(prompt) for prompt in prompts]
+    room = generator.context_tokens - generator.max_new_tokens
+    for number, size in enumerate(sizes):
+        if not 0 < size <= room:
+            raise ApplicationError(
+                f"Text {number} is {size:,} tokens; with {generator.max_new_tokens} new ones this "
+                f"model has room for 1 to {room:,}: shorten it, or summarize it first."
+            )
+    return sizes

@@ -1,7 +1,9 @@
 """Translation from English by a decoder that is shown five examples (notebook 06)."""
 
 import copy
+import itertools
 import json
+import re
 import textwrap
 import time
 from collections import Counter
@@ -21,7 +23,21 @@ LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "zh": "Chinese"}
 SENTENCES_PER_BATCH = 32
 MAX_SENTENCE_CHARACTERS = 400  # a longer one is cut
 REPETITION_PENALTIES = (1.0, 1.2)  # for the first and the second attempt
+MIN_WRAPPED_WIDTH = 40  # columns; a text of shorter lines is a list, a poem or an address
 _LINE_BREAKS = ("\n", "Ċ", "<0x0A>")  # how vocabularies write one
+
+# Indent, quotation marks of e-mail, and markers of list items and headings, before a line's text.
+_MARKER = re.compile(r"[\s>]*(?:(?:[-*+•–]|#+|\(?\d{1,3}[.)]|\(?[a-z]\)|\[[ xX]?\])\s+(?=\S))*")
+_TIME_CODE = r"(?:\d{1,2}:)?\d\d:\d\d[.,]\d{3}|\d{1,2}:\d\d:\d\d"
+# What a translation has to leave as it is. The lengths are limited, so that odd texts take no time.
+_UNTRANSLATABLE = re.compile(
+    r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?')\]]"  # addresses
+    r"|(?<![\w.+-])[\w.+-]{1,64}@\w[\w.-]*\w"
+    r"|</?[A-Za-z][^<>]{0,500}>|&#?\w{1,10};"  # tags and entities of HTML
+    r"|\$?\{\{[^{}]{0,100}\}\}|\$?\{[^{}]{0,100}\}"  # placeholders
+    r"|%\(\w{1,50}\)[a-z](?!\w)|%(?:\d\$)?\d{0,3}(?:\.\d)?[a-z@](?!\w)"
+    rf"|(?<!\d)(?:{_TIME_CODE})(?:\s*-->\s*(?:{_TIME_CODE}))?|\[\d{{1,2}}:\d\d(?::\d\d)?\]"
+)
 
 # Words, and letters beyond ASCII, that are frequent in one of the languages.
 _FREQUENT_WORDS = {
@@ -62,12 +78,15 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     """What is visibly wrong with the translation of an English sentence; none is no praise.
 
     Looks for: nothing translated, a copy, another language, the same words again (distinct-n: Li et
-    al. 2016, section 5), a length out of proportion, numbers that are missing; a number that became
-    a word, as 3 became drei, counts as missing. Raises ApplicationError for an unknown target.
+    al. 2016, section 5), a length out of proportion, numbers, addresses, tags and placeholders that
+    are missing; a number that became a word, as 3 became drei, counts as missing. Raises
+    ApplicationError for an unknown target.
     """
     target_name = _language_name(target)
     if not translation.strip():
         return ("nothing was translated",)
+    lost = _lost(source, translation)
+    source, translation = (_UNTRANSLATABLE.sub(" ", text) for text in (source, translation))
     source_words = [word for word in words(source) if word.isalpha()]
     target_words = [word for word in words(translation) if word.isalpha()]
     warnings = []
@@ -83,9 +102,8 @@ def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
     shortest, longest = (0.12, 0.8) if target == "zh" else (0.5, 2)  # times the source's length
     if not shortest * len(source) - 8 < len(translation) < longest * len(source) + 12:
         warnings.append(f"it has {len(translation):,} characters, the source {len(source):,}")
-    missing = _missing_numbers(source, translation)
-    if missing:
-        warnings.append(f"numbers are missing: {', '.join(missing)}")
+    if lost:
+        warnings.append(f"missing: {', '.join(lost)}")
     return tuple(warnings)
 
 
@@ -94,35 +112,73 @@ def _distinct_share(tokens: list[str]) -> float:
     return len(set(four_grams)) / len(four_grams) if four_grams else 1.0
 
 
-def _missing_numbers(source: str, translation: str) -> list[str]:
-    """The source's numbers that aren't in the translation; 7:45 is two, for it may be 7 h 45."""
-    values = set().union(*(number.values for number in numbers(translation.replace(":", "; "))))
-    needed = numbers(source.replace(":", "; "))
-    missing = [number.written for number in needed if not number.values & values]
-    return list(dict.fromkeys(missing))
+def _lost(source: str, translation: str) -> list[str]:
+    """What had to stay and is missing: addresses, tags, placeholders, time codes, numbers.
+
+    7:45 counts as two numbers, because a translation may write 7 h 45.
+    """
+    parts = dict.fromkeys(_UNTRANSLATABLE.findall(source))
+    lost = [part for part in parts if translation.count(part) < source.count(part)]
+    source, translation = (
+        _UNTRANSLATABLE.sub(" ", text).replace(":", "; ") for text in (source, translation)
+    )
+    values = set().union(*(number.values for number in numbers(translation)))
+    lost += [number.written for number in numbers(source) if not number.values & values]
+    return list(dict.fromkeys(lost))
 
 
 def pieces(text: str) -> list[tuple[str, str]]:
-    """A text as sentences, each on one line, with the gap before it.
+    """A text as sentences, each on one line, with what stands before it: its gap.
 
-    A line break ends a sentence, unless the next line begins with a small letter: then it was
-    wrapped. A sentence of more than 400 characters is cut between words. Indents are dropped.
+    A gap has spaces, line breaks, indents and markers of list items. A line break ends a sentence,
+    unless the lines are as long as those of a wrapped paragraph are. A sentence of more than 400
+    characters is cut.
     """
-    paragraphs: list[tuple[str, list[str]]] = []  # the gap before, and the lines
-    gap = ""
-    for line in text.splitlines():
-        line = " ".join(line.split())
-        if paragraphs and gap == "\n" and line[:1].islower():
-            paragraphs[-1][1].append(line)
-        elif line:
-            paragraphs.append((gap, [line]))
-        gap = "\n" if line else gap + "\n"
     result = []
-    for gap, lines in paragraphs:
-        for sentence in split_sentences(" ".join(lines)):
+    for gap, paragraph in _unwrapped_lines(text):
+        for sentence in split_sentences(paragraph):
             for part in textwrap.wrap(sentence, MAX_SENTENCE_CHARACTERS, break_on_hyphens=False):
                 result.append((gap, part))
                 gap = " "
+    return result
+
+
+def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
+    """The lines, those of a wrapped paragraph joined, each with the gap before it."""
+    blocks = []
+    gap = ""
+    for line in text.splitlines():
+        marker = _MARKER.match(line)[0]
+        body = " ".join(line[len(marker) :].split())
+        if not body:
+            gap += "\n"
+            continue
+        if gap != "\n" or marker.strip() or not blocks:
+            blocks.append([])
+        blocks[-1].append((gap + marker, body))
+        gap = "\n"
+    return [line for block in blocks for line in _joined_lines(block)]
+
+
+def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The lines of a paragraph or list item, each with its gap; those that were wrapped joined.
+
+    A line is full if the next word would have made it longer than the longest. In a wrapped
+    paragraph all lines but the last are full; of two lines, one is always, so the case decides.
+    """
+    width = max(len(line) for _, line in block)
+    is_full = []
+    for (_, line), (_, following) in itertools.pairwise(block):
+        is_full.append(len(line) + 1 + len(following.split()[0]) > width)
+    is_wrapped = width >= MIN_WRAPPED_WIDTH and 3 * sum(is_full) >= 2 * len(is_full)
+    if len(block) == 2:
+        is_wrapped = is_wrapped and block[1][1][0].islower()
+    result = block[:1]
+    for (gap, line), follows_full in zip(block[1:], is_full, strict=True):
+        if is_wrapped and follows_full:
+            result[-1] = (result[-1][0], f"{result[-1][1]} {line}")
+        else:
+            result.append((gap, line))
     return result
 
 
@@ -181,17 +237,43 @@ class Translator(Application):
     def _join(self, parts: list[tuple[str, str]], translations: dict[str, Result]) -> Result:
         text = ""
         warnings = []
+        lost = []
         for number, (gap, sentence) in enumerate(parts, 1):
             place = f"sentence {number}: " if len(parts) > 1 else ""
             warnings += [place + warning for warning in translations[sentence].warnings]
             text += "" if gap == " " and self.target == "zh" else gap
             text += translations[sentence].text
+            lost += _lost(sentence, translations[sentence].text)
         tokens = sum(translations[sentence].tokens for _, sentence in parts)
-        return Result(text, warnings=tuple(warnings), tokens=tokens)
+        return Result(text, warnings=tuple(warnings), lost=tuple(lost), tokens=tokens)
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
+        """A translation of each sentence; of what is between its tags, say, if it looks wrong."""
+        results = self._attempts(sentences)
+        fragments = {}
+        for sentence, result in results.items():
+            if result.warnings and _UNTRANSLATABLE.search(sentence):
+                fragments[sentence] = re.split(f"({_UNTRANSLATABLE.pattern})", sentence)
+        between = itertools.chain(*(parts[::2] for parts in fragments.values()))
+        translations = self._attempts({part.strip() for part in between})
+        for sentence, parts in fragments.items():
+            tokens = results[sentence].tokens
+            warnings = ["translated in fragments"]
+            for index in range(0, len(parts), 2):
+                source = parts[index].strip()
+                translation = translations[source]
+                tokens += translation.tokens
+                warnings += [f"{source!r}: {warning}" for warning in translation.warnings]
+                parts[index] = parts[index].replace(source, translation.text or source)
+            results[sentence] = Result("".join(parts), warnings=tuple(warnings), tokens=tokens)
+        return results
+
+    def _attempts(self, sentences: set[str]) -> dict[str, Result]:
         """The better of two attempts at each sentence, with the tokens of both."""
-        results = {text: Result(text) for text in sentences if not any(map(str.isalpha, text))}
+        results = {}
+        for sentence in sentences:
+            if not any(map(str.isalpha, _UNTRANSLATABLE.sub("", sentence))):
+                results[sentence] = Result(sentence)
         todo = sorted(sentences - results.keys(), key=lambda sentence: (len(sentence), sentence))
         for penalty in REPETITION_PENALTIES:
             for start in range(0, len(todo), SENTENCES_PER_BATCH):

@@ -19,6 +19,7 @@ from llmnb import generation
 from llmnb.evaluation.scores import exact_match, token_f1
 from llmnb.evaluation.uncertainty import bootstrap
 from llmnb.handbook import Passage, Question
+from llmnb.hosted import HostedModel
 from llmnb.text import normalize_answer
 
 # Of the wordings tried on the first half of the handbook, the best ones for SmolLM2-135M.
@@ -61,11 +62,12 @@ def prompts(
 ) -> list[str]:
     """A prompt for each question, in the tokenizer's chat template: closed book, or with a passage.
 
-    The passage is the question's evidence; for an unanswerable question the nearest passage, which
-    does not hold the answer either. Raises ValueError for a tokenizer without a template, or if the
-    evidence is not among the passages.
+    tokenizer: None for the bare request, as a hosted model gets it. The passage is the question's
+    evidence; for an unanswerable question the nearest passage, which does not hold the answer
+    either. Raises ValueError for a tokenizer without a template, or if the evidence is not among
+    the passages.
     """
-    if not tokenizer.chat_template:
+    if tokenizer and not tokenizer.chat_template:
         raise ValueError("The tokenizer has no chat template: take a model tuned to instructions.")
     by_id = {passage.id: passage for passage in passages or ()}
     texts = []
@@ -77,10 +79,10 @@ def prompts(
                 raise ValueError(f"{question.id}: there is no passage {question.evidence!r}.")
             passage = passage or nearest(question.question, passages)
             text = OPEN.format(question=question.question, passage=passage)
-        chat = [{"role": "user", "content": text}]
-        texts.append(
-            tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        )
+        if tokenizer:
+            chat = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        texts.append(text)
     return texts
 
 
@@ -93,13 +95,14 @@ def answer(
     new_tokens: int = 24,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """What a transformer.Decoder answers, scored: one row for each question.
+    """What a transformer.Decoder, or a HostedModel, answers: one row for each question, scored.
 
     answer: greedy, its first line; abstained: see `abstains`; exact_match and f1: SQuAD 2.0's, the
     best over the acceptable answers, 0 where it abstained, and for an unanswerable question 1
     exactly if it did; right: it holds an acceptable answer, or abstained where there is none
     (Mallen et al. 2023); agreement: mean F1 of the pairs among `samples` drawn answers, else NaN
-    (Manakul et al. 2023). passages: open book. Raises ValueError for no questions or one sample.
+    (Manakul et al. 2023). passages: open book. tokenizer: None for a HostedModel. Raises
+    ValueError for no questions or one sample.
     """
     if not questions or samples < 0 or samples == 1:
         raise ValueError(f"{len(questions)} questions, {samples} samples: 1 or more; 0, 2 or more.")
@@ -107,7 +110,7 @@ def answer(
     answers = _first_lines(decoder, tokenizer, texts, new_tokens, generation.GREEDY)
     drawn = []  # per round, an answer to each question
     for round_number in range(samples):
-        sampling = replace(SAMPLING, seed=seed + round_number * len(texts))
+        sampling = replace(SAMPLING, seed=seed, first_row=round_number * len(texts))
         drawn.append(_first_lines(decoder, tokenizer, texts, new_tokens, sampling))
     rows = []
     for index, question in enumerate(questions):
@@ -119,12 +122,18 @@ def answer(
 
 def _first_lines(decoder, tokenizer, prompts, new_tokens, sampling) -> list[str]:
     """The first line that follows each prompt; prompts of similar length share a batch."""
+    if isinstance(decoder, HostedModel):
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        options = {"temperature": sampling.temperature, "seed": sampling.seed}
+        texts = [decoder.answer(chat, max_tokens=new_tokens, **options).text for chat in chats]
+        return [text.strip().split("\n")[0].strip() for text in texts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     lines = {}
     for start in range(0, len(order), PROMPTS_PER_BATCH):
         rows = order[start : start + PROMPTS_PER_BATCH]
         batch = [prompts[row] for row in rows]
-        sampling_here = replace(sampling, seed=sampling.seed + start)  # no prompt shares draws
+        first_row = sampling.first_row + start  # no two prompts share random numbers
+        sampling_here = replace(sampling, first_row=first_row)
         texts = generation.complete(decoder, tokenizer, batch, new_tokens, sampling_here, "\n")
         lines |= zip(rows, texts, strict=True)
     return [lines[index].strip() for index in range(len(prompts))]

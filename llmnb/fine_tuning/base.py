@@ -4,7 +4,6 @@ ladder.py trains and compares them, and loads what was saved here.
 """
 
 import dataclasses
-import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import LlmnbError, card, files
+from llmnb import LlmnbError, card, files, models
 
 FACTS = "llmnb.json"  # a file beside the weights: method, label names, settings, metrics
 
@@ -36,6 +35,7 @@ class Settings:
 
     encoder: str = "all-MiniLM-L6-v2"  # a known model, a folder or a Hub id
     decoder: str = "SmolLM2-135M-Instruct-q4_1"  # likewise
+    hosted: str = ""  # openai:NAME, for the method hosted
     epochs: float = 2.0  # how often each training text is read
     lr: float = 0.0  # learning rate; 0 means encoders.LEARNING_RATE of the method
     batch_size: int = 32  # training texts per step
@@ -70,6 +70,8 @@ class Classifier(ABC):
     """
 
     method: str = ""  # its name in ladder.METHODS
+    base: str = ""  # the pretrained model's name, if there is one
+    needs_base: bool = False  # whether it reads that model again where it is loaded
     trainable_parameters: int = 0
 
     def __init__(self, label_names: Sequence[str], settings: Settings) -> None:
@@ -107,38 +109,31 @@ def save(
 ) -> Path:
     """Write the classifier, its model card and its facts; returns the folder.
 
-    data: where the labels came from. Raises CardError for a folder with other files in it;
-    one with an older classifier is replaced as a whole.
+    data: where the labels came from. An older classifier's files are replaced, and others stay.
+    Raises CardError for a folder with other files and no classifier of ours, or with files of it
+    that somebody has changed.
     """
-    folder = Path(folder).expanduser()
-    card.check_folder(folder, replaces=FACTS)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-    try:
+    facts = {
+        "kind": type(classifier).__name__,
+        "method": classifier.method,
+        "label_names": classifier.label_names,
+        "metrics": dict(metrics or {}),
+        "data": data,
+        "trainable_parameters": classifier.trainable_parameters,
+        "settings": dataclasses.asdict(classifier.settings),
+        "base_digest": models.digest(classifier.base) if classifier.needs_base else "",
+    }
+
+    def write(partial: Path) -> None:
         classifier.write(partial)
-        facts = {
-            "kind": type(classifier).__name__,
-            "method": classifier.method,
-            "label_names": classifier.label_names,
-            "metrics": dict(metrics or {}),
-            "data": data,
-            "trainable_parameters": classifier.trainable_parameters,
-            "settings": dataclasses.asdict(classifier.settings),
-        }
-        files.write_json(partial / FACTS, facts)
-        files.write_text(partial / "README.md", _model_card(classifier, facts, folder.name))
-        partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+        page = _model_card(classifier, facts, Path(folder).expanduser().resolve().name)
+        files.write_text(partial / "README.md", page)
+
+    return card.write_result(folder, FACTS, facts, write)
 
 
 def _model_card(classifier: Classifier, facts: Mapping[str, Any], folder: str) -> str:
-    base = getattr(classifier, "base", "")
-    on_base = f" on `{card.plain(base)}`" if base else ""
+    on_base = f" on `{card.plain(classifier.base)}`" if classifier.base else ""
     rows = {"classes": len(classifier.label_names), **facts["metrics"]}
     rows["trained parameters"] = f"{classifier.trainable_parameters:,}"
     return card.model_card(

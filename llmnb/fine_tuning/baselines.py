@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 
 from llmnb import embedding, models
 from llmnb.fine_tuning.base import Classifier
-from llmnb.text import WORD
+from llmnb.text import WORD, folded
 
 WEIGHTS_FILE = "head.safetensors"
 MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and bring nothing
@@ -147,11 +147,13 @@ class Tfidf(_Linear):
 
 
 def _word_vectorizer(**options) -> TfidfVectorizer:
-    return TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD, **options)
+    options |= {"preprocessor": folded, "sublinear_tf": True}
+    return TfidfVectorizer(ngram_range=(1, 2), token_pattern=WORD, **options)
 
 
 def _piece_vectorizer(**options) -> TfidfVectorizer:
-    return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 6), sublinear_tf=True, **options)
+    options |= {"preprocessor": folded, "sublinear_tf": True}
+    return TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 6), **options)
 
 
 class Frozen(_Linear):
@@ -160,6 +162,7 @@ class Frozen(_Linear):
     Source: Reimers & Gurevych 2019, section 3 (mean pooling).
     """
 
+    needs_base = True
     penalty = 0.01
     _model = None
 

@@ -42,7 +42,7 @@ class Encoded(Classifier):
 
     model: nn.Module
     adapter: Path | None = None  # a folder with LoRA's matrices, which the model contains already
-    base: str = ""  # the pretrained model's name
+    temporary: tempfile.TemporaryDirectory | None = None  # holds the adapter until it is unused
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes)"""
@@ -112,19 +112,17 @@ def load_with_head(
     logging.set_verbosity_error()  # it would warn that the head is new
     logging.disable_progress_bar()
     try:
-        model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            **labels,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=new_head,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise assets.AssetError(f"{name!r} can't be loaded as a classifier: {reason}") from error
+        with models.load_errors(name, folder):
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                **labels,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=new_head,
+                output_loading_info=True,
+            )
     finally:
         logging.set_verbosity(verbosity)
     missing = list(info["missing_keys"])
@@ -185,7 +183,8 @@ def train(
         arguments.save_only_model = checkpoints is None
         classifier.model = _train_model(model, tokenizer, rows, settings, arguments, say)
     if method == "lora":
-        classifier.adapter = Path(tempfile.mkdtemp(prefix="llmnb-adapter-"))
+        classifier.temporary = tempfile.TemporaryDirectory(prefix="llmnb-adapter-")
+        classifier.adapter = Path(classifier.temporary.name)
         classifier.model.save_pretrained(classifier.adapter)
         classifier.model = classifier.model.merge_and_unload()
     return classifier
@@ -217,7 +216,9 @@ def _training_folder(
         with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
             yield Path(folder)
         return
-    key = json.dumps([method, base, dataclasses.asdict(settings), rows]).encode()
+    facts = [method, models.digest(base), dataclasses.asdict(settings), rows]
+    facts.append(str(hardware.dtype(settings.dtype)))
+    key = json.dumps(facts).encode()
     folder = Path(checkpoints).expanduser() / hashlib.sha256(key).hexdigest()[:12]
     yield folder
     shutil.rmtree(folder)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import files
+from llmnb import files, hardware, models
 from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, proportion
 from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
 from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
@@ -33,13 +33,14 @@ METHODS = {  # the cheapest first
     "lora": "LoRA in the encoder",
     "full": "the whole encoder fine-tuned",
     "decoder_lora": "LoRA in the decoder",
+    "hosted": "a hosted model is asked (openai:NAME)",
 }
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
 DECIDING_MODULES = (
     "assets", "attention", "checkpoints", "data", "download", "embedding", "fast_linear",
-    "generation", "hardware", "models", "text", "transformer", "transformer_config",
+    "generation", "hardware", "hosted", "models", "text", "transformer", "transformer_config",
 )  # fmt: skip
 
 
@@ -149,12 +150,24 @@ def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier
         if method == "zero_shot":
             settings = dataclasses.replace(settings, shots=0)
         return Prompted(label_names, settings).fit(*parts["train"])
+    if method == "hosted":
+        from llmnb.fine_tuning.hosted_prompting import Hosted
+
+        return Hosted(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
-    base = settings.decoder if method == "decoder_lora" else settings.encoder
+    base = _base(method, settings)
     kind = "full" if method == "full" else "lora"
     folder = None if checkpoints is None else Path(checkpoints)
     return encoders.train(kind, base, parts, label_names, settings, folder, say)
+
+
+def _base(method: str, settings: Settings) -> str:
+    """The name of the pretrained model that a method uses; "" where it uses none."""
+    if method in ("majority", "tfidf"):
+        return ""
+    uses_decoder = method in ("zero_shot", "few_shot", "decoder_lora")
+    return settings.decoder if uses_decoder else settings.encoder
 
 
 def trained(
@@ -167,8 +180,9 @@ def trained(
     """The classifier of `run`, trained once and kept in the cache for the other notebooks.
 
     It is trained again when anything changes that decides the result: the method, settings,
-    texts, labels or code. method: one of METHODS; or a folder or Hub id, whose classifier is
-    loaded as it is. Raises FineTuningError for one with other labels than label_names.
+    texts, labels, code, the files of the pretrained model, or the precision. method: one of
+    METHODS; or a folder or Hub id, whose classifier is loaded as it is. Raises FineTuningError for
+    one with other labels than label_names.
     """
     if method not in METHODS and (Path(method).expanduser().is_dir() or "/" in method):
         classifier = load(method)
@@ -181,6 +195,8 @@ def trained(
     check(method, splits, label_names)
     texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
     key = [method, dataclasses.asdict(settings), list(label_names), texts, code_digests()]
+    if base := _base(method, settings):
+        key += [models.digest(base), str(hardware.dtype(settings.dtype))]
     digest = hashlib.sha256(json.dumps(key).encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
     def make(folder: Path) -> None:
@@ -218,6 +234,12 @@ def load(name: str | Path) -> Classifier:
         classifier = classifier_class(facts["label_names"], Settings(**facts["settings"]))
         classifier.method = facts["method"]
         classifier.trainable_parameters = facts["trainable_parameters"]
+        base_digest = facts.get("base_digest")
+        if base_digest and base_digest != models.digest(classifier.base):
+            raise FineTuningError(
+                f"{str(folder)!r} was trained on another {classifier.base!r}, whose files have "
+                f"changed since: train it again."
+            )
         classifier.read(folder)
     except FileNotFoundError as error:
         missing = Path(error.filename or FACTS).name
@@ -241,4 +263,8 @@ def _class_of_kind(kind: str) -> type[Classifier]:
         from llmnb.fine_tuning.prompting import Prompted
 
         return Prompted
+    if kind == "Hosted":
+        from llmnb.fine_tuning.hosted_prompting import Hosted
+
+        return Hosted
     return {"Majority": Majority, "Tfidf": Tfidf, "Frozen": Frozen}[kind]

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmnb import files, models
+from llmnb import files, hardware, models
 from llmnb.fast_linear import optimize_for_cpu
 from llmnb.fine_tuning.base import Classifier, FineTuningError
 from llmnb.generation import KeyValueCache
@@ -33,9 +33,11 @@ class Prompted(Classifier):
     likelihood); Zhou et al. 2024, section 3 (batch calibration).
     """
 
+    needs_base = True
     instruction: str = ""
     usual: list[float]  # each label's usual score
     model: Decoder | None = None
+    prefix: KeyValueCache | None = None  # the keys and values of the instruction's tokens
 
     @property
     def base(self) -> str:
@@ -57,53 +59,72 @@ class Prompted(Classifier):
                     parts.append(f"Text: {_on_one_line(texts[rows[shot]])}\nLabel: {name}")
                     shown_rows.add(rows[shot])
         self.instruction = "\n\n".join(parts) + "\n\n"
+        self.prefix = None  # an earlier instruction's
         others = [text for row, text in enumerate(texts) if row not in shown_rows]
-        self._load()
         self.usual = self._label_scores(others[:CALIBRATION_TEXTS] or texts).mean(0).tolist()
         return self
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes)"""
-        self._load()
         scores = self._label_scores(texts) - torch.tensor(self.usual, dtype=torch.float64)
         return torch.softmax(scores, dim=-1).numpy()
 
-    @torch.inference_mode()
     def _load(self) -> None:
         """The decoder, and the keys and values of the instruction."""
-        if self.model is not None:
+        if self.model is None:
+            self.tokenizer = models.load_tokenizer(self.base)
+            key = (self.base, models.digest(self.base), hardware.dtype(self.settings.dtype))
+            self.model = _decoders.get(key)
+            if self.model is None:
+                plain = Decoder.from_pretrained(self.base, self.settings.dtype)
+                self.model = _decoders[key] = optimize_for_cpu(plain)
+        if self.prefix is not None:
             return
-        self.tokenizer = models.load_tokenizer(self.base)
-        key = (self.base, self.settings.dtype)
-        self.model = _decoders.get(key) or optimize_for_cpu(Decoder.from_pretrained(*key))
-        _decoders[key] = self.model
-        self.label_ids = [self._token_ids(" " + name) for name in self.label_names]
-        prefix = self._token_ids(self.instruction)
-        if self.tokenizer.bos_token_id is not None:
-            prefix.insert(0, self.tokenizer.bos_token_id)
+        start = "\nLabel:"
+        n_start = len(self._token_ids(start))
+        self.label_ids = [self._token_ids(f"{start} {n}")[n_start:] for n in self.label_names]
+        self.prefix_ids = self._prompt_ids(self.instruction)
         longest_label = max(len(ids) for ids in self.label_ids)
         room = self.model.config.n_positions - longest_label - TEMPLATE_TOKENS
-        if len(prefix) + self.settings.max_length > room:
+        if len(self.prefix_ids) + self.settings.max_length > room:
             raise FineTuningError(
-                f"The prompt has {len(prefix)} tokens and a text up to {self.settings.max_length}, "
-                f"but this decoder reads only {room} together: lower shots or max_length."
+                f"The prompt has {len(self.prefix_ids)} tokens and a text up to "
+                f"{self.settings.max_length}, but this decoder reads only {room} together: "
+                "lower shots or max_length."
             )
         weight = self.model.embedding.weight
-        self.prefix = KeyValueCache(self.model.config, 1, len(prefix), like=weight)
-        ids = torch.tensor([prefix], device=weight.device)
-        self.model(ids, cache=self.prefix, last_only=True)
+        prefix = KeyValueCache(self.model.config, 1, len(self.prefix_ids), like=weight)
+        ids = torch.tensor([self.prefix_ids], device=weight.device)
+        self.model(ids, cache=prefix, last_only=True)
+        self.prefix = prefix
 
     def _token_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
+    def _prompt_ids(self, text: str) -> list[int]:
+        """The tokens of a whole prompt, or of its beginning."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + self._token_ids(text)
+
+    def _prompt(self, text: str) -> list[int]:
+        """The instruction, at most settings.max_length tokens of the text, and "Label:".
+
+        It is tokenized as a whole, because its parts alone can give other tokens: between the
+        instruction and a text, GPT-2's tokenizer reads two line ends as two tokens, and at the end
+        of the instruction as one.
+        """
+        text = _on_one_line(text)
+        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = encoding["offset_mapping"]  # of each token, its first character and its end
+        if len(offsets) > self.settings.max_length:
+            text = text[: offsets[self.settings.max_length - 1][1]]
+        return self._prompt_ids(f"{self.instruction}Text: {text}\nLabel:")
+
     @torch.inference_mode()
     def _label_scores(self, texts: Sequence[str]) -> Tensor:
         """log p(label | prompt with the text): (texts, classes), float64 on the CPU."""
-        end = self._token_ids("\nLabel:")
-        prompts = []
-        for text in texts:
-            ids = self._token_ids("Text: " + _on_one_line(text))
-            prompts.append(ids[: self.settings.max_length] + end)
+        self._load()
+        prompts = [self._prompt(text) for text in texts]
         scores = torch.zeros(len(prompts), len(self.label_ids), dtype=torch.float64)
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         for start in range(0, len(order), PROMPTS_PER_BATCH):
@@ -114,17 +135,21 @@ class Prompted(Classifier):
     def _score_batch(self, prompts: list[list[int]]) -> Tensor:
         """(prompts, classes). The prompts are read once, whatever the number of labels."""
         weight = self.model.embedding.weight
-        width = max(len(ids) for ids in prompts)
-        n_read = self.prefix.length + width
+        # What the prompts and the instruction have in common is in the cache already.
+        is_same = [len({*ids}) == 1 for ids in zip(self.prefix_ids, *prompts, strict=False)]
+        n_shared = [*is_same, False].index(False)
+        rests = [ids[n_shared:] for ids in prompts]
+        width = max(len(ids) for ids in rests)
+        n_read = n_shared + width
         # Padding is on the left of a text, so it stands between the instruction and the text.
-        padded = [ids[:1] * (width - len(ids)) + ids for ids in prompts]
+        padded = [ids[:1] * (width - len(ids)) + ids for ids in rests]
         mask = torch.ones(len(prompts), n_read, dtype=torch.long, device=weight.device)
-        for row, ids in enumerate(prompts):
-            mask[row, self.prefix.length : n_read - len(ids)] = 0
+        for row, ids in enumerate(rests):
+            mask[row, n_shared : n_read - len(ids)] = 0
         longest_label = max(len(ids) for ids in self.label_ids)
         n_positions = n_read + longest_label
         cache = KeyValueCache(self.model.config, len(prompts), n_positions, like=weight)
-        cache.copy_prefix(self.prefix)
+        cache.copy_prefix(self.prefix, n_shared)
         ids = torch.tensor(padded, device=weight.device)
         logits = self.model(ids, attention_mask=mask, cache=cache, last_only=True)[:, -1]
         first_log_probs = logits.float().log_softmax(-1)  # (prompts, vocab)
@@ -151,6 +176,7 @@ class Prompted(Classifier):
         saved = json.loads((folder / PROMPT_FILE).read_text(encoding="utf-8"))
         self.instruction = saved["prompt"]
         self.usual = saved["usual"]
+        self.prefix = None
 
 
 def _on_one_line(text: str) -> str:

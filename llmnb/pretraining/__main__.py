@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from llmnb import LlmnbError, hardware
+from llmnb import LlmnbError, files, hardware
 
 hardware.share_the_cpu()  # torch reads the environment variable when it is loaded
 
@@ -60,16 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _settings(file: str | None, pairs: list[str]) -> dict[str, Any]:
-    """The file's settings, overridden by the command line's. Raises PretrainingError."""
+    """The file's settings, overridden by the command line's. Raises LlmnbError."""
     defaults = Recipe().as_dict() | _CORPUS_DEFAULTS | _RUN_DEFAULTS
-    settings = {}
-    if file:
-        try:
-            settings = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise PretrainingError(f"{file} can't be read: {error}") from error
-        if not isinstance(settings, dict):
-            raise PretrainingError(f"{file} must hold lines like `d_model: 128`.")
+    settings = files.read_settings(file) if file else {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:

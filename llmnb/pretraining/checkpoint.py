@@ -14,6 +14,9 @@ from torch import nn
 from llmnb import card, checkpoints, files
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 
+RUN_FILES = ("log.jsonl", "checkpoint.safetensors")  # beside run.json
+FACTS = "pretraining.json"  # a file beside the weights: the recipe, the text, and what was written
+
 _CAVEATS = """It knows only its training text, and repeats what that says, errors and prejudice
 included. Before you share it, check the licence of that text. To upload:
 `hf upload NAME {folder}`."""
@@ -68,6 +71,28 @@ def load_state(
         return json.loads(file.metadata()["facts"])
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of a new run; it may hold other files, but none that a run writes.
+
+    Raises PretrainingError.
+    """
+    if others := [name for name in RUN_FILES if (folder / name).exists()]:
+        raise PretrainingError(f"{folder} holds another {others[0]}; name another folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PretrainingError(f"out can't be {folder}: {error}") from error
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """A run's settings, from its run.json. Raises PretrainingError for a file of something else."""
+    with contextlib.suppress(ValueError):
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(facts, dict):
+            return facts
+    raise PretrainingError(f"{file} is not the record of a pretraining run: name another folder.")
+
+
 def need_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises PretrainingError if two runs' settings (nested dicts) differ, naming the first."""
     before, now = _flattened(before), _flattened(now)
@@ -120,23 +145,29 @@ def check_publishable(recipe: Recipe, folder: Path) -> None:
         checkpoints.entries(recipe.config(vocab_size=1))
     except ValueError as error:
         raise PretrainingError(f"This model can't be published: {error}") from error
-    card.check_folder(folder, replaces="config.json")
+    card.check_folder(folder, replaces=FACTS)
 
 
 def publish(trainer: Any, folder: str | Path, corpus: str = "a local text") -> Path:
     """Write weights, tokenizer and model card as a folder that transformers loads; returns it.
 
-    trainer: a `loop.Trainer` that has run; corpus: what the card calls the training text. Raises
+    trainer: a `loop.Trainer` that has run; corpus: what the card calls the training text. The files
+    of a model that was published there before are replaced, and others stay. Raises
     PretrainingError and CardError as `check_publishable` does.
     """
     folder = Path(folder).expanduser()
     check_publishable(trainer.recipe, folder)
-    tokenizer = trainer.corpus.tokenizer
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    checkpoints.save(trainer.model, folder, {name: getattr(tokenizer, name) for name in names})
-    tokenizer.save_pretrained(folder)
-    files.write_text(folder / "README.md", _model_card(trainer, folder.name, corpus))
-    return folder
+
+    def write(partial: Path) -> None:
+        tokenizer = trainer.corpus.tokenizer
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        checkpoints.save(trainer.model, partial, {name: getattr(tokenizer, name) for name in names})
+        tokenizer.save_pretrained(partial)
+        page = _model_card(trainer, folder.resolve().name, corpus)
+        files.write_text(partial / "README.md", page)
+
+    facts = {"recipe": trainer.recipe.as_dict(), "corpus": corpus, "steps": trainer.step}
+    return card.write_result(folder, FACTS, facts, write)
 
 
 def _model_card(trainer: Any, folder: str, corpus: str) -> str:

@@ -5,7 +5,6 @@ What a run writes to its folder, and how it is read again, is in `checkpoint.py`
 
 import contextlib
 import gc
-import json
 import math
 import os
 import time
@@ -107,7 +106,9 @@ class Trainer:
         self.blocks = validation_blocks(corpus.validation, recipe.block_size)
         batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # fails if the text is short
         self.dtype = hardware.dtype(recipe.dtype, self.device)
-        self.model = recipe.build(len(corpus.tokenizer)).to(self.device)
+        if recipe.objective == "masked":
+            self.random_ids = objectives.ordinary_ids(corpus.tokenizer)
+        self.model = recipe.build(1 + max(corpus.tokenizer.get_vocab().values())).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
         self.parallel_model = self.model
         if self.processes.count > 1:
@@ -148,11 +149,9 @@ class Trainer:
         """
         if self.recipe.objective == "causal":
             return (blocks,)
-        tokenizer = self.corpus.tokenizer
+        mask_id = self.corpus.tokenizer.mask_token_id
         blocks = blocks[:, 1:]
-        first_id = 1 + max(tokenizer.all_special_ids)
-        mask_id = tokenizer.mask_token_id
-        return blocks, *objectives.hide(blocks, mask_id, len(tokenizer), first_id, seed)
+        return blocks, *objectives.hide(blocks, mask_id, self.random_ids, seed)
 
     def loss(self, *examples: Tensor) -> Tensor:
         """The objective, in nats per token."""
@@ -302,18 +301,16 @@ class Trainer:
                 raise PretrainingError(
                     f"{self.out} holds a run already: resume it, or name another folder."
                 )
-            return self._resume(json.loads(file.read_text(encoding="utf-8")), facts)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PretrainingError(f"out can't be {self.out}: {error}") from error
+            return self._resume(checkpoint.read_facts(file), facts)
+        if self.processes.rank == 0:
+            checkpoint.make_folder(self.out)
         facts["steps"] = self._steps_of_budget()
         if self.processes.rank == 0:
             files.write_json(file, facts)
         return facts["steps"]
 
     def _resume(self, before: dict[str, Any], facts: dict[str, Any]) -> int:
-        steps = before["steps"]
+        steps = before.get("steps")
         checkpoint.need_same_run(self.out, before, facts | {"steps": steps})
         path = self.out / "checkpoint.safetensors"
         if path.exists():

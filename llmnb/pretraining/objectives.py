@@ -1,8 +1,11 @@
 """What a model learns to predict: the next token (causal) or the hidden tokens (masked)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmnb.transformer import Decoder, Encoder, TransformerConfig
@@ -54,8 +57,21 @@ def causal_loss(model: Decoder, blocks: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), blocks[:, 1:].flatten())
 
 
+def ordinary_ids(tokenizer) -> NDArray[np.int64]:
+    """The ids of the vocabulary that no special token has, in order: what a token may become.
+
+    Special tokens can have the first ids (BERT's), the last ones (RoBERTa's mask), or any others.
+    Raises ValueError for a tokenizer without a mask, which no masked model can be trained with.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ValueError("The tokenizer has no mask token: name another, or set its mask_token.")
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+    return np.array(sorted(set(tokenizer.get_vocab().values()) - special))
+
+
 def hide(
-    blocks: Tensor, mask_id: int, vocab_size: int, first_id: int, seed: list[int]
+    blocks: Tensor, mask_id: int, random_ids: Sequence[int], seed: list[int]
 ) -> tuple[Tensor, Tensor]:
     """BERT's corruption: choose 15 % of the tokens in each row, and replace most of them.
 
@@ -63,8 +79,9 @@ def hide(
     are, so that the model can't trust any token it reads. Every row has the same number of chosen
     tokens, so the mean over several processes' losses is the mean over all tokens.
 
-    blocks: (batch, seq) token ids; first_id: the smallest id of an ordinary token.
-    Returns the corrupted blocks, (batch, seq), and the chosen positions, (batch, n).
+    blocks: (batch, seq) token ids; random_ids: what a random token is drawn from, see
+    `ordinary_ids`. Returns the corrupted blocks, (batch, seq), and the chosen positions,
+    (batch, n).
     Source: Devlin et al. 2019, section 3.1, task 1.
     """
     rows, seq = blocks.shape
@@ -72,11 +89,11 @@ def hide(
     n = max(1, round(MASKED_SHARE * seq))
     positions = generator.random((rows, seq)).argpartition(n - 1, axis=1)[:, :n]
     dice = torch.from_numpy(generator.random((rows, n))).to(blocks.device)
-    random_ids = generator.integers(first_id, vocab_size, (rows, n))
-    random_ids = torch.from_numpy(random_ids).to(blocks.device)
+    drawn_ids = np.asarray(random_ids)[generator.integers(len(random_ids), size=(rows, n))]
+    drawn_ids = torch.from_numpy(drawn_ids).to(blocks.device)
     positions = torch.from_numpy(positions).to(blocks.device)
     original = blocks.gather(1, positions)
-    random_or_original = torch.where(dice < 0.9, random_ids, original)
+    random_or_original = torch.where(dice < 0.9, drawn_ids, original)
     replacements = torch.where(dice < 0.8, mask_id, random_or_original)
     return blocks.scatter(1, positions, replacements), positions
 

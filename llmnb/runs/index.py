@@ -78,8 +78,10 @@ def _metric(name: str, rows: list[dict]) -> dict:
             low = high = value
         if value is not None:
             points.append(Point(row, value, low, high))
-    better = as_text(rows[-1]["metrics"][name].get("better"))  # the newest run decides
-    metric = {"name": name, "better": better, "unit": unit, "points": points}
+    newest = rows[-1]["metrics"][name]
+    better = as_text(newest.get("better"))
+    label = records.label(newest, name)
+    metric = {"name": name, "label": label, "better": better, "unit": unit, "points": points}
     return metric | {"best": _best(points, better), "ticks": _ticks(points)}
 
 

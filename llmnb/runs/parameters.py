@@ -8,6 +8,7 @@ import ast
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +16,21 @@ from typing import Any
 
 import nbformat
 
-from llmnb import LlmnbError, assets, files, profiles
+from llmnb import LlmnbError, assets, files, models, profiles, table_files
 
 REDACTED = "•••"
 SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
 SECRET_WORDS |= {"apikey", "passphrase"}
 KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # before "key", they make a secret
 SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
+OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name of a parameter
+# What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
+INPUT_SUFFIXES = {Path(pattern).suffix for pattern in models.MODEL_FILES}
+INPUT_SUFFIXES |= {*table_files.SUFFIXES, ".md", ".html", ".py", ".ipynb"}
+MAX_INPUT_FILES = 10_000  # whose content is in the digest, of a file or folder, and
+MAX_INPUT_BYTES = 4_000_000_000  # their bytes; of further files only name, size and time count
+# This stands in the set-up cell of every notebook of the series, as JSON writes it.
+SET_UP = rb"find_spec(\"llmnb\")"
 _UNREADABLE = (nbformat.ValidationError, nbformat.reader.NotJSONError)
 
 
@@ -52,8 +61,22 @@ def subject_of(notebook: Path) -> str:
 
 
 def all_notebooks() -> list[Path]:
-    """The numbered notebooks of the first folder that holds any."""
-    return next(filter(None, map(notebooks_in, notebook_folders())), [])
+    """The numbered notebooks of the series, from the first folder that holds any.
+
+    Another project's notebooks, which can lie in a folder of the same name, are left out.
+    """
+    for folder in notebook_folders():
+        if notebooks := [path for path in notebooks_in(folder) if is_of_series(path)]:
+            return notebooks
+    return []
+
+
+def is_of_series(path: Path) -> bool:
+    """Whether a notebook is one of this series, or was copied from one: by its set-up cell."""
+    try:
+        return SET_UP in path.read_bytes()
+    except OSError:  # a folder of this name, or a file that can't be read
+        return False
 
 
 def find_notebook(name: str) -> Path:
@@ -86,8 +109,9 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
     except (ValueError, OSError, TypeError, LookupError, AttributeError, *_UNREADABLE) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ParameterError(f"{path} can't be read as a notebook: {reason}") from error
+        raise ParameterError(
+            f"{path} can't be read as a notebook: {files.first_line(error)}"
+        ) from error
 
 
 def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:
@@ -192,9 +216,19 @@ def _parsed(text: str, default: Any, where: str) -> Any:
     return value
 
 
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: hf, token for hf_token and for hfToken."""
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
+
+
+def is_output(name: str) -> bool:
+    """Whether a parameter's name says that the notebook writes there: out, output_folder, …."""
+    return bool(OUTPUT_WORDS & set(_words(name)))
+
+
 def is_secret(name: str) -> bool:
     """Whether a parameter's name says that its value must not be stored: api_key, hfToken, …."""
-    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
+    words = _words(name)
     if words[-1] == "key" and KEY_WORDS & set(words):
         return True
     return bool(SECRET_WORDS & set(words))
@@ -242,34 +276,59 @@ def inject(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> No
 def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> str:
     """Ten hex digits that say what the run is.
 
-    They cover the parameters, the files that these name, the notebook's code, the package and the
-    assets.
+    They cover the parameters, the notebook's code, the package, the assets, and the content of the
+    files that the parameters name, except outputs (`is_output`). Of a folder, the files count that
+    are not hidden and have one of the INPUT_SUFFIXES: up to MAX_INPUT_FILES with MAX_INPUT_BYTES by
+    their content, the others by name, size and time; a printed line says so where there are some.
     """
     package = Path(__file__).parents[1]
     sources = sorted(p for p in package.rglob("*") if p.suffix in SOURCE_SUFFIXES)
     facts = {
         "parameters": redacted(parameters),
-        "files": {k: _file_sums(v) for k, v in parameters.items() if isinstance(v, str) and v},
+        "files": {k: _input_facts(k, v) for k, v in parameters.items() if not is_output(k)},
         "code": [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-        "package": _sums(sources, package),
+        "package": [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources],
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _sums(paths: list[Path], folder: Path) -> list:
-    return [[path.relative_to(folder).as_posix(), files.sha256_of(path)] for path in paths]
-
-
-def _file_sums(value: str) -> list:
-    """The sums of the file, or of every file in the folder, that a parameter names; else []."""
+def _input_facts(key: str, value: Any) -> list:
+    """What identifies the files that a parameter's texts name; [] where they name none."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return [_input_facts(key, item) for item in items]
+    if not isinstance(value, str) or not value:
+        return []
+    root = Path(value)
     try:
-        path = Path(value).expanduser()
-        if path.is_file():
-            return [files.sha256_of(path)]
-        if path.is_dir():
-            return _sums(sorted(p for p in path.rglob("*") if p.is_file()), path)
+        root = root.expanduser()
+        paths = _input_files(root)
     except (OSError, ValueError, RuntimeError):  # a long prompt is not a path
-        pass
-    return []
+        return []
+    facts = []
+    n_bytes = n_unread = 0
+    for number, path in enumerate(paths, start=1):
+        info = path.stat()
+        n_bytes += info.st_size
+        identity = [info.st_size, info.st_mtime_ns]
+        if number <= MAX_INPUT_FILES and n_bytes <= MAX_INPUT_BYTES:
+            identity = files.sha256_of(path)
+        else:
+            n_unread += 1
+        facts.append([path.relative_to(root).as_posix(), identity])
+    if n_unread:
+        print(f"{key}: of {n_unread:,} files only name, size and time decide the run's name.")
+    return facts
+
+
+def _input_files(root: Path) -> list[Path]:
+    """The file; or the files of the folder that a notebook reads, as `digest` says."""
+    if root.is_file():
+        return [root]
+    paths = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(p for p in paths if p.suffix.lower() in INPUT_SUFFIXES and p.is_file())

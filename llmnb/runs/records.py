@@ -83,6 +83,12 @@ def metrics(run: dict) -> dict[str, dict]:
     return {k: v for k, v in section(run, "metrics").items() if isinstance(v, dict)}
 
 
+def label(metric: dict, name: Any) -> str:
+    """What people read for a metric: its label, or its name where it has none."""
+    text = metric.get("label")
+    return as_text(text if isinstance(text, str) and text.strip() else name)
+
+
 def parse_time(text: Any) -> datetime | None:
     """The time in an ISO 8601 string; None for anything else."""
     try:
@@ -122,6 +128,15 @@ def interval_text(metric: dict) -> str:
     return "" if low is None or high is None else f"[{number_text(low)}, {number_text(high)}]"
 
 
+def baseline_text(metric: dict) -> str:
+    """The baseline of a metric, for example 0.5 (always the majority); "" if it has none."""
+    baseline = section(metric, "baseline")
+    if not baseline:
+        return ""
+    value = number_text(baseline.get("value"))
+    return f"{value} ({as_text(baseline['label'])})" if baseline.get("label") else value
+
+
 def duration_text(seconds: Any) -> str:
     """Seconds for a reader: 4.2 s, 2 min 5 s, 3 h 10 min."""
     number = as_number(seconds)
@@ -156,9 +171,9 @@ def page_templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for function in (section, metrics, as_text, number_text, interval_text, duration_text):
+    functions = (section, metrics, label, as_text, number_text, interval_text, baseline_text)
+    for function in (*functions, duration_text, memory_text, time_text):
         environment.filters[function.__name__] = function
-    environment.filters |= {"memory_text": memory_text, "time_text": time_text}
     return environment
 
 

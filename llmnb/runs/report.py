@@ -1,5 +1,8 @@
 """The report: an executed notebook and its record, as one HTML page without scripts.
 
+It opens with the question (the notebook's title), the answer with its key figure, and the metrics
+beside their baselines. A run that failed opens with what failed and what to do.
+
 How untrusted text becomes harmless HTML is in markup.py, and the look of the page in templates/. A
 Content-Security-Policy in the page would stop what still got through.
 """
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup, escape
 from pygments.formatters import HtmlFormatter
 
-from llmnb.record import METRIC_MIME
+from llmnb.record import ANSWER_MIME, METRIC_MIME
 from llmnb.runs import records
 from llmnb.runs.markup import PICTURE_MIMES, Markdown, clean, highlighted, joined, plain_text
 
@@ -29,6 +32,22 @@ _CONTROL_CHARACTERS = re.compile(
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 # The first of these that an output has, and that has something to show, is shown.
+# What to do about an error whose own message can't say it.
+ADVICE = {
+    "DeadKernelError": "Run it again with a smaller profile (-p profile smoke) or a smaller input, "
+    "or on a machine with more memory.",
+    "TimeoutError": "Run it again with a longer --timeout, a smaller profile or a smaller input.",
+    "KeyboardInterrupt": "Somebody stopped it. The same command starts it again.",
+    "killed": "The same command starts it again. If that happens twice, look at the machine's free "
+    "memory while it runs.",
+    "corrupt": "Delete this folder, and run the notebook again.",
+    "ModuleNotFoundError": "Install what the message names, and run it again.",
+    "MemoryError": "Run it again with a smaller profile (-p profile smoke) or a smaller input.",
+    "OutOfMemoryError": "Run it again with a smaller profile or on a device with more memory.",
+}
+USUAL_ADVICE = (
+    "Change what the message names, and run the same command again. The cell that failed is marked."
+)
 MIMES_BY_PREFERENCE = (
     "text/html",
     "text/markdown",
@@ -106,6 +125,32 @@ def _mark_prose_cells(html: str) -> str:
     return re.sub(r"<td>([^<]{24,})</td>", mark, html)
 
 
+def _advice(run: dict, error: dict) -> str:
+    """What somebody should do about a run that did not end well."""
+    for cause in (error.get("type"), run.get("status")):
+        if isinstance(cause, str) and cause in ADVICE:
+            return ADVICE[cause]
+    return USUAL_ADVICE
+
+
+def _answer(cells: list, markdown: Markdown) -> dict | None:
+    """The notebook's answer as clean HTML, with its key figure; the last one that a cell gave."""
+    answer = None
+    figures = {}  # by their alt text
+    for cell in cells:
+        for output in cell.get("outputs") or []:
+            data = records.section(output, "data")
+            if isinstance(data.get(ANSWER_MIME), dict):
+                answer = data[ANSWER_MIME]
+            elif "image/png" in data and (part := _data_part("image/png", output, markdown)):
+                figures[part["alt"]] = part
+    if answer is None or not isinstance(answer.get("text"), str):
+        return None
+    alt = answer.get("figure")
+    figure = figures.get(alt) if isinstance(alt, str) else None
+    return {"html": markdown.convert(answer["text"]), "figure": figure}
+
+
 def _failed_cell(cells: list, run: dict) -> int | None:
     """The position of the cell in which a run stopped.
 
@@ -160,10 +205,14 @@ def render(notebook: NotebookNode, run: dict) -> str:
     markdown = Markdown()
     failed = None if run.get("status") == "ok" else _failed_cell(notebook.cells, run)
     body = _cells(notebook, failed, markdown)
+    error = records.section(run, "error")
     template = records.page_templates().get_template("report.html.j2")
     return template.render(
+        advice=_advice(run, error),
+        answer=_answer(notebook.cells, markdown),
         body=Markup(body),
         code_styles=[HtmlFormatter(style=style) for style in ("default", "github-dark")],
+        error=error,
         failed=failed,
         markdown=markdown,
         heading=clean(markdown.title, inline=True),

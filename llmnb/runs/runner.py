@@ -31,7 +31,7 @@ import nbformat
 import psutil
 
 from llmnb import files, hardware
-from llmnb.record import METRIC_MIME, RUN_MIME
+from llmnb.record import ANSWER_MIME, METRIC_MIME, RUN_MIME
 from llmnb.runs import facts, records, report
 from llmnb.runs import parameters as params
 
@@ -81,16 +81,16 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
         record |= execution.outcome("killed", "KeyboardInterrupt", "The run was interrupted.")
         raise
     finally:
-        _ignore_interrupts(True)  # a second Ctrl-C must not cost the record
-        record["seconds"] = round(time.monotonic() - execution.start, 2)
-        record["peak_memory_mb"] = execution.peak_memory_mb
-        record["metrics"] = collect(notebook.cells, METRIC_MIME)
-        record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
-        record = execution.without_secrets(record)
-        execution.save()
-        files.write_json(folder / "run.json", record)
-        report.write_report(folder)
-        _ignore_interrupts(False)
+        with _ignoring_interrupts():  # a second Ctrl-C must not cost the record
+            record["seconds"] = round(time.monotonic() - execution.start, 2)
+            record["peak_memory_mb"] = execution.peak_memory_mb
+            record["metrics"] = collect(notebook.cells, METRIC_MIME)
+            record["answer"] = collect(notebook.cells, ANSWER_MIME).get("run")
+            record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
+            record = execution.without_secrets(record)
+            execution.save()
+            files.write_json(folder / "run.json", record)
+            report.write_report(folder)
     return record | {"folder": str(folder)}
 
 
@@ -111,6 +111,7 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
         "status": "running",
         "parameters": values,
         "metrics": {},
+        "answer": None,
         "attempt": attempt,
         "pid": os.getpid(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -127,9 +128,18 @@ class _OutOfTime(Exception):
     """The time limit was reached between two cells."""
 
 
-def _ignore_interrupts(ignore: bool) -> None:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN if ignore else signal.default_int_handler)
+@contextlib.contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ctrl-C does nothing inside; behind it, and after an error, it does what it did before."""
+    if threading.current_thread() is not threading.main_thread():  # which gets no signal
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        # None means that it wasn't set from Python, which can't set it again.
+        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
 
 
 def _forms(secret: str) -> list[str]:

@@ -1,0 +1,337 @@
+"""A document as headings and units of text, and how HTML and Markdown are read as such.
+
+A unit is what no sentence reaches beyond: a paragraph, a list item, a table's row, a line of code.
+Markdown becomes HTML first, as other formats do, so that one reader cuts them all.
+"""
+
+import itertools
+import re
+import tomllib
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import mistune
+import yaml
+from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
+from mistune.plugins.formatting import strikethrough
+from mistune.plugins.table import table, table_in_list, table_in_quote
+
+MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A heading, a paragraph, a list item, a row or a line of code, on one line."""
+
+    line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
+    text: str
+    level: int = 0  # of a heading, from 1; 0 for what is none
+
+
+@dataclass
+class Document:
+    """The content of a file in its order."""
+
+    title: str = ""
+    units: list[Unit] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on what is left out
+    blob_sizes: list[int] = field(default_factory=list)  # of `without_blobs`, in characters
+
+    def add(self, line: int, text: str, level: int = 0) -> None:
+        """A unit. The first heading of level 1 is the title of a document that has no other."""
+        if level:
+            text = " ".join(text.split())
+        if text.strip():
+            self.units.append(Unit(line, text.rstrip(), level))
+        if level == 1:
+            self.title = self.title or text
+
+    def without_blobs(self, contents: str) -> str:
+        """The contents with … for pictures and other data that are written as letters."""
+
+        def replacement(match: re.Match) -> str:
+            if not any(character.isalnum() for character in match[0]):  # a ruler, a table's border
+                return match[0]
+            self.blob_sizes.append(len(match[0]))
+            return "…" + "\n" * match[0].count("\n")  # the lines keep their numbers
+
+        return _BLOB.sub(replacement, contents)
+
+
+_BLOB = re.compile(
+    r"data:[\w.+-]{1,99}/[\w.+=;-]{1,199},[^\s\"'<>()\[\]]+"  # a data URI
+    r"|(?:^[A-Za-z0-9+/]{60,}=*\n){2,}"  # base64 in lines, the last of which is shorter
+    r"(?:[A-Za-z0-9+/]{20,}=*$|[A-Za-z0-9+/]+=+$)?"
+    r"|[A-Za-z0-9+/=_-]{200,}",
+    re.MULTILINE,
+)
+_NEW_UNIT = re.compile(r"[-*•–+>|#]\s|\(?\d{1,3}[.)]\s|\d+[-:/.]\d|\[")
+
+
+def unwrapped(lines: Sequence[str]) -> list[str]:
+    """The lines of a paragraph, joined where only the page's width broke them.
+
+    That is so where the next word would not have fitted, or where a sentence goes on in lower case.
+    """
+    lines = [" ".join(line.split()) for line in lines if line.strip()]
+    width = max(map(len, lines), default=0)
+    units = [lines[:1]]
+    for previous, line in itertools.pairwise(lines):
+        is_full = len(previous) + 1 + len(line.split()[0]) > width
+        goes_on = line[0].islower() and not lines[0][0].islower()
+        if width < MIN_WRAPPED_COLUMNS or _NEW_UNIT.match(line) or not (is_full or goes_on):
+            units.append([])
+        units[-1].append(line)
+    return [" ".join(unit) for unit in units]
+
+
+_FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
+
+
+def _without_front_matter(contents: str, document: Document) -> str:
+    """The contents without the metadata before them, which may name the title."""
+    match = _FRONT_MATTER.match(contents)
+    if not match:
+        return contents
+    try:
+        parse = yaml.safe_load if match[1] == "---" else tomllib.loads
+        metadata = parse(match[2] or "") or {}
+    except (yaml.YAMLError, ValueError, RecursionError):
+        metadata = {}
+        document.notes.append("the lines above its text (front matter) can't be read")
+    if not isinstance(metadata, dict):  # a text between two rules
+        return contents
+    if isinstance(metadata.get("title"), str):
+        document.title = " ".join(metadata["title"].split())
+    return "\n" * match[0].count("\n") + contents[match.end() :]
+
+
+class _BlockParser(mistune.BlockParser):
+    """Notes at what character of the contents every block starts."""
+
+    def parse_method(self, match: re.Match, state: mistune.BlockState) -> int | None:
+        n_tokens = len(state.tokens)
+        end = super().parse_method(match, state)
+        for token in state.tokens[n_tokens:]:
+            token["start"] = match.start()
+        return end
+
+
+class _BlockState(mistune.BlockState):
+    def append_token(self, token: dict) -> None:
+        token["start"] = self.cursor
+        super().append_token(token)
+
+    def add_paragraph(self, text: str) -> None:
+        super().add_paragraph(text)
+        self.tokens[-1].setdefault("start", self.cursor)
+
+
+class _Renderer(mistune.HTMLRenderer):
+    """HTML that keeps line breaks within paragraphs, with comments that tell a block's line."""
+
+    def softbreak(self) -> str:
+        return "\f"
+
+    def inline_html(self, html: str) -> str:
+        """Within a sentence "the <script> tag" speaks of one: as such it would hide the rest."""
+        return mistune.escape(html) if re.match(r"</?(script|style|template)\b", html) else html
+
+    def __call__(self, tokens: Iterable[dict], state: mistune.BlockState) -> str:
+        rendered, line, start = "", 1, 0
+        for token in tokens:
+            line += state.src.count("\n", start, token["start"])
+            start = token["start"]
+            rendered += f"<!--line {line}-->{self.render_token(token, state)}"
+        return rendered
+
+
+def _parse_footnote(block: mistune.BlockParser, match: re.Match, state) -> int:
+    """A footnote is a paragraph; without this it is a link's definition, and no text."""
+    state.append_token({"type": "paragraph", "text": match[0]})
+    return match.end()
+
+
+def _parse_formula(inline: mistune.InlineParser, match: re.Match, state) -> int:
+    """LaTeX stays as it is; without this its underscores and backslashes are Markdown's."""
+    state.append_token({"type": "codespan", "raw": match[0]})
+    return match.end()
+
+
+def read_markdown(contents: str, document: Document) -> None:
+    """CommonMark with tables, and with pieces of HTML."""
+    contents = _without_front_matter(document.without_blobs(contents), document)
+    markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
+    for plugin in (table, table_in_list, table_in_quote, strikethrough):
+        plugin(markdown)
+    footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
+    markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
+    formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
+    markdown.inline.register("formula", formula, _parse_formula, before="escape")
+    page, _ = markdown.parse(contents, _BlockState())
+    read_page(page, document)
+
+
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_CODE = {"pre", "listing", "xmp", "plaintext"}
+# All other elements stand within a line, also those that nobody knows. Source: the HTML
+# standard's section on rendering, what has "display: block", and the parts of lists and tables.
+_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE} | set(
+    re.findall(
+        r"\w+",
+        "address article aside blockquote body caption center dd details dialog dir div dl dt"
+        " fieldset figcaption figure footer form frameset head header hgroup hr html legend li"
+        " main menu nav ol optgroup option p search section summary table tbody td tfoot th thead"
+        " tr ul",
+    )
+)
+_CELLS = ["td", "th"]
+_NO_CELL_HAS = ["table", "ul", "ol", "dl", "pre", *_HEADINGS]  # else it arranges a page
+
+
+def read_html(contents: str, document: Document) -> None:
+    """A page by its headings; scripts and styles are dropped, nothing is run."""
+    read_page(_without_front_matter(document.without_blobs(contents), document), document)
+
+
+def read_page(page: str, document: Document) -> None:
+    """As `read_html`; a comment <!--line 5--> says where what follows begins in another format."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it takes a short text for a file's name or an address
+        soup = BeautifulSoup(page, "html.parser")
+    for tag in soup(["script", "style", "template"]):
+        tag.decompose()
+    for tag in soup("br"):
+        tag.insert_before("\v")
+    for tag in soup("title"):
+        is_open = tag.find() is not None  # and around all that follows
+        if tag.parent.name in ("head", "html", soup.name) and not is_open:
+            document.title = document.title or " ".join(tag.get_text().split())
+            tag.decompose()
+    for tag in soup("ol"):
+        _number_items(tag)
+    for tag in soup("dt"):
+        definition = tag.find_next_sibling()
+        if definition and definition.name == "dd":
+            _put_before(" ".join(tag.get_text().split()).rstrip(":") + ": ", definition)
+            tag.decompose()
+    for tag in soup("table"):
+        if not tag.find(_NO_CELL_HAS):
+            rows = soup.new_tag("pre")
+            rows.string = "\n".join(_table_units(tag))
+            rows.sourceline = tag.sourceline
+            tag.replace_with(rows)
+    _read_blocks(soup, document)
+
+
+def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
+    """What stands between two borders of block elements is a paragraph, or a piece of code."""
+    strings: list[str] = []
+    line = marked_line = 0  # line is where the strings begin
+    last_block = soup
+
+    def flush() -> None:
+        text = "".join(strings)
+        strings.clear()
+        if last_block.name in _CODE:
+            for n, unit in enumerate(text.lstrip("\n").replace("\v", "\n").split("\n")):
+                document.add(line + n, unit)
+        elif last_block.name in _HEADINGS and not _ancestor(last_block, {"blockquote"}):
+            document.add(line, text, _HEADINGS[last_block.name])
+        else:
+            is_item = "li" in (last_block.name, last_block.parent and last_block.parent.name)
+            for part in text.split("\v"):
+                for unit in unwrapped([part] if is_item else part.split("\f")):
+                    document.add(line, unit)
+
+    for node in soup.descendants:
+        if isinstance(node, Comment) and re.fullmatch(r" ?line \d+ ?", node):
+            marked_line = int(node.split()[1])
+        elif isinstance(node, Tag) and node.name in _BLOCK_ELEMENTS:
+            flush()
+        elif type(node) in (NavigableString, CData):  # no comment
+            block = _ancestor(node, _BLOCK_ELEMENTS)
+            if block is not last_block:
+                flush()
+            last_block = block
+            if not strings and node.strip():
+                n_blank_lines = node.count("\n") - node.lstrip().count("\n")
+                line = marked_line or (node.parent.sourceline or 1) + n_blank_lines
+            if strings or node.strip():
+                is_code = block.name in _CODE
+                strings.append(node if is_code else re.sub(r"[^\S\v\f]+", " ", node))
+    flush()
+
+
+def _ancestor(node: Tag | NavigableString, names: set[str]) -> Tag | None:
+    """The nearest element around a node that has one of the names."""
+    parent = node.parent
+    while parent is not None and parent.name not in names:
+        parent = parent.parent
+    return parent
+
+
+def _number_items(tag: Tag) -> None:
+    """Write before the items of an ordered list what a browser shows before them."""
+    items = [item for item in tag("li") if _ancestor(item, {"ol", "ul"}) is tag]
+    start = str(tag.get("start", ""))
+    for number, item in enumerate(items, int(start) if start.isdecimal() else 1):
+        _put_before(f"{number}. ", item)
+
+
+def _put_before(text: str, item: Tag) -> None:
+    """Text that is read in one line with the item, or with its first paragraph."""
+    contents = (child for child in item.contents if str(child).strip())
+    first = next((child for child in contents if not isinstance(child, Comment)), None)
+    (first if isinstance(first, Tag) and first.name == "p" else item).insert(0, text)
+
+
+def _table_units(tag: Tag) -> list[str]:
+    """A unit a row with the header's names, "Dish: soup; Price: 7.50"; before them the caption.
+
+    A cell that spans rows stands in each of them.
+    """
+    texts: dict[int, str] = defaultdict(str)  # of a cell, by its id; many pages leave cells open
+    last_block = None
+    for node in tag.descendants:
+        if type(node) in (NavigableString, CData):
+            block = _ancestor(node, _BLOCK_ELEMENTS)
+            cell = _ancestor(node, {*_CELLS, "table"})
+            texts[id(cell)] += node if block is last_block else f" {node}"
+            last_block = block
+    cells_by_row: dict[int, list[Tag]] = defaultdict(list)
+    for cell in tag.find_all(_CELLS):
+        cells_by_row[id(_ancestor(cell, {"tr"}))].append(cell)
+    headers: list[list[str]] = []
+    rows: list[list[str]] = []
+    spans: dict[int, tuple[int, str]] = {}  # of a column: for how many more rows, the text
+    for cells in cells_by_row.values():
+        row: list[str] = []
+        for cell in [*cells, None]:
+            while spans.get(len(row), (0, ""))[0] > 0:
+                n_more, text = spans[len(row)]
+                spans[len(row)] = (n_more - 1, text)
+                row.append(text)
+            if cell is not None:
+                text = " ".join(texts[id(cell)].split())
+                spans[len(row)] = (_span(cell, "rowspan") - 1, text)
+                row.append(text)
+                row += [text if cell.name == "th" else ""] * (_span(cell, "colspan") - 1)
+        is_header = not rows and all(cell.name == "th" for cell in cells)
+        (headers if is_header else rows).append(row)
+    columns = itertools.zip_longest(*headers, fillvalue="")
+    names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]
+    units = [" ".join(texts[id(tag)].split())]
+    for row in rows or [names]:
+        pairs = itertools.zip_longest(names if rows else [], row, fillvalue="")
+        cells = [f"{name}: {text}" if name else text for name, text in pairs if text]
+        is_pair = len(row) == 2 and not any(names)
+        units.append((": " if is_pair else "; ").join(cells))
+    return units
+
+
+def _span(cell: Tag, name: str) -> int:
+    value = str(cell.get(name, ""))
+    return min(max(int(value), 1), 1000) if value.isdecimal() else 1

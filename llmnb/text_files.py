@@ -1,0 +1,112 @@
+"""What a stranger's file is, and its text: encodings, files that are no text, hidden files."""
+
+import codecs
+import gzip
+import zlib
+from pathlib import Path
+
+from llmnb import LlmnbError
+
+_SUFFIXES = {
+    "a spreadsheet, as Excel saves it": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
+    "a document of a word processor": (".docx", ".doc", ".odt", ".rtf", ".pages"),
+    "a PDF": (".pdf",),
+}
+_BEGINNINGS = {  # of files whose names promise something else
+    b"%pdf": "a PDF",
+    b"pk\3\4": "a zip archive, as files of Excel and Word are",
+    b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
+    b"<!doctype html": "a web page (perhaps the one that offers the file, or an error)",
+    b"<html": "a web page (perhaps the one that offers the file, or an error)",
+    b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
+}
+
+
+class DataError(LlmnbError, ValueError):
+    """Data can't be used; the message says what is wrong, where, and what to do."""
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file's content, decompressed if it is gzip. Raises DataError where it can't be read."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or f"{error}. Copy or download it again"
+        raise DataError(f"{str(path)!r} can't be read: {reason}.") from error
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is no text of the user's, but a program's.
+
+    For example .DS_Store, macOS's ._notes.txt, and Office's ~$notes.docx.
+    """
+    return name.startswith((".", "~$")) or name == "__MACOSX"
+
+
+def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
+    """Raise DataError if a file's name or its first bytes show that it is no text."""
+    head = content[:4096]
+    suffix = Path(name).suffix.lower()
+    kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
+    start = head.lstrip().lower()
+    kinds += [kind for mark, kind in _BEGINNINGS.items() if start.startswith(mark)]
+    if encoding_of(head) == "utf-8-sig" and head.count(0) > len(head) / 100:
+        kinds.append("not a text file")
+    if kinds:
+        raise DataError(f"{name} is {kinds[0]}: {advice}.")
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding that a file's first bytes show: UTF-8, -16 or -32.
+
+    UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
+    """
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # as UTF-16's, and two zeros
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
+        return "utf-16-le"
+    return "utf-8-sig"
+
+
+def decode(content: bytes, name: str, advice: str, notes: list[str] | None = None) -> str:
+    """The text in UTF-8, -16 or -32; in cp1252 only where it can be nothing else, with a note.
+
+    advice: how to save the file, for the error. notes: None refuses cp1252. Raises DataError.
+    """
+    refuse_other_kinds(content, name, advice)
+    encoding = encoding_of(content[:4096])
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        if encoding != "utf-8-sig" or notes is None or not _is_western(content):
+            kind = encoding.upper().removesuffix("-SIG")
+            raise DataError(f"{name}, line {line}: a character is not {kind}: {advice}.") from error
+        notes.append(
+            f"not UTF-8 (line {line}), so read as cp1252 (Western): look at accented letters."
+        )
+        text = content.decode("cp1252")
+    n_zeros = text.count("\0")
+    if n_zeros and notes is not None:
+        line = text[: text.index("\0")].count("\n") + 1
+        notes.append(f"zero bytes in it are read as spaces: {n_zeros:,}, the first in line {line}.")
+    return text.replace("\0", " ")
+
+
+def _is_western(content: bytes) -> bool:
+    """Whether bytes that are not UTF-8 are likely to be cp1252.
+
+    In a Western European text at most a quarter of the characters are not ASCII. And if many of
+    those are valid UTF-8, the file is UTF-8 with a few broken characters.
+    """
+    try:
+        content.decode("cp1252")  # five of the 256 bytes mean nothing in it
+    except UnicodeDecodeError:
+        return False
+    text = content.decode("utf-8", "replace")
+    n_invalid = text.count("\N{REPLACEMENT CHARACTER}")
+    n_not_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    return n_not_ascii < min(2 * n_invalid, len(text) / 4) + 1
