@@ -83,22 +83,25 @@ def _row(seq: int, mask_id: int) -> tuple:
     return i + 20, i % 4 != 3, dice, i + 60, mask_id
 
 
+def _corrupted(kinds: str = "mrs"):
+    """BERT's corruption; kinds: mask, random or same, for low, middle and high dice."""
+
+    def corrupt(ids, chosen, dice, others, mask_id):
+        by_kind = {"m": mask_id + 0 * ids, "r": others, "s": ids}
+        low, middle, high = (by_kind[kind] for kind in kinds)
+        result = low.where(dice < 0.8, middle.where(dice < 0.9, high))
+        return result.where(chosen, ids)
+
+    return corrupt
+
+
 def check_corrupt(attempt) -> str:
     """Exercise 3: attempt(ids, chosen, dice, others, mask_id) is (input_ids, labels)."""
-
-    def corrupted(kinds="mrs"):  # for low, middle and high dice: mask, random or same
-        def corrupt(ids, chosen, dice, others, mask_id):
-            by_kind = {"m": mask_id + 0 * ids, "r": others, "s": ids}
-            low, middle, high = (by_kind[kind] for kind in kinds)
-            result = low.where(dice < 0.8, middle.where(dice < 0.9, high))
-            return result.where(chosen, ids)
-
-        return corrupt
 
     def labelled(below=1.0, rest=-100):
         return lambda ids, chosen, dice, *_: ids.where(chosen & (dice < below), rest)
 
-    right = corrupted()
+    right = _corrupted()
 
     def both_in_one(*case):  # corrupted ids, and -100 where nothing is chosen
         return torch.where(case[1], right(*case), -100)
@@ -106,11 +109,11 @@ def check_corrupt(attempt) -> str:
     input_mistakes = {
         "Return two tensors, input_ids and labels, (seq,) each.": lambda *case: "not two",
         "The dice are for the chosen positions.": lambda i, c, *rest: right(i, c | True, *rest),
-        "You mask all that are chosen; a tenth becomes random.": corrupted("mmm"),
-        "Random and unchanged are exchanged: 0.8 to 0.9 means random.": corrupted("msr"),
-        "The unchanged tenth is missing: from 0.9 on the token stays.": corrupted("mrr"),
-        "The random tenth is missing: dice from 0.8 to 0.9.": corrupted("mss"),
-        "The random tokens overwrite the masks.": corrupted("rrs"),
+        "You mask all that are chosen; a tenth becomes random.": _corrupted("mmm"),
+        "Random and unchanged are exchanged: 0.8 to 0.9 means random.": _corrupted("msr"),
+        "The unchanged tenth is missing: from 0.9 on the token stays.": _corrupted("mrr"),
+        "The random tenth is missing: dice from 0.8 to 0.9.": _corrupted("mss"),
+        "The random tokens overwrite the masks.": _corrupted("rrs"),
         "Your input_ids hold -100: they are one tensor with the labels.": both_in_one,
     }
     label_mistakes = {
