@@ -121,17 +121,19 @@ def check_corrupt(attempt) -> str:
         "Put -100 where nothing is predicted: cross_entropy skips it.": labelled(rest=0),
     }
 
-    def part(name, *case):
-        result = attempt(*case)
-        if isinstance(result, tuple | list) and [np.ndim(item) for item in result] == [1, 1]:
-            return result[name == "labels"]
-        return "not two" if hasattr(result, "__len__") else result
-
     parts = {"input_ids": (corrupted(), input_mistakes), "labels": (labelled(), label_mistakes)}
     for name, (reference, mistakes) in parts.items():
-        one = partial(part, name) if callable(attempt) else attempt
+        one = partial(_part, attempt, name) if callable(attempt) else attempt
         verdict = check(one, reference, [_row(20, 4), _row(9, 103)], mistakes)
         if verdict != RIGHT:
             is_difference = verdict.startswith(("At ", "Expected "))
             return f"{name}: {verdict}" if is_difference else verdict
     return RIGHT
+
+
+def _part(attempt, name, *case):
+    """One of the two tensors that an attempt returns."""
+    result = attempt(*case)
+    if isinstance(result, tuple | list) and [np.ndim(item) for item in result] == [1, 1]:
+        return result[name == "labels"]
+    return "not two" if hasattr(result, "__len__") else result

@@ -122,9 +122,14 @@ class Trainer:
         self.out = Path(out).expanduser() if out else None
         self.steps = self._start_or_resume(resume) if self.out else self._steps_of_budget()
         self.evaluation_interval = max(1, self.steps // max(1, evaluations))
-        self.sample_steps = {0, self.steps} if samples else set()
-        for power in range(1, samples - 1):  # most are early, when the model learns fastest
-            self.sample_steps.add(round(evaluations * 0.37**power) * self.evaluation_interval)
+        self.sample_steps = self._sample_steps(samples, evaluations)
+
+    def _sample_steps(self, samples: int, evaluations: int) -> set[int]:
+        """The first and the last step, and most in the beginning, when the model learns fastest."""
+        steps = {0, self.steps} if samples else set()
+        for power in range(1, samples - 1):
+            steps.add(round(evaluations * 0.37**power) * self.evaluation_interval)
+        return steps
 
     def batch(self, step: int) -> Tensor:
         """This process's part of a step's blocks: (batch_size / processes, block_size + 1)."""
