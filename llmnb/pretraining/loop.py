@@ -110,9 +110,8 @@ class Trainer:
             self.random_ids = objectives.ordinary_ids(corpus.tokenizer)
         self.model = recipe.build(1 + max(corpus.tokenizer.get_vocab().values())).to(self.device)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
-        is_alone = self.processes.count == 1
         parallel = nn.parallel.DistributedDataParallel
-        self.parallel_model = self.model if is_alone else parallel(self.model)
+        self.parallel_model = self.model if self.processes.count == 1 else parallel(self.model)
         self.optimizers = optimizers_for(self.model, recipe, self.dtype)
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.dtype == torch.float16)
         self.step = 0
@@ -127,8 +126,8 @@ class Trainer:
     def _sample_steps(self, samples: int, evaluations: int) -> set[int]:
         """The first and the last step, and most in the beginning, when the model learns fastest."""
         early = [round(evaluations * 0.37**power) for power in range(1, samples - 1)]
-        early_steps = {number * self.evaluation_interval for number in early}
-        return early_steps | {0, self.steps} if samples else set()
+        steps = {0, self.steps, *(number * self.evaluation_interval for number in early)}
+        return steps if samples else set()
 
     def batch(self, step: int) -> Tensor:
         """This process's part of a step's blocks: (batch_size / processes, block_size + 1)."""
