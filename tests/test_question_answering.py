@@ -141,7 +141,7 @@ def test_score_and_sentence_are_chosen_as_by_hand(app, boats, monkeypatch):
     """Words 2 and 4 of at most max_idf; cosines of the sentences 0.5, 0.8 and 0.6."""
     passages = [p for p in boats.passages if p.file == "boats.md"]
     hits = [Hit(passages[0], 0.1, 2.0, 0.03, (1, 1)), Hit(passages[1], 0.2, 4.0, 0.02, (2, 2))]
-    cosines = {"The red": 0.5, "The bl": 0.8, "In a st": 0.6}
+    cosines = {"The red": 0.5, "The blu": 0.8, "In a st": 0.6}
 
     def embed(texts):
         rows = [next((c for s, c in cosines.items() if f". {s}" in t), 1.0) for t in texts]
