@@ -149,6 +149,8 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
     if gap == "\n\n":  # paragraphs stay whole, and the line is that of the first
         lines = [5 + 2 * int(p.text.partition("\n")[0][4:]) for p in passages[:-1]]
         assert [p.line for p in passages[:-1]] == lines
+    else:  # the sentences of a paragraph stay on one line
+        assert not any("\n" in p.text for p in passages)
 
 
 def test_the_handbook_gives_its_own_passages():

@@ -54,6 +54,8 @@ def read_rst(contents: str, document: Document) -> None:
         "halt_level": 5,
         "syntax_highlight": "none",
         "embed_stylesheet": False,
+        "doctitle_xform": False,
+        "initial_header_level": 1,
         "math_output": "LaTeX",
         "line_length_limit": len(contents) + 1,
     }
@@ -63,6 +65,9 @@ def read_rst(contents: str, document: Document) -> None:
         is_unknown = re.search(r'Unknown directive|Error in "', message.astext())
         texts = list(message.findall(nodes.literal_block)) if is_unknown else []
         message.parent.replace(message, texts)
+    for topic in list(tree.findall(nodes.topic)):
+        if "contents" in topic["classes"]:  # the headings once more
+            topic.parent.remove(topic)
     tree.parse_messages = tree.transform_messages = []
     for node in list(tree.findall(nodes.problematic)):  # a role of Sphinx: :ref:`text <label>`
         text = re.sub(r"^:[\w:.+-]+:`(.+?)(?: <[^<>]*>)?`$", r"\1", node.astext())
@@ -129,8 +134,12 @@ def read_pdf(data: bytes, document: Document) -> None:
 
     logging.getLogger("pypdf").addHandler(logging.NullHandler())  # no warnings on bad files
     reader = pypdf.PdfReader(io.BytesIO(data))
-    if reader.is_encrypted and not reader.decrypt(""):
-        raise UnreadableError("it is locked with a password: save a copy without one")
+    try:
+        is_locked = reader.is_encrypted and not reader.decrypt("")
+    except pypdf.errors.DependencyError:  # without a password, but encrypted with AES
+        is_locked = True
+    if is_locked:
+        raise UnreadableError("it is locked: save a copy without a password or encryption")
     n_bytes = 0
     empty_pages = []
     for number, page in enumerate(reader.pages, 1):
@@ -162,6 +171,9 @@ def read_docx(data: bytes, document: Document) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         _check_size(sum(info.file_size for info in archive.infolist()))
     file = docx.Document(io.BytesIO(data))
+    unread = ".//w:txbxContent | .//w:footnoteReference | .//w:endnoteReference"
+    if file.element.body.xpath(unread):
+        document.notes.append("its text boxes and footnotes are left out")
     # Text in forms and in changes that nobody has accepted yet is text like any other.
     for name in ("w:sdt", "w:sdtContent", "w:ins", "w:moveTo", "w:smartTag", "w:customXml"):
         for element in list(file.element.body.iter(qn(name))):
@@ -180,8 +192,8 @@ def read_docx(data: bytes, document: Document) -> None:
             page += "</table>"
             continue
         style = block.style.name if block.style is not None else ""
-        level = re.fullmatch(r"Heading ([1-6])|Title", style)
-        tag = f"h{level[1] or 1}" if level else "p"
+        heading = re.fullmatch(r"Heading ([1-6])", style)
+        tag = f"h{heading[1]}" if heading else "title" if style == "Title" else "p"
         text = escape(block.text).replace("\n", "<br>")
         page += f"<{tag}>{text}</{tag}>"
     read_page(page, document)

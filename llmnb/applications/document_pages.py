@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import mistune
 import yaml
 from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
+from mistune.plugins.formatting import strikethrough
+from mistune.plugins.table import table, table_in_list, table_in_quote
 
 MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
 
@@ -59,8 +61,9 @@ class Document:
 
 
 _BLOB = re.compile(
-    r"data:[\w.+-]+/[\w.+-]+[\w.+=;-]*,[^\s\"'<>()\[\]]+"  # a data URI
-    r"|(?:^[A-Za-z0-9+/]{60,}=*\n){2,}(?:[A-Za-z0-9+/]+=*$)?"  # base64 in lines
+    r"data:[\w.+-]{1,99}/[\w.+=;-]{1,199},[^\s\"'<>()\[\]]+"  # a data URI
+    r"|(?:^[A-Za-z0-9+/]{60,}=*\n){2,}"  # base64 in lines, the last of which is shorter
+    r"(?:[A-Za-z0-9+/]{20,}=*$|[A-Za-z0-9+/]+=+$)?"
     r"|[A-Za-z0-9+/=_-]{200,}",
     re.MULTILINE,
 )
@@ -74,15 +77,14 @@ def unwrapped(lines: Sequence[str]) -> list[str]:
     """
     lines = [" ".join(line.split()) for line in lines if line.strip()]
     width = max(map(len, lines), default=0)
-    units = lines[:1]
+    units = [lines[:1]]
     for previous, line in itertools.pairwise(lines):
         is_full = len(previous) + 1 + len(line.split()[0]) > width
         goes_on = line[0].islower() and not lines[0][0].islower()
         if width < MIN_WRAPPED_COLUMNS or _NEW_UNIT.match(line) or not (is_full or goes_on):
-            units.append(line)
-        else:
-            units[-1] += " " + line
-    return units
+            units.append([])
+        units[-1].append(line)
+    return [" ".join(unit) for unit in units]
 
 
 _FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -133,6 +135,10 @@ class _Renderer(mistune.HTMLRenderer):
     def softbreak(self) -> str:
         return "\f"
 
+    def inline_html(self, html: str) -> str:
+        """Within a sentence "the <script> tag" speaks of one: as such it would hide the rest."""
+        return mistune.escape(html) if re.match(r"</?(script|style|template)\b", html) else html
+
     def __call__(self, tokens: Iterable[dict], state: mistune.BlockState) -> str:
         rendered, line, start = "", 1, 0
         for token in tokens:
@@ -158,8 +164,8 @@ def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
     markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
-    for name in ("table", "strikethrough"):
-        mistune.import_plugin(name)(markdown)
+    for plugin in (table, table_in_list, table_in_quote, strikethrough):
+        plugin(markdown)
     footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
     formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
@@ -172,7 +178,7 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _CODE = {"pre", "listing", "xmp", "plaintext"}
 # All other elements stand within a line, also those that nobody knows. Source: the HTML
 # standard's section on rendering, what has "display: block", and the parts of lists and tables.
-_BLOCK_ELEMENTS = {*_HEADINGS, *_CODE} | set(
+_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE} | set(
     re.findall(
         r"\w+",
         "address article aside blockquote body caption center dd details dialog dir div dl dt"
@@ -200,7 +206,8 @@ def read_page(page: str, document: Document) -> None:
     for tag in soup("br"):
         tag.insert_before("\v")
     for tag in soup("title"):
-        if not tag.find_parent("svg"):
+        is_open = tag.find() is not None  # and around all that follows
+        if tag.parent.name in ("head", "html", soup.name) and not is_open:
             document.title = document.title or " ".join(tag.get_text().split())
             tag.decompose()
     for tag in soup("ol"):
@@ -231,7 +238,7 @@ def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
         if last_block.name in _CODE:
             for n, unit in enumerate(text.lstrip("\n").replace("\v", "\n").split("\n")):
                 document.add(line + n, unit)
-        elif last_block.name in _HEADINGS and not last_block.find_parent("blockquote"):
+        elif last_block.name in _HEADINGS and not _ancestor(last_block, {"blockquote"}):
             document.add(line, text, _HEADINGS[last_block.name])
         else:
             is_item = "li" in (last_block.name, last_block.parent and last_block.parent.name)
@@ -240,12 +247,12 @@ def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
                     document.add(line, unit)
 
     for node in soup.descendants:
-        if isinstance(node, Comment) and re.fullmatch(r"line \d+", node):
+        if isinstance(node, Comment) and re.fullmatch(r" ?line \d+ ?", node):
             marked_line = int(node.split()[1])
         elif isinstance(node, Tag) and node.name in _BLOCK_ELEMENTS:
             flush()
         elif type(node) in (NavigableString, CData):  # no comment
-            block = _block_of(node)
+            block = _ancestor(node, _BLOCK_ELEMENTS)
             if block is not last_block:
                 flush()
             last_block = block
@@ -258,16 +265,17 @@ def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
     flush()
 
 
-def _block_of(node: NavigableString) -> Tag:
-    block = node.parent
-    while block.name not in _BLOCK_ELEMENTS and block.parent is not None:
-        block = block.parent
-    return block
+def _ancestor(node: Tag | NavigableString, names: set[str]) -> Tag | None:
+    """The nearest element around a node that has one of the names."""
+    parent = node.parent
+    while parent is not None and parent.name not in names:
+        parent = parent.parent
+    return parent
 
 
 def _number_items(tag: Tag) -> None:
     """Write before the items of an ordered list what a browser shows before them."""
-    items = [item for item in tag("li") if item.find_parent(["ol", "ul"]) is tag]
+    items = [item for item in tag("li") if _ancestor(item, {"ol", "ul"}) is tag]
     start = str(tag.get("start", ""))
     for number, item in enumerate(items, int(start) if start.isdecimal() else 1):
         _put_before(f"{number}. ", item)
@@ -280,21 +288,22 @@ def _put_before(text: str, item: Tag) -> None:
     (first if isinstance(first, Tag) and first.name == "p" else item).insert(0, text)
 
 
-def _table_units(table: Tag) -> list[str]:
+def _table_units(tag: Tag) -> list[str]:
     """A unit a row with the header's names, "Dish: soup; Price: 7.50"; before them the caption.
 
     A cell that spans rows stands in each of them.
     """
     texts: dict[int, str] = defaultdict(str)  # of a cell, by its id; many pages leave cells open
     last_block = None
-    for string in table.find_all(string=lambda string: type(string) in (NavigableString, CData)):
-        block = _block_of(string)
-        cell = string.find_parent([*_CELLS, "table"])
-        texts[id(cell)] += string if block is last_block else f" {string}"
-        last_block = block
+    for node in tag.descendants:
+        if type(node) in (NavigableString, CData):
+            block = _ancestor(node, _BLOCK_ELEMENTS)
+            cell = _ancestor(node, {*_CELLS, "table"})
+            texts[id(cell)] += node if block is last_block else f" {node}"
+            last_block = block
     cells_by_row: dict[int, list[Tag]] = defaultdict(list)
-    for cell in table.find_all(_CELLS):
-        cells_by_row[id(cell.find_parent("tr"))].append(cell)
+    for cell in tag.find_all(_CELLS):
+        cells_by_row[id(_ancestor(cell, {"tr"}))].append(cell)
     headers: list[list[str]] = []
     rows: list[list[str]] = []
     spans: dict[int, tuple[int, str]] = {}  # of a column: for how many more rows, the text
@@ -314,11 +323,12 @@ def _table_units(table: Tag) -> list[str]:
         (headers if is_header else rows).append(row)
     columns = itertools.zip_longest(*headers, fillvalue="")
     names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]
-    units = [" ".join(texts[id(table)].split())]
+    units = [" ".join(texts[id(tag)].split())]
     for row in rows or [names]:
         pairs = itertools.zip_longest(names if rows else [], row, fillvalue="")
         cells = [f"{name}: {text}" if name else text for name, text in pairs if text]
-        units.append("; ".join(cells))
+        is_pair = len(row) == 2 and not any(names)
+        units.append((": " if is_pair else "; ").join(cells))
     return units
 
 

@@ -25,6 +25,7 @@ MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 MAX_FOREIGN_SHARE = 0.2  # of the bytes outside ASCII in a text that isn't UTF-8
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
 _BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
@@ -158,59 +159,50 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
     is_single = root.is_file()
     folder = root.parent if is_single else root
 
-    def refuse(path: str, reason: str) -> None:
-        name = Path(path).relative_to(folder).as_posix()
-        skipped.append((_printable(name), reason))
-
     def refuse_folder(error: OSError) -> None:
-        refuse(error.filename, f"can't be entered: {error.strerror}")
+        path = os.path.relpath(error.filename, folder)
+        skipped.append((path, f"can't be entered: {error.strerror}"))
 
-    walk = [(str(folder), [], [root.name])] if is_single else os.walk(root, onerror=refuse_folder)
+    walk = [(folder, [], [root.name])] if is_single else os.walk(root, onerror=refuse_folder)
     for parent, subfolders, names in walk:
+        parent = Path(parent).relative_to(folder)
         for name in list(subfolders):
-            if name.startswith(".") or os.path.islink(f"{parent}/{name}"):
-                refuse(f"{parent}/{name}", "hidden, or a link: not entered")
+            if name.startswith(".") or (folder / parent / name).is_symlink():
+                skipped.append(((parent / name).as_posix(), "hidden, or a link: not entered"))
                 subfolders.remove(name)
         subfolders.sort()
         for name in sorted(names):
+            path = (parent / name).as_posix()
             kind = os.path.splitext(name)[1].lower()
+            info = os.lstat(folder / path)
             if name.startswith(".") and not is_single:
                 n_unread["hidden files"] += 1
             elif (kind not in READERS and not is_single) or formats.is_library_missing(kind):
                 n_unread[f"*{kind or name}"] += 1
-            elif reason := _refusal(f"{parent}/{name}"):
-                refuse(f"{parent}/{name}", reason)
+            elif reason := _refusal(path, kind, info):
+                skipped.append((path, reason))
             else:
-                info = os.lstat(f"{parent}/{name}")
-                path = Path(parent, name).relative_to(folder).as_posix()
                 files[path] = [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
     for kind, n in sorted(n_unread.items()):
         reason = f"not read: {n:,} file{'s' if n > 1 else ''}"
         if formats.is_library_missing(kind.removeprefix("*")):
             reason += f"; first install what reads them: {formats.INSTALL_COMMAND}"
-        skipped.append((_printable(kind), reason))
-    return files, skipped
+        skipped.append((kind, reason))
+    return files, [(_UNFIT.sub(lambda c: repr(c[0])[1:-1], name), why) for name, why in skipped]
 
 
-def _refusal(path: str) -> str:
+def _refusal(path: str, kind: str, info: os.stat_result) -> str:
     """Why a file isn't read, or ""."""
-    name = os.path.basename(path)
-    is_binary = os.path.splitext(name)[1].lower() in formats.BINARY_READERS
-    limit = MAX_BINARY_FILE_BYTES if is_binary else MAX_FILE_BYTES
-    info = os.lstat(path)
+    limit = MAX_BINARY_FILE_BYTES if kind in formats.BINARY_READERS else MAX_FILE_BYTES
     if not stat.S_ISREG(info.st_mode):
         return "a link, or no file"
     if info.st_size == 0:
         return "empty"
     if info.st_size > limit:
         return f"too large: {info.st_size / 1e6:,.0f} MB; the most is {limit / 1e6:,.0f}"
-    if path != path.encode("utf-8", "replace").decode():
-        return "its name isn't in UTF-8: rename it"
+    if _UNFIT.search(path):
+        return "its name has control characters, or isn't in UTF-8: rename it"
     return ""
-
-
-def _printable(name: str) -> str:
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def read(name: str, data: bytes) -> tuple[list[Passage], str]:
@@ -221,7 +213,7 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
         notes = [note] if note else []
     else:
         try:
-            text, encoding_note = _decoded(data, is_page=kind in (".html", ".htm"))
+            text, encoding_note = _decoded(data, kind)
         except ValueError:
             return [], "left out: it is no text, or in an unknown encoding; save it as UTF-8"
         passages, note = chunks(name, text.replace("\r\n", "\n").replace("\r", "\n"))
@@ -231,24 +223,22 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
     return passages, "; ".join(notes)
 
 
-def _decoded(data: bytes, is_page: bool) -> tuple[str, str]:
+def _decoded(data: bytes, kind: str) -> tuple[str, str]:
     """The text, and a note if its encoding had to be guessed. Raises ValueError for no text."""
     for mark, codec in _BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(codec), ""
     if b"\0" in data:
         raise ValueError("binary")
-    try:
-        return data.decode("utf-8-sig"), ""
-    except UnicodeDecodeError:
-        codec = EncodingDetector.find_declared_encoding(data, is_html=True) if is_page else None
-    try:
-        if codec:
+    is_page = kind in (".html", ".htm")
+    declared = EncodingDetector.find_declared_encoding(data, is_html=True) if is_page else None
+    for codec in ("utf-8-sig", declared or "ascii"):
+        try:
             return data.decode(codec), ""
-    except (LookupError, UnicodeDecodeError):
-        pass  # it is none, or not that
+        except (LookupError, UnicodeDecodeError):
+            continue  # it isn't in that one, or there is no such encoding
     n_foreign = sum(byte > 127 for byte in data)
     if n_foreign > MAX_FOREIGN_SHARE * len(data):
         raise ValueError("not Western European")
-    note = "read as Windows-1252, since it isn't UTF-8: save it as UTF-8 if letters look wrong"
+    note = "not UTF-8 and read as Windows-1252: save it as UTF-8 if letters look wrong"
     return data.decode("cp1252"), note
