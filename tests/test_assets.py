@@ -230,13 +230,20 @@ def test_a_model_of_the_wrong_kind_is_refused():
         models.load_encoder("SmolLM2-135M-Instruct-q4_1")
 
 
-def test_a_local_folder_loads_and_pickled_weights_do_not(tmp_path):
-    import torch
+def saved_gpt2(folder):
+    """A tiny model, and the same in a folder."""
     import transformers
 
     config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
     model = transformers.GPT2LMHeadModel(config)
-    model.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_local_folder_loads_and_pickled_weights_do_not(tmp_path):
+    import torch
+
+    model = saved_gpt2(tmp_path)
     loaded = models.load_decoder(str(tmp_path), dtype="fp32", device="cpu")
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
     (tmp_path / "model.safetensors").unlink()
@@ -246,11 +253,9 @@ def test_a_local_folder_loads_and_pickled_weights_do_not(tmp_path):
 
 
 def test_a_checkpoint_with_missing_or_broken_weights_is_refused(tmp_path):
-    import transformers
     from safetensors.torch import load_file, save_file
 
-    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    saved_gpt2(tmp_path)
     file = tmp_path / "model.safetensors"
     weights = load_file(file)
     weights.pop("transformer.h.0.attn.c_attn.weight")
@@ -262,14 +267,10 @@ def test_a_checkpoint_with_missing_or_broken_weights_is_refused(tmp_path):
         models.load_decoder(str(tmp_path))
 
 
-def test_an_unknown_precision_is_not_blamed_on_the_weights(tmp_path, monkeypatch):
-    import transformers
-
-    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
-    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+def test_an_unknown_precision_is_not_blamed_on_the_weights(tiny_models, monkeypatch):
     monkeypatch.setenv("LLMNB_DTYPE", "bf15")
     with pytest.raises(LlmnbError, match=r"^LLMNB_DTYPE='bf15' is unknown; choose one"):
-        models.load_decoder(str(tmp_path))
+        models.load_decoder(str(tiny_models / "decoder"))
 
 
 def test_an_error_without_a_text_is_reported_by_its_name(tmp_path, monkeypatch):
@@ -306,11 +307,8 @@ def test_parts_are_joined_in_order_and_checked(tmp_path):
 
 
 def test_a_model_in_the_hubs_cache_loads_offline(tmp_path):
-    import transformers
-
     snapshot = tmp_path / "hub/models--me--tiny/snapshots/0123456789abcdef0123456789abcdef01234567"
-    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
-    transformers.GPT2LMHeadModel(config).save_pretrained(snapshot)
+    saved_gpt2(snapshot)
     refs = tmp_path / "hub/models--me--tiny/refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(snapshot.name)
