@@ -1,11 +1,12 @@
-"""Pretraining on characters of film reviews: seconds to a loss, ours against the tutorials' recipe.
+"""Pretraining on the characters of film reviews: seconds until a validation loss is reached.
 
-A. Seconds until ours has the loss that the baseline ends with after its 2,000 steps.
-B. The same against the baseline tuned as hard: learning rate, batch and budget swept (--sweep).
-C. Seconds until ours beats a Kneser-Ney 5-gram of the same training text.
-Then each ingredient's own factor: ours without it (or with another), seconds to the same loss.
+A. Our recipe, until it has the loss of the tutorials' baseline after its 2,000 steps.
+B. The same baseline, tuned as hard as ours: learning rate, batch and budget (see --sweep).
+C. A larger model of ours, until it beats a Kneser-Ney 5-gram of the same training text.
+At last each ingredient: our recipe without it, or with another one, until the same loss.
 
-Only training is timed; evaluation is not. A crossing counts when the next two evaluations hold it.
+Only training is timed, not evaluation. A loss counts as reached when three evaluations in a row
+are at most as high.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import BASELINE, Recipe
 from llmnb.pretraining.tokens import TokenCorpus, prepare
 
-# Ours for this text, at most as many parameters as the baseline: found by sweeping, like TUNED.
+# Our recipe for this text, with at most the baseline's parameters; `sweep` chose it and TUNED.
 OURS = Recipe(
     n_layers=3,
     d_model=144,
@@ -37,139 +38,130 @@ OURS = Recipe(
     decay=1.0,
     dtype="bf16",
 )
-# For C, up to 3M parameters; the text is then read more than twice.
-LARGER = replace(
-    OURS,
-    n_layers=4,
-    d_model=192,
-    n_heads=4,
-    block_size=256,
-    batch_size=8,
-    tokens=2_500_000,
-    lr=8e-3,
-)
+# For C: up to 3M parameters, and more than two epochs.
+LARGER = replace(OURS, n_layers=4, d_model=192, n_heads=4)
+LARGER = replace(LARGER, block_size=256, tokens=2_500_000, lr=8e-3)
 TUNED = replace(BASELINE, dtype="bf16", lr=3e-3, tokens=1_050_000)
 
 
-def without(**changes) -> Recipe:
-    """Ours with one ingredient changed."""
+def changed(**changes) -> Recipe:
+    """Our recipe with some settings changed."""
     return replace(OURS, **changes)
 
 
 def crossing(log: list[dict], target: float) -> float:
-    """Training seconds at the first evaluation from which three in a row are at the target."""
-    below = [row["validation_loss"] <= target for row in log]
+    """Training seconds until three evaluations in a row are at the target; else inf."""
+    is_below = [row["validation_loss"] <= target for row in log]
     for number, row in enumerate(log[:-2]):
-        if all(below[number : number + 3]):
+        if all(is_below[number : number + 3]):
             return row["seconds"]
     return math.inf
 
 
-def trained(corpus: TokenCorpus, recipe: Recipe, change=None, evaluations: int = 24) -> Trainer:
-    """A whole run; change: what to do to the model before."""
+def trained(corpus: TokenCorpus, recipe: Recipe, alter=None, evaluations: int = 24) -> Trainer:
+    """A whole run; alter: a function that changes the model before it."""
     trainer = Trainer(corpus, recipe, evaluations=evaluations)
-    if change:
-        change(trainer.model)
+    if alter:
+        alter(trainer.model)
     trainer.run()
     return trainer
 
 
-def seconds_to(
-    corpus, recipe, target, change=None, longer=(1.0, 1.25, 1.5, 2.0, 3.0, 4.5, 6.0)
-) -> float:
-    """The crossing of the shortest budget, of some times the recipe's, that has one; else inf."""
-    for times in longer:
-        budget = replace(recipe, tokens=int(times * recipe.tokens))
-        found = crossing(trained(corpus, budget, change).log, target)
-        if found < math.inf:
-            return found
+def seconds_to(corpus: TokenCorpus, recipe: Recipe, target: float, alter=None) -> float:
+    """The crossing of the shortest run that has one, up to six times the recipe's tokens."""
+    for factor in (1.0, 1.25, 1.5, 2.0, 3.0, 4.5, 6.0):
+        longer = replace(recipe, tokens=int(factor * recipe.tokens))
+        seconds = crossing(trained(corpus, longer, alter).log, target)
+        if seconds < math.inf:
+            return seconds
     return math.inf
 
 
 def relu_squared(model) -> None:
-    """So et al. 2021, Primer: ReLU², where there is no gate."""
+    """So et al. 2021, Primer: ReLU² in a feed-forward layer without a gate."""
     for block in model.blocks:
         block.feed_forward.activation = lambda x: F.relu(x).square()
 
 
 def soft_cap(model) -> None:
-    """Gemma 2: logits kept within ±15."""
-    model.head.register_forward_hook(lambda head, inputs, logits: 15 * torch.tanh(logits / 15))
+    """Gemma 2: logits within ±15."""
+    model.head.register_forward_hook(lambda head, _, logits: 15 * torch.tanh(logits / 15))
 
 
 MODEL = dict(OURS.model)
 GELU = MODEL | {"activation": "gelu_tanh"}
-INGREDIENTS = {  # what is changed: the recipe then, and a change of the model
-    "AdamW instead of Muon": (without(optimizer="adamw", lr=4e-3), None),
-    "learned positions instead of rotary": (without(model=MODEL | {"positions": "learned"}), None),
-    "no norm of queries and keys": (without(family="llama"), None),
-    "LayerNorm instead of RMSNorm": (without(model=MODEL | {"norm": "layer"}), None),
-    "GELU instead of SwiGLU": (without(model=GELU), None),
-    "ReLU² instead of SwiGLU": (without(model=GELU), relu_squared),
+LEARNED = MODEL | {"positions": "learned"}
+TWO_BATCHES = 2 * OURS.batch_size
+INGREDIENTS = {  # a changed ingredient: the recipe with it, and a function that alters the model
+    "AdamW instead of Muon": (changed(optimizer="adamw", lr=4e-3), None),
+    "learned positions instead of rotary": (changed(model=LEARNED), None),
+    "no norm of queries and keys": (changed(family="llama"), None),
+    "LayerNorm instead of RMSNorm": (changed(model=MODEL | {"norm": "layer"}), None),
+    "GELU instead of SwiGLU": (changed(model=GELU), None),
+    "ReLU² instead of SwiGLU": (changed(model=GELU), relu_squared),
     "logits capped at 15": (OURS, soft_cap),
-    "output matrix tied to the embedding": (without(model=MODEL | {"tied": True}), None),
-    "no projections that start at zero": (without(zero_init=False), None),
-    "4 layers of 128 instead of 3 of 144": (without(n_layers=4, d_model=128, n_heads=4), None),
-    "blocks of 64 instead of 128": (without(block_size=64, batch_size=2 * OURS.batch_size), None),
-    "twice the batch": (without(batch_size=2 * OURS.batch_size), None),
-    "fp32 instead of bf16": (without(dtype="fp32"), None),
-    "no clipping": (without(clip=0.0), None),
-    "no decay of the learning rate": (without(decay=0.0), None),
+    "output matrix tied to the embedding": (changed(model=MODEL | {"tied": True}), None),
+    "no projections that start at zero": (changed(zero_init=False), None),
+    "4 layers of 128 instead of 3 of 144": (changed(n_layers=4, d_model=128, n_heads=4), None),
+    "blocks of 64 instead of 128": (changed(block_size=64, batch_size=TWO_BATCHES), None),
+    "twice the batch": (changed(batch_size=TWO_BATCHES), None),
+    "fp32 instead of bf16": (changed(dtype="fp32"), None),
+    "no clipping": (changed(clip=0.0), None),
+    "no decay of the learning rate": (changed(decay=0.0), None),
 }
 
 
 def against_counting(corpus: TokenCorpus) -> dict[str, float]:
-    """C: notebook 01's 5-gram in nats a character, and seconds until LARGER is below it."""
+    """C: nats per character of notebook 01's 5-gram, and seconds until LARGER is below."""
     model = concepts.NgramModel(corpus.train, 5, len(corpus.tokenizer))
-    counted = float(-np.mean(model.log2_probs(corpus.validation)) * math.log(2))
+    nats = float(-np.mean(model.log2_probs(corpus.validation)) * math.log(2))
     run = trained(corpus, LARGER)
-    took = crossing(run.log, counted)
-    print(f"below the 5-gram's {counted:.3f} nats after {took:.1f} s", flush=True)
+    seconds = crossing(run.log, nats)
+    print(f"below the 5-gram's {nats:.3f} nats after {seconds:.1f} s", flush=True)
     facts = {"parameters": run.n_parameters, "final": run.log[-1]["validation_loss"]}
-    return facts | {"nats": counted, "seconds": None if took == math.inf else took}
+    return facts | {"nats": nats, "seconds": None if seconds == math.inf else seconds}
 
 
 def races(corpus: TokenCorpus, seeds: int) -> dict[str, list[float]]:
-    """Seconds of each, seed by seed: baseline, tuned baseline, ours."""
-    times: dict[str, list[float]] = {"baseline": [], "tuned": [], "ours": [], "target": []}
+    """Seconds of the baseline, the tuned baseline and ours, seed by seed, and the target."""
+    result = {"baseline": [], "tuned": [], "ours": [], "target": []}
     for seed in range(seeds):
-        plain = trained(corpus, replace(BASELINE, seed=seed), evaluations=20)
-        target = plain.log[-1]["validation_loss"]
-        times["target"].append(target)
-        times["baseline"].append(plain.seconds)
-        times["ours"].append(seconds_to(corpus, replace(OURS, seed=seed), target))
-        times["tuned"].append(seconds_to(corpus, replace(TUNED, seed=seed), target))
-        print(f"  seed {seed}:", {k: round(v[-1], 3) for k, v in times.items()}, file=sys.stderr)
-    return times
+        baseline = trained(corpus, replace(BASELINE, seed=seed), evaluations=20)
+        target = baseline.log[-1]["validation_loss"]
+        result["target"].append(target)
+        result["baseline"].append(baseline.seconds)
+        result["ours"].append(seconds_to(corpus, replace(OURS, seed=seed), target))
+        result["tuned"].append(seconds_to(corpus, replace(TUNED, seed=seed), target))
+        latest = {name: round(values[-1], 3) for name, values in result.items()}
+        print(f"  seed {seed}:", latest, file=sys.stderr)
+    return result
 
 
 def sweep(corpus: TokenCorpus, target: float) -> None:
-    """How OURS and TUNED were found: as many tries for each, then the budget of the best."""
+    """Choose OURS and TUNED alike: a grid of rates and batches, then the shortest budget."""
     grids = {
         "ours": (OURS, (8e-3, 16e-3, 32e-3), (8, 12, 16)),
         "tuned": (TUNED, (1.5e-3, 2e-3, 3e-3), (8, 12, 24)),
     }
     for name, (recipe, rates, batches) in grids.items():
-        found = []
+        runs = []
         for lr, batch in itertools.product(rates, batches):
-            tried = replace(recipe, lr=lr, batch_size=batch)
-            run = trained(corpus, tried, evaluations=1)
-            found.append((run.log[-1]["validation_loss"], run.seconds, tried))
-            print(f"{name}: lr {lr:g}, batch {batch}: {found[-1][:2]}", flush=True)
-        best = min(found, key=lambda each: each[0])[2]
-        for times in (0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.4):
-            run = trained(corpus, replace(best, tokens=int(times * best.tokens)), evaluations=1)
+            run = trained(corpus, replace(recipe, lr=lr, batch_size=batch), evaluations=1)
+            runs.append((run.log[-1]["validation_loss"], run.seconds, run.recipe))
+            print(f"{name}: lr {lr:g}, batch {batch}: {runs[-1][:2]}", flush=True)
+        best = min(runs, key=lambda run: run[0])[2]
+        for factor in (0.6, 0.7, 0.8, 0.9, 1.1, 1.2, 1.4):
+            recipe = replace(best, tokens=int(factor * best.tokens))
+            run = trained(corpus, recipe, evaluations=1)
             loss = run.log[-1]["validation_loss"]
-            print(
-                f"{name}: {run.recipe.tokens:,} tokens: {loss:.4f}, {run.seconds:.1f} s", flush=True
-            )
+            print(f"{name}: {recipe.tokens:,} tokens: {loss:.4f}, {run.seconds:.1f} s", flush=True)
             if loss < target - 0.004:  # a crossing must hold
                 break
 
 
 def main() -> None:
     """Run it all; --quick: one seed, no ingredients."""
-    flags = {"sweep": "find the best learning rates and batches again", "counting": "only C"}
+    flags = {"sweep": "choose learning rates and batches again", "counting": "only C"}
     options = _common.options(__doc__, **flags)
     corpus = prepare("imdb", "characters", 512, 1_000_000, 100_000)
     print(corpus.summary())
@@ -177,12 +169,12 @@ def main() -> None:
         return sweep(corpus, target=1.814)
     if options.counting:
         result = json.loads(options.json.read_text()) if options.json else {}
-        return _common.finish(result | {"five_gram": against_counting(corpus)}, options.json)
+        result |= {"five_gram": against_counting(corpus)}
+        return _common.finish(result, options.json)
     times = races(corpus, 1 if options.quick else 3)
-    result = _common.summary(
-        "pretraining", list(zip(times["ours"], times["baseline"], strict=True)), 1 / 5, []
-    )
-    tuned = [ours / other for ours, other in zip(times["ours"], times["tuned"], strict=True)]
+    pairs = list(zip(times["ours"], times["baseline"], strict=True))
+    result = _common.summary("pretraining", pairs, target=1 / 5, rows=[])
+    tuned = [a / b for a, b in zip(times["ours"], times["tuned"], strict=True)]
     print(
         f"against the tuned baseline: {statistics.median(tuned):.3f} ({min(tuned):.3f} … "
         f"{max(tuned):.3f}), target < {1 / 2.5:g}"
@@ -191,14 +183,14 @@ def main() -> None:
     result |= {"five_gram": against_counting(corpus), "recipes": {"ours": OURS.as_dict()}}
     result["recipes"] |= {"baseline": BASELINE.as_dict(), "tuned": TUNED.as_dict()}
     target = times["target"][0]
-    for name, (recipe, change) in {} if options.quick else INGREDIENTS.items():
+    for name, (recipe, alter) in INGREDIENTS.items() if not options.quick else ():
         ours = seconds_to(corpus, OURS, target)
-        took = seconds_to(corpus, recipe, target, change)
-        print(f"{name}: {took:.1f} s, ours {ours:.1f} s: {took / ours:.2f} times", flush=True)
-        if took == math.inf:  # not within six times the budget: JSON knows no infinity
-            took = None
-        factor = took and took / ours
-        result["rows"].append({"name": name, "seconds": took, "ours": ours, "factor": factor})
+        other = seconds_to(corpus, recipe, target, alter)
+        print(f"{name}: {other:.1f} s, ours {ours:.1f} s: {other / ours:.2f} times", flush=True)
+        row = {"name": name, "seconds": other, "ours": ours, "factor": other / ours}
+        if other == math.inf:  # not within six times the tokens; JSON has no infinity
+            row |= {"seconds": None, "factor": None}
+        result["rows"].append(row)
     _common.finish(result, options.json)
 
 

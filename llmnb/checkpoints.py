@@ -1,4 +1,4 @@
-"""Published checkpoints: what their settings and tensors are called, one table a family."""
+"""Published checkpoints: the names of their settings and tensors, family by family."""
 
 import json
 import re
@@ -20,7 +20,8 @@ _SIZES = {
     "d_ff": "intermediate_size",
     "n_positions": "max_position_embeddings",
 }
-_LLAMA = {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps"}
+_LLAMA = {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
+_LLAMA |= {"norm_eps": "rms_norm_eps"}
 SETTINGS = {
     "bert": _SIZES | {"n_token_types": "type_vocab_size", "norm_eps": "layer_norm_eps"},
     "gpt2": {
@@ -99,11 +100,12 @@ _MASKED = {  # the head of a masked language model
     "transform_norm": "cls.predictions.transform.LayerNorm",
     "head": "cls.predictions",
 }
-# What one of our models has no place for, and doesn't need: heads for other tasks, stored masks.
+# Tensors that our models don't need: heads for other tasks, stored masks.
 _UNUSED = re.compile(
-    r"pooler\.|cls\.|classifier\.|embeddings\.position_ids|h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb"
+    r"pooler\.|cls\.|classifier\.|embeddings\.position_ids|"
+    r"h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb"
 )
-# Settings that would make another model of it, with the one value that is built here.
+# Settings that would change the model, with the one value that is implemented here.
 _PLAIN = {
     "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
     "gpt2": {
@@ -117,7 +119,7 @@ _PLAIN = {
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Skips torch.nn.init: on "meta" there is nothing to fill, and it would import for a second."""
+    """Skips torch.nn.init: "meta" has nothing to fill, and the import takes a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", "") == "torch.nn.init":
@@ -132,28 +134,30 @@ def load(
     dtype: str = "auto",
     device: str | None = None,
 ) -> nn.Module:
-    """make(family, settings) with the weights of a known asset, a folder, or a Hub id; eval mode.
+    """The model of make(family, settings), in eval mode, with published weights.
 
-    Raises AssetError for another architecture, or files that can't be used; nothing is guessed.
+    name: a known asset, a folder, or a Hub id. Raises AssetError for another architecture, or
+    for files that don't fit exactly.
     """
     folder = models.locate(name)
     device = device or hardware.device()
-    wanted = hardware.dtype(dtype, device)
+    torch_dtype = hardware.dtype(dtype, device)
     try:
         family, settings, state = _read(folder, families)
-        with torch.device("meta"), _NoInitialValues():  # no memory for what is replaced
+        with torch.device("meta"), _NoInitialValues():  # the weights are assigned below
             model = make(family, settings)
-        state = {key: tensor.to(device, wanted) for key, tensor in state.items()}
-        tied = model.config.tied and hasattr(model, "head")
-        if tied and (same := state.get("embedding.weight")) is not None:
-            if not torch.equal(state.setdefault("head.weight", same), same):
+        state = {key: tensor.to(device, torch_dtype) for key, tensor in state.items()}
+        is_tied = model.config.tied and hasattr(model, "head")
+        embedding = state.get("embedding.weight")
+        if is_tied and embedding is not None:
+            if not torch.equal(state.setdefault("head.weight", embedding), embedding):
                 raise ValueError("its config ties the head to the embedding; its files do not.")
-            state["head.weight"] = same
+            state["head.weight"] = embedding
         model.load_state_dict(state, assign=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {reason}") from error
-    if tied:
+    if is_tied:
         model.head.weight = model.embedding.weight
     return model.eval().requires_grad_(False)
 
@@ -170,27 +174,30 @@ def _read(folder: Path, families: Iterable[str]) -> tuple[str, dict, dict[str, T
 
 
 def settings(family: str, config: dict) -> dict:
-    """TransformerConfig's fields from a config.json. Raises ValueError for what isn't built."""
+    """TransformerConfig's fields from a config.json.
+
+    Raises ValueError for an option that isn't implemented, or a size that is missing.
+    """
     for key, plain in _PLAIN[family].items():
         if config.get(key, plain) != plain:
             raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is built here.")
-    found = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
+    fields = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
     if family == "gpt2":
-        found["d_ff"] = found["d_ff"] or 4 * (found["d_model"] or 0)
+        fields["d_ff"] = fields["d_ff"] or 4 * (fields["d_model"] or 0)
     if family in ("llama", "qwen3"):
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise ValueError(f"its rope_parameters are {rope!r}.")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"its rotary positions are of type {kind!r}; 'default' is built here.")
-        found["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
+            raise ValueError(f"its rotation is of type {kind!r}; 'default' is built here.")
+        fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
     if family != "bert":
-        found["tied"] = config.get("tie_word_embeddings", family == "gpt2")
+        fields["tied"] = config.get("tie_word_embeddings", family == "gpt2")
     for ours in (*_SIZES, "norm_eps"):
-        if not isinstance(found[ours], float if ours == "norm_eps" else int):
-            raise ValueError(f"its {SETTINGS[family][ours]} is {found[ours]!r}: no such number.")
-    return {key: value for key, value in found.items() if value is not None}
+        if not isinstance(fields[ours], float if ours == "norm_eps" else int):
+            raise ValueError(f"its {SETTINGS[family][ours]} is {fields[ours]!r}: no such number.")
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -199,7 +206,8 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
     else:
         names = ["model.safetensors"]
     tensors: dict[str, Tensor] = {}
@@ -214,7 +222,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def renamed(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint's tensors under our names. Raises ValueError for one without a place."""
+    """The checkpoint's tensors under our names. Raises ValueError for an unknown one."""
     ours = {theirs: name for name, theirs in NAMES[family].items()}
     tensors = {re.sub(r"^(bert|transformer)\.", "", name): t for name, t in tensors.items()}
     result = {}
@@ -222,17 +230,19 @@ def renamed(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if _UNUSED.match(name):
             continue
         module, _, kind = name.rpartition(".")
-        kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)  # BERT's first checkpoints
+        kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)  # early BERTs
         number = re.search(r"\.(\d+)\.", module)
-        place = ours.get(re.sub(r"\.\d+\.", ".*.", module, count=1))
-        if place is None:
+        our_module = ours.get(re.sub(r"\.\d+\.", ".*.", module, count=1))
+        if our_module is None:
             raise ValueError(f"there is no place here for its tensor {name!r}.")
-        result[f"{place.replace('*', number[1]) if number else place}.{kind}"] = tensor
+        if number:
+            our_module = our_module.replace("*", number[1])
+        result[f"{our_module}.{kind}"] = tensor
     return result
 
 
 def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """GPT-2 keeps query, key and value in one matrix, and its matrices the other way round."""
+    """GPT-2's tensors with query, key and value apart, and its matrices transposed."""
     result = {}
     for name, tensor in tensors.items():
         if re.search(r"\.c_\w+\.weight$", name):
@@ -247,54 +257,62 @@ def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(model: nn.Module, folder: Path, extra: dict | None = None) -> None:
-    """config.json and model.safetensors in fp32, as transformers' class of the family reads them.
+    """Write config.json and model.safetensors, in fp32, as transformers loads them.
 
-    model: a Decoder, or pretraining's MaskedModel; extra: further entries of config.json, the ids
-    of special tokens say. Raises ValueError for a model that the family can't express.
+    model: a Decoder, or pretraining's MaskedModel; extra: further entries of config.json,
+    such as the ids of special tokens. Raises ValueError for a model that transformers' class
+    of the family can't express.
     """
     from safetensors.torch import save_file
 
-    found = entries(model.config)
+    config_entries = entries(model.config)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_published(model), folder / "model.safetensors", metadata={"format": "pt"})
-    files.write_json(folder / "config.json", found | (extra or {}))
+    files.write_json(folder / "config.json", config_entries | (extra or {}))
 
 
 def entries(config) -> dict:
-    """What config.json says of a TransformerConfig; the reverse of `settings`, see `save`."""
+    """The entries of config.json for a TransformerConfig: the reverse of `settings`.
+
+    Raises ValueError for a model that transformers' class of the family can't express.
+    """
     family = config.family
     if family not in SETTINGS:
         raise ValueError(f"Its family is {family!r}; transformers has {', '.join(SETTINGS)}.")
+    architecture = ARCHITECTURES[family]
     usual = type(config).of(family, **{name: getattr(config, name) for name in _SIZES})
     for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
-        if (ours := getattr(config, name)) != getattr(usual, name):
-            raise ValueError(f"Its {name} is {ours!r}: {ARCHITECTURES[family]} has no such thing.")
+        value = getattr(config, name)
+        if value != getattr(usual, name):
+            raise ValueError(f"Its {name} is {value!r}: {architecture} has no such thing.")
     if family == "bert" and not config.n_token_types:
         raise ValueError("Its n_token_types is 0: BertForMaskedLM has at least one.")
     n_heads, n_kv_heads, head_dim = config.heads
-    found = {theirs: getattr(config, ours) for ours, theirs in SETTINGS[family].items()}
+    result = {theirs: getattr(config, ours) for ours, theirs in SETTINGS[family].items()}
     if family in ("llama", "qwen3"):
         rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-        found |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
-        found |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
+        result |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
+        result |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
-        raise ValueError(f"Its heads are {config.heads}: {ARCHITECTURES[family]} has no such ones.")
-    found |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
-    return found | {"model_type": family, "architectures": [ARCHITECTURES[family]]}
+        raise ValueError(f"Its heads are {config.heads}: {architecture} has no such ones.")
+    result |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
+    return result | {"model_type": family, "architectures": [architecture]}
 
 
 def _published(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the family's names; tied ones once."""
+    """The tensors under the family's names; a tied one is stored once."""
     family = model.config.family
-    theirs = {ours: _PREFIX.get(family, "") + name for ours, name in NAMES[family].items()}
+    prefix = _PREFIX.get(family, "")
+    theirs = {ours: prefix + name for ours, name in NAMES[family].items()}
     theirs |= {"head": NAMES[family].get("head")} | (_MASKED if family == "bert" else {})
     result = {}
     for name, parameter in model.named_parameters():
         module, _, kind = name.removeprefix("encoder.").rpartition(".")
         number = re.search(r"\.(\d+)\.", module)
-        place = theirs[re.sub(r"\.\d+\.", ".*.", module, count=1)]
-        place = place.replace("*", number[1]) if number else place
-        result[f"{place}.{kind}"] = parameter.detach().cpu().float().contiguous()
+        their_module = theirs[re.sub(r"\.\d+\.", ".*.", module, count=1)]
+        if number:
+            their_module = their_module.replace("*", number[1])
+        result[f"{their_module}.{kind}"] = parameter.detach().cpu().float().contiguous()
     return _fused(result) if family == "gpt2" else result
 
 
@@ -305,8 +323,9 @@ def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if ".c_attn." in name:
             if ".query." not in name:
                 continue
-            parts = [tensors[name.replace(".query.", f".{p}.")] for p in ("query", "key", "value")]
-            name, tensor = name.replace(".query.", "."), torch.cat(parts)
-        turned = re.search(r"\.c_\w+\.weight$", name)
-        result[name] = tensor.t().contiguous() if turned else tensor
+            names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            tensor = torch.cat([tensors[part] for part in names])
+            name = name.replace(".query.", ".")
+        is_matrix = re.search(r"\.c_\w+\.weight$", name)
+        result[name] = tensor.t().contiguous() if is_matrix else tensor
     return result

@@ -1,4 +1,4 @@
-"""What a model costs, from its shape: parameters, arithmetic, memory, time (notebook 03)."""
+"""What a model costs: parameters, arithmetic, memory and time, from its configuration."""
 
 import math
 import time
@@ -14,25 +14,26 @@ BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4 bits": 4}
 
 def _need_formula(family: str | None) -> None:
     if family not in FAMILIES:
-        raise ValueError(f"There is no formula for {family!r}; there is for {', '.join(FAMILIES)}.")
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"There is no formula for {family!r}; there is for {known}.")
 
 
-def _one_of(name: str, value: str, known: Mapping | tuple) -> None:
+def _need_known(name: str, value: str, known: Mapping | tuple) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
 
 
-def _positive(**values: float) -> None:
+def _need_positive(**values: float) -> None:
     for name, value in values.items():
-        if not 0 < value < math.inf:  # nor NaN
+        if not 0 < value < math.inf:  # False for NaN, too
             raise ValueError(f"{name} is {value!r}; it must be a number above 0.")
 
 
 def shape_of(config) -> TransformerConfig:
-    """The shape of a model, from its transformers config.
+    """Our configuration of a model, from its transformers config.
 
-    Rotary positions have no parameters, so what kind they are of is left out. Raises ValueError for
-    a family without a formula, and for options that TransformerConfig doesn't have.
+    The kind of rotary positions is left out, because they have no parameters. Raises
+    ValueError for a family without a formula, or an option that TransformerConfig lacks.
     """
     family = config.model_type
     _need_formula(family)
@@ -54,9 +55,9 @@ def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> T
     return _classic("gpt2", 50257, n_positions, d_model, n_layers, n_heads)
 
 
-# Brown et al. 2020. The shape from table 2.1, the count (in millions) from table D.1. Table 2.1
-# gives the 1.3B model 24 heads of 128, which is not its d_model of 2048 (16 heads of 128 are), and
-# the 13B model d_model 5140, which is not its 40 heads of 128 (5120 is).
+# Brown et al. 2020: the shapes from table 2.1, the counts (in millions) from table D.1. Two
+# rows of table 2.1 contradict themselves and are corrected here. The 1.3B model has 24 heads of
+# 128, but a d_model of 2048 (16 heads); the 13B model has 40 heads of 128 (5120), but 5140.
 GPT3 = {
     "GPT-3 Small": (gpt(768, 12, 12, 2048), 125),
     "GPT-3 Medium": (gpt(1024, 24, 16, 2048), 356),
@@ -67,8 +68,8 @@ GPT3 = {
     "GPT-3 13B": (gpt(5120, 40, 40, 2048), 12_850),
     "GPT-3 175B": (gpt(12288, 96, 96, 2048), 174_600),
 }
-# Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints (millions;
-# BERT with its pooler).
+# Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints
+# (in millions; BERT with its pooler).
 PUBLISHED = {
     "BERT-base": (_classic("bert", 30522, 512, 768, 12, 12), 109.48),
     "BERT-large": (_classic("bert", 30522, 512, 1024, 24, 16), 335.14),
@@ -80,28 +81,28 @@ PUBLISHED = {
 
 
 def _widths(config: TransformerConfig) -> tuple[int, int]:
-    """All heads side by side: of the queries, and of the keys (or values)."""
+    """The width of all heads together: of the queries, and of the keys (or values)."""
     n_heads, n_kv_heads, head_dim = config.heads
     return n_heads * head_dim, n_kv_heads * head_dim
 
 
 def _matrices(config: TransformerConfig) -> tuple[int, int, int]:
-    """Weights that multiply: in one layer's attention and feed-forward part, and in the head."""
+    """Weights of the matrices: in a layer's attention, its feed-forward part, the head."""
     _need_formula(config.family)
     d, n_heads = config.d_model, config.n_heads
     if config.head_dim is None and d % n_heads:
-        raise ValueError(f"d_model {d} is not divisible by {n_heads} heads; give their head_dim.")
+        raise ValueError(f"d_model {d} is not divisible by {n_heads} heads; give head_dim.")
     query, key = _widths(config)
     gated = config.activation == "swiglu"
-    head = 0 if config.family == "bert" else config.vocab_size * d  # an Encoder ends before it
+    head = 0 if config.family == "bert" else config.vocab_size * d  # an Encoder has none
     return d * (2 * query + 2 * key), (3 if gated else 2) * d * config.d_ff, head
 
 
 def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[str, int]:
     """Parameters by part: embeddings, attention, feed_forward, norms, pooler, head.
 
-    The sum of the values is the model's number of parameters; tied weights count once. pooler:
-    whether a BERT carries transformers' pooling layer; the other families have none. Raises
+    The values add up to the model's number of parameters; tied weights count once. pooler:
+    whether a BERT has transformers' pooling layer; the other families never have one. Raises
     ValueError for a family without a formula, or heads that don't divide d_model.
     """
     d, n_layers, bert = config.d_model, config.n_layers, config.family == "bert"
@@ -111,8 +112,9 @@ def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[st
         attention += query + 2 * key + d
         feed_forward += config.d_ff * (2 if config.activation == "swiglu" else 1) + d
     positions = config.n_positions if config.positions == "learned" else 0
-    # two in a layer, one after the embeddings (BERT), one before the output (where norms go first)
-    norms = (2 * n_layers + bert + config.norm_first) * (d if config.norm == "rms" else 2 * d)
+    # Two in a layer, one after BERT's embeddings, one at the end where norms come first.
+    n_norms = 2 * n_layers + bert + config.norm_first
+    norms = n_norms * (d if config.norm == "rms" else 2 * d)
     return {
         "embeddings": (config.vocab_size + positions + config.n_token_types) * d,
         "attention": n_layers * attention,
@@ -130,43 +132,46 @@ def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
 
 def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
     """Bytes of the weights alone. Raises ValueError for an unknown precision."""
-    _one_of("precision", precision, BITS)
+    _need_known("precision", precision, BITS)
     return n_parameters * BITS[precision] // 8
 
 
 def flops_per_token(config: TransformerConfig, seq: int, backward: bool = True) -> int:
-    """Floating-point operations of the matrix products for one token, 2 for a multiply-add.
+    """Floating-point operations of the matrix products for one token.
 
-    Every weight that multiplies counts once: the layers' matrices, and a decoder's head, tied or
-    not; looking up an embedding costs nothing. Attention multiplies each query with seq keys and
-    its weights with seq values: the full square, though a causal kernel may skip half. backward:
-    two more products for each one; what a kernel computes twice doesn't count. Raises ValueError
-    for a seq below 1, and as count_parameters does. Source: Chowdhery et al. 2022, appendix B.
+    A multiplication and an addition count as 2. Every weight of a matrix is used once: the
+    layers' matrices, and a decoder's head, tied or not; looking up an embedding costs nothing.
+    Attention multiplies each query with seq keys and its weights with seq values: the full
+    square, though a causal kernel may skip half of it. backward: whether to add the backward
+    pass, which has two products for each one of the forward pass; what a kernel computes again
+    doesn't count. Raises ValueError for a seq below 1, and as count_parameters does.
+    Source: Chowdhery et al. 2022, appendix B.
     """
-    _positive(seq=seq)
+    _need_positive(seq=seq)
     attention, feed_forward, head = _matrices(config)
-    context = 2 * seq * _widths(config)[0]  # QKᵀ, and the weights times V: in all 12·L·H·Q·T
+    context = 2 * seq * _widths(config)[0]  # QKᵀ and weights times V: 12·L·H·Q·T in all
     products = config.n_layers * (attention + feed_forward + context) + head
     return 2 * products * (3 if backward else 1)
 
 
 def training_flops(n_parameters: float, n_tokens: float) -> float:
-    """C ≈ 6ND: FLOPs of training N parameters on D tokens, 2 of the 6 forward and 4 backward.
+    """C ≈ 6ND, the FLOPs of training N parameters on D tokens: 2ND forward, 4ND backward.
 
-    Attention's own products are left out; `flops_per_token` has them. Raises ValueError for a
-    number that isn't above 0. Source: Kaplan et al. 2020, section 2.1 (N without embeddings).
+    Attention's own products are left out; `flops_per_token` has them. Raises ValueError for
+    a number that isn't above 0. Source: Kaplan et al. 2020, section 2.1, where N is without
+    the embeddings.
     """
-    _positive(n_parameters=n_parameters, n_tokens=n_tokens)
+    _need_positive(n_parameters=n_parameters, n_tokens=n_tokens)
     return 6.0 * n_parameters * n_tokens
 
 
 def compute_optimal(flops: float, tokens_per_parameter: float = 20.0) -> tuple[float, float]:
-    """Parameters and tokens that make the best of a number of FLOPs, through C = 6ND.
+    """Parameters and tokens that give the lowest loss for a number of FLOPs, by C = 6ND.
 
-    About 20 tokens a parameter are in the authors' table. Raises ValueError for a number that isn't
-    above 0. Source: Hoffmann et al. 2022, section 3, table 3.
+    The authors' table has about 20 tokens for each parameter. Raises ValueError for a number
+    that isn't above 0. Source: Hoffmann et al. 2022, section 3, table 3.
     """
-    _positive(flops=flops, tokens_per_parameter=tokens_per_parameter)
+    _need_positive(flops=flops, tokens_per_parameter=tokens_per_parameter)
     n_parameters = math.sqrt(flops / (6 * tokens_per_parameter))
     return n_parameters, tokens_per_parameter * n_parameters
 
@@ -180,18 +185,20 @@ def training_memory(
 ) -> dict[str, int]:
     """Bytes of training by part: weights, gradients, optimizer, activations.
 
-    Weights, gradients and optimizer states are fp32. dtype: fp32, or bf16 | fp16 for autocast,
-    which keeps a 16-bit copy of each matrix, counted with the weights. optimizer: adamw (two states
-    a parameter) or muon (one for the layers' matrices, two for the rest). Activations: the large
-    tensors that the forward pass keeps for the backward pass, log-probabilities included, with
-    fused attention, no dropout, nothing computed twice. The logits' gradients, up to 8 bytes for
-    each token and word of the vocabulary, come on top as the backward pass begins, when there are
-    no others yet. Raises ValueError as count_parameters does, and for a wrong choice or
-    size. Source: Korthikanti et al. 2022, section 4.1, without 5·a·s²·b; Jordan 2024 (Muon).
+    Weights, gradients and optimizer states are fp32. dtype: fp32, or bf16 or fp16 for
+    autocast, which stores a 16-bit copy of each matrix, counted with the weights. optimizer:
+    adamw (two states for each parameter) or muon (one for the layers' matrices, two for the
+    rest). Activations are the large tensors that the forward pass stores for the backward
+    pass, log-probabilities included, with fused attention and no dropout, when nothing is
+    computed again. The gradients of the logits, up to 8 bytes for each token and entry of the
+    vocabulary, are not included: they come at the start of the backward pass, when there are no
+    other gradients yet. Raises ValueError as count_parameters does, and for an unknown choice
+    or a size below 1. Source: Korthikanti et al. 2022, section 4.1, without the term 5·a·s²·b
+    of attention that isn't fused; Jordan 2024 (Muon).
     """
-    _positive(batch_size=batch_size, seq=seq)
-    _one_of("optimizer", optimizer, ("adamw", "muon"))
-    _one_of("dtype", dtype, ("fp32", "bf16", "fp16"))
+    _need_positive(batch_size=batch_size, seq=seq)
+    _need_known("optimizer", optimizer, ("adamw", "muon"))
+    _need_known("dtype", dtype, ("fp32", "bf16", "fp16"))
     autocast = dtype != "fp32"
     n_parameters, (*layer, head) = total_parameters(config), _matrices(config)
     in_layers = config.n_layers * sum(layer)
@@ -204,37 +211,39 @@ def training_memory(
 
 
 def _activation_bytes(config: TransformerConfig, autocast: bool) -> int:
-    """Kept for the backward pass for each token, by what llmnb.transformer does.
+    """Bytes for each token that llmnb.transformer stores for the backward pass.
 
-    For GPT-2's shape a layer keeps 16 numbers for each of its dimensions, as in Korthikanti et al.:
-    their 34 bytes are 16 numbers of 2 bytes and two dropout masks, which aren't here.
+    With GPT-2's shape a layer stores 16 numbers for each dimension of d_model. Korthikanti et
+    al. count 34 bytes: 16 numbers of 2 bytes, and two dropout masks, which aren't here.
     """
-    d, gated, (query, key) = config.d_model, config.activation == "swiglu", _widths(config)
+    d, is_gated = config.d_model, config.activation == "swiglu"
+    query, key = _widths(config)
     size = 2 if autocast else 4
-    # A norm keeps its input, always in fp32; RMSNorm also the normalized (not if fused, on CUDA).
+    # A norm stores its input in fp32; RMSNorm its output, too (unless it is fused, on CUDA).
     norm = 4 * d * (2 if config.norm == "rms" else 1)
-    # Products share their input, but autocast makes a copy for each: of Q, K, V, and of (gate,) up.
-    inputs = d * ((5 if gated else 4) if autocast else 2)
-    heads = 2 * query + 2 * key  # queries, keys, values, and what attention gives
+    # Q, K and V share their input, as up and gate do; autocast makes a copy for each product.
+    inputs = d * ((5 if is_gated else 4) if autocast else 2)
+    heads = 2 * query + 2 * key  # queries, keys, values, and the output of attention
     if config.qk_norm:  # before and after the norm; and attention's output in two layouts
         heads += 2 * (query + key) + query
-    # Up and its activation; of relu one is enough; gated: the gate, its activation, up, the product
-    wide = config.d_ff * {"relu": 1, "swiglu": 4}.get(config.activation, 2)
-    layer = 2 * norm + size * (inputs + heads + wide)
+    # The result of up and its activation; for relu one of them is enough. With a gate: the
+    # gate, its activation, the result of up, and their product.
+    feed_forward = config.d_ff * {"relu": 1, "swiglu": 4}.get(config.activation, 2)
+    layer = 2 * norm + size * (inputs + heads + feed_forward)
     loss = 0 if config.family == "bert" else size * d + 4 * config.vocab_size
     return config.n_layers * layer + norm + loss
 
 
 def machine_memory() -> Mapping[str, int]:
-    """Bytes that this machine has, by place: "memory", and "gpu" where CUDA is."""
+    """Bytes of this machine's "memory", and of its "gpu" where there is CUDA."""
     import psutil
 
-    places = {"memory": psutil.virtual_memory().total}
+    sizes = {"memory": psutil.virtual_memory().total}
     if hardware.has_cuda():
         import torch
 
-        places["gpu"] = torch.cuda.mem_get_info()[1]
-    return places
+        sizes["gpu"] = torch.cuda.mem_get_info()[1]
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -248,8 +257,8 @@ class Hardware:
     dollars_per_hour: float = 0  # your price; 0: not known
 
 
-# NVIDIA's data sheets: fp16 on a T4, bf16 on the others, without sparsity. Of the T4's 16 GB, Colab
-# leaves 15. Prices change: give yours, as in replace(HARDWARE["H100"], dollars_per_hour=2.5).
+# NVIDIA's data sheets: fp16 on a T4, bf16 on the others, without sparsity. Colab leaves 15 of
+# the T4's 16 GB. Prices change: set your own, replace(HARDWARE["H100"], dollars_per_hour=2.5).
 HARDWARE = {
     "T4": Hardware("NVIDIA T4 (free in Colab)", 65e12, 15_000_000_000, 70),
     "A100": Hardware("NVIDIA A100 SXM 80 GB", 312e12, 80_000_000_000, 400),
@@ -258,29 +267,30 @@ HARDWARE = {
 
 
 def this_machine(flops: float, watts: float = 0) -> Hardware:
-    """This machine: flops from `measure_flops`, and the memory of its GPU, or else its own."""
-    places = machine_memory()
-    return Hardware("this machine", flops, places.get("gpu", places["memory"]), watts)
+    """This machine, with flops from `measure_flops` and the memory that a model can use."""
+    sizes = machine_memory()
+    return Hardware("this machine", flops, sizes.get("gpu", sizes["memory"]), watts)
 
 
 def measure_flops(dtype: str = "auto", seconds: float = 0.5, size: int | None = None) -> float:
-    """FLOP/s of this machine's matrix products: the best of as many as fit into the seconds.
+    """FLOP/s of this machine's matrix products: the fastest of those that fit into seconds.
 
-    (size, size) by the same, on the device that models go to; default: 1,024 on a CPU, else 8,192.
-    dtype: as in hardware.dtype. Raises ValueError for an unknown one, or a number not above 0.
+    The matrices are (size, size), by default 1,024 on a CPU and 8,192 elsewhere, on the device
+    that models run on. dtype: as in hardware.dtype. Raises ValueError for an unknown dtype, or
+    a number that isn't above 0.
     """
     import torch
 
-    where = hardware.device()
-    size = (1024 if where == "cpu" else 8192) if size is None else size
-    _positive(seconds=seconds, size=size)
-    kind = hardware.dtype(dtype, where)
-    left, right, product = (torch.randn(size, size, device=where, dtype=kind) for _ in range(3))
+    device = hardware.device()
+    size = (1024 if device == "cpu" else 8192) if size is None else size
+    _need_positive(seconds=seconds, size=size)
+    options = {"device": device, "dtype": hardware.dtype(dtype, device)}
+    left, right, product = (torch.randn(size, size, **options) for _ in range(3))
     times, end = [], time.perf_counter() + seconds
     while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         torch.mm(left, right, out=product)
-        if where != "cpu":
+        if device != "cpu":
             torch.accelerator.synchronize()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times)
@@ -294,29 +304,30 @@ def training_seconds(
     Raises ValueError for a number that isn't above 0, or a utilization above 1.
     Source: Chowdhery et al. 2022, appendix B, solved for the time.
     """
-    _positive(flops=flops, n_devices=n_devices, peak_flops=hardware.peak_flops)
+    _need_positive(flops=flops, n_devices=n_devices, peak_flops=hardware.peak_flops)
     if not 0 < utilization <= 1:
-        raise ValueError(f"utilization is {utilization!r}; it must be above 0 and at most 1.")
+        raise ValueError(f"utilization is {utilization!r}; it must be above 0, at most 1.")
     return flops / (n_devices * hardware.peak_flops * utilization)
 
 
 def utilization(flops: float, seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
-    """The share of the peak that a run reached: model FLOPs utilization (MFU); 1 is all of it.
+    """Model FLOPs utilization (MFU): the share of the peak that a run reached, 0 to 1.
 
-    flops: those the model needs, whatever was computed. Raises ValueError for a number that isn't
-    above 0. Source: Chowdhery et al. 2022, section 4.1 and appendix B.
+    flops: those that the model needs, even if more were computed. Raises ValueError for a
+    number that isn't above 0. Source: Chowdhery et al. 2022, section 4.1 and appendix B.
     """
-    _positive(flops=flops, seconds=seconds, n_devices=n_devices, peak_flops=hardware.peak_flops)
-    return flops / (seconds * n_devices * hardware.peak_flops)
+    peak_flops = hardware.peak_flops
+    _need_positive(flops=flops, seconds=seconds, n_devices=n_devices, peak_flops=peak_flops)
+    return flops / (seconds * n_devices * peak_flops)
 
 
 def energy_kwh(seconds: float, hardware: Hardware, n_devices: int = 1) -> float:
-    """Kilowatt-hours of the devices under full load, without what is around them (cooling, hosts).
+    """Kilowatt-hours of the devices under full load, without cooling and host computers.
 
-    Raises ValueError for a number that isn't above 0, so also for watts that aren't known.
-    Source: Touvron et al. 2023, section 6, who multiply by 1.1 for what is around.
+    Raises ValueError for a number that isn't above 0, such as watts that aren't known.
+    Source: Touvron et al. 2023, section 6, who multiply by 1.1 for the rest of the building.
     """
-    _positive(seconds=seconds, watts=hardware.watts, n_devices=n_devices)
+    _need_positive(seconds=seconds, watts=hardware.watts, n_devices=n_devices)
     return seconds / 3600 * n_devices * hardware.watts / 1000
 
 
@@ -325,5 +336,5 @@ def dollars(seconds: float, price_per_hour: float, n_devices: int = 1) -> float:
 
     Raises ValueError for a number that isn't above 0.
     """
-    _positive(seconds=seconds, price_per_hour=price_per_hour, n_devices=n_devices)
+    _need_positive(seconds=seconds, price_per_hour=price_per_hour, n_devices=n_devices)
     return seconds / 3600 * price_per_hour * n_devices

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -188,7 +189,10 @@ def test_pairs_by_hand():
         {"a": "the same", "b": "same the", "axis": "order"},
     ]
     tokenizer = Words([pair[side] for pair in pairs for side in "ab"] + ["he she the"])
-    table = pair_preferences(counting(tokenizer, {"she": 1.0}), tokenizer, pairs)
+    model = counting(tokenizer, {"she": 1.0})
+    table = pair_preferences(model, tokenizer, pairs)
+    with_logits = pair_preferences(lambda ids: SimpleNamespace(logits=model(ids)), tokenizer, pairs)
+    assert with_logits.equals(table)
     total = np.log(sum(np.e if word.strip() == "she" else 1.0 for word in tokenizer.words))
     assert list(table["log_a"]) == pytest.approx([1 - 3 * total, -total, -2 * total], rel=1e-5)
     assert list(table["log_b"]) == pytest.approx([-3 * total, 2 - 2 * total, -2 * total], rel=1e-5)
@@ -199,23 +203,6 @@ def test_pairs_by_hand():
     assert shares.loc["all", ["pairs", "ties", "share", "unequal"]].tolist() == [3, 1, 1.0, 1]
     assert shares["low"]["gender"] == pytest.approx(0.342380, abs=1e-5)  # Wilson, 2 of 2
     assert np.isnan(shares["share"]["order"]) and shares["low"]["order"] == 0
-
-
-def test_pairs_batched_are_pairs_alone_and_an_output_is_unpacked():
-    pairs = RESOURCE["pairs"][:10]
-    tokenizer = Words([pair[side] for pair in pairs for side in "ab"])
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    sizes |= {"vocab_size": len(tokenizer.words), "num_attention_heads": 2}
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
-    together = pair_preferences(model, tokenizer, pairs)
-    alone = [pair_preferences(model, tokenizer, [pair]) for pair in pairs]
-    assert list(together["log_a"]) == pytest.approx([table["log_a"][0] for table in alone])
-    ids = torch.tensor([[0, *tokenizer(pairs[3]["b"])["input_ids"]]])
-    logs = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).sum()
-    assert together["log_b"][3] == pytest.approx(logs.item(), rel=1e-5)
-    bare = pair_preferences(lambda input_ids: model(input_ids).logits, tokenizer, pairs)
-    assert bare.equals(together)
 
 
 @pytest.mark.parametrize(

@@ -64,14 +64,6 @@ def test_equals_nltk_on_a_closed_vocabulary():
         np.testing.assert_allclose(ours.distribution(context), expected, atol=1e-12)
 
 
-def test_a_hand_worked_bigram():
-    # "abab a c": after a come b, b, c; b and c follow one symbol each, a follows one
-    model = NgramModel(np.array([0, 1, 0, 1, 0, 2]), 2, 3, discounts=(0.0, 0.5))
-    left = np.array([1 / 3, 1 / 3, 1 / 3])  # each follows one different symbol, of three pairs
-    expected = np.array([0, 1.5, 0.5]) / 3 + 0.5 * 2 / 3 * left
-    np.testing.assert_allclose(model.distribution([0]), expected, atol=1e-15)
-
-
 def test_long_contexts_of_bytes_have_a_distribution_seen_or_not():
     generator = np.random.default_rng(0)
     symbols = concepts.to_bytes(bytes(generator.choice(list(b"abc d"), size=5000)))

@@ -43,7 +43,7 @@ def test_epochs_differ_in_order_and_borders():
     assert not np.array_equal(epoch_of(1, 0), epoch_of(0, 0))
 
 
-@pytest.mark.parametrize("n", [1003, 1000, 1001, 11, 19])
+@pytest.mark.parametrize("n", [1003, 1000, 19])
 def test_every_token_is_read_and_predicted_sooner_or_later(n):
     blocks = np.concatenate([epoch_of(5, e, positions=np.arange(n)) for e in range(60)])
     assert set(blocks[:, :-1].flat) == set(blocks[:, 1:].flat) == set(range(n))

@@ -23,7 +23,8 @@ def check(
     functions that make these mistakes. The first whose results equal the attempt's is reported.
     """
     if not callable(attempt):
-        return f"Give the function itself, not {type(attempt).__name__}: check(my_function)."
+        kind = type(attempt).__name__
+        return f"Give the function itself, not {kind}: check(my_function)."
     results = []
     for case in cases:
         try:

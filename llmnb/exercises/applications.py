@@ -8,9 +8,12 @@ from llmnb.exercises import check
 
 
 def check_hit_rate(attempt) -> str:
-    """Exercise 1: attempt(rankings, evidence, k), the share with the evidence in the first k."""
+    """Exercise 1: attempt(rankings, evidence, k), the share with evidence in the first k."""
 
-    def hit_rate(hit=lambda ids, right, k: right in ids[:k], n=lambda rankings, k: len(rankings)):
+    def is_hit(ids, right, k):
+        return right in ids[:k]
+
+    def hit_rate(hit=is_hit, n=lambda rankings, k: len(rankings)):
         def rate(rankings, evidence, k):
             pairs = zip(rankings, evidence, strict=True)
             return sum(hit(ids, right, k) for ids, right in pairs) / n(rankings, k)
@@ -18,11 +21,11 @@ def check_hit_rate(attempt) -> str:
         return rate
 
     mistakes = {
-        "You look at the whole list, not at the first k.": hit_rate(lambda ids, e, k: e in ids),
+        "You look at the whole list, not at k ids.": hit_rate(lambda ids, e, k: e in ids),
         "You look at the first id alone, not at k.": hit_rate(lambda ids, e, k: e in ids[:1]),
-        "You leave out the k-th: take ids[:k].": hit_rate(lambda ids, e, k: e in ids[: k - 1]),
-        "You look at k + 1 ids: take ids[:k].": hit_rate(lambda ids, e, k: e in ids[: k + 1]),
-        "That is how many hits there are: divide by the questions.": hit_rate(n=lambda r, k: 1),
+        "You leave out the k-th id.": hit_rate(lambda ids, e, k: e in ids[: k - 1]),
+        "You look at k + 1 ids.": hit_rate(lambda ids, e, k: e in ids[: k + 1]),
+        "That is the number of hits: divide by the questions.": hit_rate(n=lambda r, k: 1),
         "That is the precision: divide by the questions, not by the ids.": hit_rate(
             n=lambda rankings, k: k * len(rankings)
         ),
@@ -40,7 +43,7 @@ def check_hit_rate(attempt) -> str:
 
 
 def check_fusion(attempt) -> str:
-    """Exercise 2: attempt(rankings, k), the ids by reciprocal rank fusion, the best first."""
+    """Exercise 2: attempt(rankings, k), the ids by reciprocal rank fusion, best first."""
 
     def fused(part=lambda k, rank: 1 / (k + rank), join=sum, tie=1, sign=-1, minimum=1):
         def fusion(rankings, k):
@@ -55,7 +58,7 @@ def check_fusion(attempt) -> str:
 
     mistakes = {
         "Your order is the worst first.": fused(sign=1),
-        "Your ranks begin at 0: the best id has rank 1.": fused(lambda k, r: 1 / (k + r - 1)),
+        "Your ranks begin at 0, not at 1.": fused(lambda k, r: 1 / (k + r - 1)),
         "Your k has no effect: add up 1 / (k + rank).": fused(lambda k, r: 1 / r),
         "Mind the brackets: 1 / k + rank is another number.": fused(lambda k, r: 1 / k + r),
         "You add up the ranks: add up 1 / (k + rank).": fused(lambda k, r: r, sign=1),
@@ -75,7 +78,10 @@ def check_fusion(attempt) -> str:
 def check_threshold(attempt) -> str:
     """Exercise 3: attempt(scores, answerable), the score that separates the kinds best."""
 
-    def best(gain=lambda no, yes: no.mean() - yes.mean(), declined=np.less, step=1, result=0):
+    def difference(no, yes):
+        return no.mean() - yes.mean()
+
+    def best(gain=difference, declined=np.less, step=1, result=0):
         def threshold(scores, answerable):
             levels = np.unique(scores)[::step]  # the first of the best is taken
             below = [declined(scores, level) for level in levels]
@@ -86,8 +92,8 @@ def check_threshold(attempt) -> str:
 
     mistakes = {
         "Of equally good thresholds take the lowest, not the highest.": best(step=-1),
-        "A score equal to the threshold is answered, not declined.": best(declined=np.less_equal),
-        "You count questions, so the larger kind decides: take the share of each kind.": best(
+        "A score equal to the threshold is answered.": best(declined=np.less_equal),
+        "You count questions: take the share of each kind, whatever its size.": best(
             lambda no, yes: no.sum() - yes.sum()
         ),
         "It is the other way round: the unanswerable ones should be declined.": best(

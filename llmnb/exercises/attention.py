@@ -51,15 +51,15 @@ def check_sliding_mask(attempt) -> str:
         "That looks both ways: a position may not see what comes after it.": (
             lambda n, window: mask(n, window, ahead=window - 1)
         ),
-        "That is the causal mask: the window is missing.": lambda n, window: causal_mask(n),
-        "The other way round: True means that a key may be seen.": lambda *case: ~mask(*case),
+        "That is the causal mask: the window is missing.": lambda n, _: causal_mask(n),
+        "The other way round: True lets a key be seen.": lambda *case: ~mask(*case),
         "Rows and columns are exchanged: rows are queries.": lambda *case: mask(*case).mT,
     }
     return check(attempt, mask, [(5, 2), (6, 3), (4, 1)], mistakes)
 
 
 def check_grouped(attempt) -> str:
-    """Exercise 3: attempt(query, key, value) with fewer key/value heads: (heads, seq, d)."""
+    """Exercise 3: attempt(query, key, value); fewer key/value heads; (heads, seq, d)."""
 
     def grouped(spread=torch.repeat_interleave, causal=True):
         def output(query, key, value):
@@ -79,7 +79,7 @@ def check_grouped(attempt) -> str:
     mistakes = {
         "The heads are dealt out in turn (0, 1, 0, 1); neighbours share: 0, 0, 1, 1. See "
         "repeat_interleave.": grouped(tile),
-        "Right but for the mask: a position sees what comes after it.": grouped(causal=False),
+        "The mask is missing: a position sees what comes after it.": grouped(causal=False),
         "All heads use the first key/value head, by broadcasting.": grouped(repeat_first),
         "The heads stand side by side; leave them apart: (heads, seq, d).": (
             lambda *case: np.concatenate(list(grouped()(*case)), axis=-1)

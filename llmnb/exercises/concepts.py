@@ -10,7 +10,7 @@ _COUNTS = {("the", "cat"): 3, ("the", "dog"): 1, ("a", "cat"): 2, ("cat", "sat")
 
 
 def check_bigram(attempt) -> str:
-    """Exercise 1: attempt(pairs, previous, word) is p(word | previous), by counts of pairs."""
+    """Exercise 1: attempt(pairs, previous, word) is p(word | previous), from counts."""
 
     def divided(total):
         def probability(pairs, previous, word):
@@ -30,8 +30,8 @@ def check_bigram(attempt) -> str:
     mistakes = {
         "That is p(previous, word), among all pairs: divide by the pairs that begin with "
         "`previous` only.": divided(lambda pairs, previous, word: sum(pairs.values())),
-        "That is p(previous | word), the condition the other way round: divide by the pairs "
-        "that begin with `previous`.": divided(ending),
+        "That is p(previous | word), the other way round: divide by the pairs that begin "
+        "with `previous`.": divided(ending),
         "That is a count, not yet a probability: divide by the pairs that begin with "
         "`previous`.": divided(lambda pairs, previous, word: 1),
         "You divide by how many different words follow `previous`; divide by how often "
@@ -42,7 +42,7 @@ def check_bigram(attempt) -> str:
 
 
 def check_bits_per_byte(attempt) -> str:
-    """Exercise 2: attempt(log_probs, text) is the bits per byte, from natural logarithms."""
+    """Exercise 2: attempt(log_probs, text) is bits per byte, from natural logarithms."""
 
     def bits(logs, text):
         return -sum(logs) / math.log(2) / len(text.encode())
@@ -64,13 +64,12 @@ def check_bits_per_byte(attempt) -> str:
             lambda logs, text: math.exp(-sum(logs) / len(logs))
         ),
     }
-    cases = [([-1.2, -0.3, -2.0], "Où ça ?"), ([-2.0], "a")]
-    cases.append(([-0.5, -3.0, -0.1, -1.4], "你好, world"))
+    cases = [([-1.2, -2.0], "Où ça ?"), ([-2.0], "a"), ([-0.5, -3.0, -0.1], "你好, world")]
     return check(attempt, bits, cases, mistakes)
 
 
 def check_top_p(attempt) -> str:
-    """Exercise 3: attempt(probs, p) is the filtered distribution, in the order of probs."""
+    """Exercise 3: attempt(probs, p) is the filtered distribution, in order."""
 
     def filtered(probs, p, crossing=True, by_size=True, normalized=True):
         probs = np.asarray(probs, dtype=float)
@@ -88,7 +87,7 @@ def check_top_p(attempt) -> str:
         "You drop the token that crosses p: those that stay have at least p together.": (
             lambda probs, p: filtered(probs, p, crossing=False)
         ),
-        "You add up in the order of the vocabulary: first sort the tokens by probability.": (
+        "You add up in the vocabulary's order: sort the tokens by probability.": (
             lambda probs, p: filtered(probs, p, by_size=False)
         ),
         "The right values in the wrong places: put each back at its own index.": (

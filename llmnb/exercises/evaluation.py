@@ -78,7 +78,7 @@ def check_paired_interval(attempt) -> str:
             ends=(0.05, 0.95)
         ),
         "You average over the resamples: average over the texts.": interval(axis=0),
-        "Those are the ends of two separate intervals: subtract in each resample.": crosswise,
+        "Those are two separate intervals: subtract in each resample.": crosswise,
         "That is A alone: subtract B's accuracy in the same resample.": interval(
             lambda a, b, rows: a[rows]
         ),
@@ -108,7 +108,7 @@ def check_calibration_error(attempt) -> str:
         return mean
 
     mistakes = {
-        "You average over the bins; a bin with more texts counts more.": error(weigh=False),
+        "You average over the bins; larger bins count more.": error(weigh=False),
         "Your gaps cancel: take the absolute value in each bin.": error(gap=lambda x: x),
         "Your gaps are squared; take their absolute value.": error(gap=np.square),
         "A confidence at an edge belongs to the bin on its left.": (

@@ -35,7 +35,7 @@ def check_macro_f1(attempt) -> str:
         return 2 * precision * recall / (precision + recall)
 
     mistakes = {
-        "That is the accuracy, which ignores rare classes.": lambda y, p, n: np.mean(y == p),
+        "That is the accuracy: a rare class hardly counts.": lambda y, p, n: np.mean(y == p),
         "You weigh the classes by their size; they should count the same.": class_mean(
             weights_of=lambda labels, n: np.bincount(labels, minlength=n)
         ),
@@ -110,15 +110,15 @@ def check_choose(attempt) -> str:
         return probabilities
 
     mistakes = {
-        "The usual scores are missing: a common label would always win.": chosen(sign=0.0),
+        "The usual scores are missing: a common label always wins.": chosen(sign=0.0),
         "You add the usual scores: subtract them.": chosen(sign=1.0),
         "The log-softmax is missing: logits aren't comparable across positions.": chosen(
             logs=False
         ),
         "The mean is not its log-probability: add up over its tokens.": chosen(np.mean),
         "Only the first token counts: add up over all tokens.": chosen(tokens=slice(1)),
-        "Only the last token counts: add up over all tokens.": chosen(tokens=slice(-1, None)),
-        "Those are scores: a softmax makes probabilities of them.": chosen(end=np.asarray),
+        "Only the last token counts: add up over all.": chosen(tokens=slice(-1, None)),
+        "Those are scores: take a softmax over the options.": chosen(end=np.asarray),
         "You return exp(score), which doesn't sum to 1.": chosen(end=np.exp),
     }
     numbers = np.random.default_rng(1)

@@ -11,7 +11,7 @@ from llmnb.exercises import RIGHT, check
 
 
 def _logits_and_ids(seq: int, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and ids for which a mistake gives the same number in whichever way it is made.
+    """Logits and ids for which a mistake gives the same number, however it is made.
 
     Each position gives half of the probability to the token that it has read, so a mean over
     all positions equals one over all but one. The last position has low logits, so that it
@@ -35,23 +35,26 @@ def check_loss(attempt) -> str:
 
     later, earlier = slice(1, None), slice(-1)
     mistakes = {
-        "No shift: the logits at t have read token t; they predict t + 1.": loss(targets=earlier),
+        "No shift: the logits at t predict token t + 1.": loss(targets=earlier),
         "Shifted the wrong way: logits at t go with token t + 1.": loss(later, earlier),
         "That is the sum: divide by the number of predictions.": loss(factor=lambda n: n - 1),
-        "You divide by seq; nothing predicts the first token.": loss(factor=lambda n: 1 - 1 / n),
-        "Those are bits: take the natural logarithm, not log2.": loss(factor=lambda n: 1 / log(2)),
+        "You divide by seq, but predict seq - 1 tokens.": loss(factor=lambda n: 1 - 1 / n),
+        "Those are bits: take the natural logarithm.": loss(factor=lambda n: 1 / log(2)),
         "The minus is missing: a loss is positive.": loss(factor=lambda n: -1),
         "Your softmax goes over the positions; take dim=-1, the vocabulary.": loss(dim=0),
-        "The softmax is missing: those are logits.": lambda x, ids: F.nll_loss(x[:-1], ids[1:]),
+        "The softmax is missing.": lambda x, ids: F.nll_loss(x[:-1], ids[1:]),
     }
     cases = [_logits_and_ids(5, 7), _logits_and_ids(8, 4)]
     return check(attempt, loss(), cases, mistakes)
 
 
 def check_schedule(attempt) -> str:
-    """Exercise 2: attempt(step, steps, warmup) is the share of the rate: up, then a cosine."""
+    """Exercise 2: attempt(step, steps, warmup), the rate's share: up, then a cosine."""
 
-    def schedule(fall=lambda x: (1 + cos(pi * x)) / 2, first=1, start=1, length=1, last=0):
+    def half_wave(x):
+        return (1 + cos(pi * x)) / 2
+
+    def schedule(fall=half_wave, first=1, start=1, length=1, last=0):
         def share(step, steps, warmup):
             if step < warmup:
                 return (step + first) / warmup
@@ -63,19 +66,18 @@ def check_schedule(attempt) -> str:
         "Step 0 gets 0, a wasted step: it should get 1 / warmup.": schedule(first=0),
         "Your cosine starts at step 0, not after the warm-up.": schedule(start=0, length=0),
         "Too slow: the cosine has steps - warmup steps to reach 0.": schedule(length=0),
-        "Your last step gets 0, a wasted step: 0 belongs to step = steps.": schedule(last=1),
+        "Your last step gets 0, a wasted step; step = steps would.": schedule(last=1),
         "That falls in a straight line, not along a cosine.": schedule(lambda x: 1 - x),
         "Your cosine falls to -1: add 1, and halve.": schedule(lambda x: cos(pi * x)),
         "A quarter of a wave: take half a wave.": schedule(lambda x: cos(pi / 2 * x)),
         "cos takes radians: half a wave is π.": schedule(lambda x: (1 + cos(180 * x)) / 2),
     }
-    runs = [(12, 4), (9, 2)]
-    cases = [(step, steps, warmup) for steps, warmup in runs for step in range(steps)]
+    cases = [(step, 12, 4) for step in range(12)] + [(step, 9, 2) for step in range(9)]
     return check(attempt, schedule(), cases, mistakes)
 
 
 def _row(seq: int, mask_id: int) -> tuple:
-    """ids, chosen, dice, others, mask_id; in 20 positions each die falls chosen and not."""
+    """The five arguments; in 20 positions each kind of die is chosen once or more, and not."""
     i = torch.arange(seq)
     dice = torch.tensor([0.79, 0.81, 0.91, 0.89, 0.2])[i % 5]
     return i + 20, i % 4 != 3, dice, i + 60, mask_id
@@ -84,7 +86,7 @@ def _row(seq: int, mask_id: int) -> tuple:
 def check_corrupt(attempt) -> str:
     """Exercise 3: attempt(ids, chosen, dice, others, mask_id) is (input_ids, labels)."""
 
-    def corrupted(kinds="mrs"):  # what low, middle and high dice give: mask, random or same
+    def corrupted(kinds="mrs"):  # for low, middle and high dice: mask, random or same
         def corrupt(ids, chosen, dice, others, mask_id):
             by_kind = {"m": mask_id + 0 * ids, "r": others, "s": ids}
             low, middle, high = (by_kind[kind] for kind in kinds)
@@ -96,44 +98,40 @@ def check_corrupt(attempt) -> str:
     def labelled(below=1.0, rest=-100):
         return lambda ids, chosen, dice, *_: ids.where(chosen & (dice < below), rest)
 
-    def everywhere(ids, chosen, *rest):
-        return corrupted()(ids, chosen | True, *rest)
+    right = corrupted()
 
-    def corrupted_labels(*case):  # one tensor for both
-        return torch.where(case[1], corrupted()(*case), -100)
+    def both_in_one(*case):  # corrupted ids, and -100 where nothing is chosen
+        return torch.where(case[1], right(*case), -100)
 
     input_mistakes = {
         "Return two tensors, input_ids and labels, (seq,) each.": lambda *case: "not two",
-        "The dice are for the chosen positions.": everywhere,
+        "The dice are for the chosen positions.": lambda i, c, *rest: right(i, c | True, *rest),
         "You mask all that are chosen; a tenth becomes random.": corrupted("mmm"),
         "Random and unchanged are exchanged: 0.8 to 0.9 means random.": corrupted("msr"),
         "The unchanged tenth is missing: from 0.9 on the token stays.": corrupted("mrr"),
         "The random tenth is missing: dice from 0.8 to 0.9.": corrupted("mss"),
-        "The random tokens overwrite the masks: below 0.8 is below 0.9.": corrupted("rrs"),
-        "Your input_ids hold -100: they are one tensor with the labels.": corrupted_labels,
+        "The random tokens overwrite the masks.": corrupted("rrs"),
+        "Your input_ids hold -100: they are one tensor with the labels.": both_in_one,
     }
     label_mistakes = {
         "You label the masks only: all chosen tokens are predicted.": labelled(0.8),
         "The unchanged tenth has no label: it is predicted, too.": labelled(0.9),
         "You label every position: -100 where nothing is chosen.": lambda ids, *rest: ids,
-        "Your labels are the corrupted ids; take what stood there before.": corrupted_labels,
+        "Your labels are the corrupted ids; take what stood there before.": both_in_one,
         "The other way round: -100 is for the rest.": lambda i, c, *_: i.where(~c, -100),
         "Put -100 where nothing is predicted: cross_entropy skips it.": labelled(rest=0),
     }
 
-    parts = {"input_ids": (corrupted(), input_mistakes), "labels": (labelled(), label_mistakes)}
-    for name, (reference, mistakes) in parts.items():
-        one = partial(_part, attempt, name) if callable(attempt) else attempt
+    def part(name, *case):
+        result = attempt(*case)
+        if isinstance(result, tuple | list) and list(map(np.ndim, result)) == [1, 1]:
+            return result[name == "labels"]
+        return "not two" if hasattr(result, "__len__") else result
+
+    parts = [("input_ids", right, input_mistakes), ("labels", labelled(), label_mistakes)]
+    for name, reference, mistakes in parts:
+        one = partial(part, name) if callable(attempt) else attempt
         verdict = check(one, reference, [_row(20, 4), _row(9, 103)], mistakes)
         if verdict != RIGHT:
-            is_difference = verdict.startswith(("At ", "Expected "))
-            return f"{name}: {verdict}" if is_difference else verdict
+            return f"{name}: {verdict}" if verdict.startswith(("At ", "Expected ")) else verdict
     return RIGHT
-
-
-def _part(attempt, name, *case):
-    """One of the two tensors that an attempt returns."""
-    result = attempt(*case)
-    if isinstance(result, tuple | list) and [np.ndim(item) for item in result] == [1, 1]:
-        return result[name == "labels"]
-    return "not two" if hasattr(result, "__len__") else result
