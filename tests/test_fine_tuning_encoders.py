@@ -139,6 +139,13 @@ def test_a_classifier_of_plain_transformers_is_loaded(
         fine_tuning.load(tiny_models / "encoder")
 
 
+def test_broken_weights_of_a_classifier_are_explained(tiny_models, tmp_path):
+    shutil.copytree(tiny_models / "encoder", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(AssetError, match="can't be loaded"):
+        fine_tuning.load(tmp_path)
+
+
 TRAIN = """
 import sys
 import datasets

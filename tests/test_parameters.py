@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import NOTEBOOKS
 
-from llmnb import data
+from llmnb import corpus_files
 from llmnb.applications import documents
 from llmnb.runs import parameters
 from llmnb.runs.parameters import ParameterError
@@ -175,7 +175,7 @@ def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, value
 
 
 def test_every_kind_of_file_that_is_read_is_in_the_digest():
-    assert {*documents.READERS, *data._LOADERS} <= parameters.INPUT_SUFFIXES
+    assert {*documents.READERS, *corpus_files.KINDS} <= parameters.INPUT_SUFFIXES
 
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_INPUT_FILES", 1), ("MAX_INPUT_BYTES", 3)])

@@ -16,12 +16,13 @@ from numpy.typing import ArrayLike
 
 from llmnb import handbook
 from llmnb.applications.base import Application, ApplicationError, Result, checked
+from llmnb.applications.bm25 import content_stems, coverage, stems
 from llmnb.applications.documents import Passage, chunks
-from llmnb.applications.retrieval import Hit, Index, coverage, stems
+from llmnb.applications.retrieval import Hit, Index
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import KeyValueCache
 from llmnb.hosted import is_hosted
-from llmnb.text import can_end_at, clean, names, normalize_answer, numbers, printed_words, sentences
+from llmnb.text import can_end_at, clean, normalize_answer, numbers, printed_words, sentences
 
 NOT_FOUND = "Not found in the documents."
 THRESHOLD = 0.5  # answered from this probability on
@@ -39,6 +40,7 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
 )
 PASSAGES_READ = 5  # for a question
 KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
+KIND_PENALTY = 1.0  # of an answer without it, beside a mean log p
 MAX_ANSWER_TOKENS = 8
 MAX_ANSWER_STARTS = 8  # words of a sentence at which an answer may begin
 _ASKS_NUMBER = re.compile(
@@ -47,6 +49,7 @@ _ASKS_NUMBER = re.compile(
     re.IGNORECASE,
 )
 _TIME = re.compile(r"\b(?:noon|midnight|once|twice|[A-Z][a-z]+day|[a-z]+ly)\b")
+_NAME = re.compile(r"(?<=[\w,.] )[A-Z][a-z]")
 _ASKS_PERSON = re.compile(r"\bwho(?:se|m)?\b", re.IGNORECASE)
 
 
@@ -204,16 +207,19 @@ class QuestionAnswerer(Application):
 
     @torch.inference_mode()
     def _copied(self, question: str, sentence: str) -> Result:
-        """The likeliest span; what only repeats the question's words is no answer."""
+        """The span with the best mean log p, less the share of its words that the question has.
+
+        What only repeats the question's words is no answer. If the question asks for a number, a
+        time or a name, and the sentence has one, a span without it loses KIND_PENALTY.
+        """
         request_ids = self._ids("\n" + _request(question, sentence))
         log_p, cache = self._log_p([request_ids], self._examples_cache, last_only=True)
         starts = self._starts(sentence, log_p[0, -1])
         log_p, _ = self._log_p([start.ids for start in starts], cache)
         newline = self._ids("\n")[0]  # the answer ends there
-        question_stems = set(stems(question))
         ends = [end for _, end in printed_words(sentence)]
         word_ends = {end for end in ends if can_end_at(sentence, end)}
-        best = (-math.inf, 0, "")  # mean log p, tokens, answer
+        best = (-math.inf, 0, "")  # its value, tokens, answer
         for row, start in enumerate(starts):
             total = start.log_p
             for n, end in enumerate(start.ends):
@@ -221,8 +227,8 @@ class QuestionAnswerer(Application):
                     total += float(log_p[row, n - 1, start.ids[n]])
                 mean = (total + float(log_p[row, n, newline])) / (n + 2)
                 answer = sentence[start.offset : end]
-                if end in word_ends and not set(stems(answer)) <= question_stems:
-                    best = max(best, (mean, n + 1, answer))
+                if end in word_ends and not set(stems(answer)) <= set(stems(question)):
+                    best = max(best, (mean - _misfit(question, sentence, answer), n + 1, answer))
         _, n_tokens, answer = best
         return Result(answer or sentence, tokens=n_tokens)
 
@@ -277,11 +283,19 @@ def _units(text: str) -> list[str]:
     return units
 
 
+def _misfit(question: str, sentence: str, answer: str) -> float:
+    """How little a span looks like an answer, in nats: 0 to 1 + KIND_PENALTY."""
+    words = content_stems(answer)
+    repeated = len(words & set(stems(question))) / len(words) if words else 1.0
+    lacks_kind = _has_kind(question, sentence) and not _has_kind(question, f"it {answer}")
+    return repeated + KIND_PENALTY * lacks_kind
+
+
 def _has_kind(question: str, sentence: str) -> bool:
     """Whether the sentence has what an English question asks for: a number, a time, a name."""
     if _ASKS_NUMBER.search(question):
         return bool(numbers(sentence, english=True) or _TIME.search(sentence))
-    return bool(_ASKS_PERSON.search(question) and names(sentence))
+    return bool(_ASKS_PERSON.search(question) and _NAME.search(sentence))
 
 
 def _request(question: str, sentence: str = "") -> str:
