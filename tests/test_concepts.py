@@ -1,4 +1,4 @@
-"""Counting models against nltk, a naive version and hand-worked numbers; every model in bits."""
+"""Counting models against nltk and a naive version; every model in bits."""
 
 import itertools
 import lzma
