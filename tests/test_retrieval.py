@@ -63,7 +63,8 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         "*.png": "not read: 2 files",
         "hidden files": "not read: 1 file",
         "binary.txt": "left out: it is no text, or in an unknown encoding; save it as UTF-8",
-        "latin.txt": "not UTF-8 and read as Windows-1252: save it as UTF-8 if letters look wrong",
+        "latin.txt": "read as Windows-1252, since it isn't UTF-8: "
+        "save it as UTF-8 if letters look wrong",
         "marks.md": "left out: there is no word in it",
         "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
     }

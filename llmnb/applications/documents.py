@@ -240,5 +240,5 @@ def _decoded(data: bytes, kind: str) -> tuple[str, str]:
     n_foreign = sum(byte > 127 for byte in data)
     if n_foreign > MAX_FOREIGN_SHARE * len(data):
         raise ValueError("not Western European")
-    note = "not UTF-8 and read as Windows-1252: save it as UTF-8 if letters look wrong"
+    note = "read as Windows-1252, since it isn't UTF-8: save it as UTF-8 if letters look wrong"
     return data.decode("cp1252"), note
