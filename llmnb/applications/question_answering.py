@@ -71,11 +71,11 @@ class Answer(Result):
 
 
 class _Evidence(NamedTuple):
-    """The sentence that fits a question best."""
+    """A sentence that may answer a question, and the passage that has it."""
 
     fit: float
-    minus_rank: int  # of two that fit equally the one in the better passage counts
     sentence: str
+    hit: Hit
     features: tuple[float, ...]  # as COEFFICIENTS has them
 
 
@@ -145,10 +145,8 @@ class QuestionAnswerer(Application):
         else:
             answers = self.generator.complete(prompts)
         for row, answer in zip(rows, answers, strict=True):
-            evidence = (results[row].nearest,)
-            results[row] = replace(
-                results[row], text=answer.text, evidence=evidence, tokens=answer.tokens
-            )
+            changes = {"text": answer.text, "tokens": answer.tokens}
+            results[row] = replace(results[row], evidence=(results[row].nearest,), **changes)
         return results
 
     def _best_sentences(self, questions, hits) -> list[Answer]:
@@ -162,22 +160,19 @@ class QuestionAnswerer(Application):
         answers = []
         vectors = self.index.embed(questions)
         for question, vector, ranking in zip(questions, vectors, hits, strict=True):
-            best = max(self._candidates(question, vector, ranking))
+            best = max(self._candidates(question, vector, ranking), key=lambda c: c.fit)
             logit = float(np.dot(best.features, COEFFICIENTS)) + INTERCEPT
-            missing = self.index.bm25.missing(question)
-            answer = Answer(
-                NOT_FOUND,
-                score=0.0 if missing else 1 / (1 + math.exp(-logit)),
-                warnings=(f"Not in the documents: {', '.join(missing)}.",) if missing else (),
-                sentence=best.sentence,
-                nearest=ranking[-best.minus_rank],
-            )
-            answers.append(answer)
+            score, warnings = 1 / (1 + math.exp(-logit)), ()
+            if missing := self.index.bm25.missing(question):
+                score, warnings = 0.0, (f"Not in the documents: {', '.join(missing)}.",)
+            answer = Answer(NOT_FOUND, score, warnings=warnings)
+            answers.append(replace(answer, sentence=best.sentence, nearest=best.hit))
         return answers
 
     def _candidates(self, question, vector, ranking: Sequence[Hit]) -> Iterator[_Evidence]:
+        """All sentences of the passages; of two that fit equally the first one counts."""
         weights = self.index.bm25.term_weights(question)
-        for rank, hit in enumerate(ranking):
+        for hit in ranking:
             rows = self._embedded[hit.passage]
             in_passage = coverage(weights, set().union(*(available for _, available, _ in rows)))
             for sentence, available, sentence_vector in rows:
@@ -185,25 +180,15 @@ class QuestionAnswerer(Application):
                 in_sentence = coverage(weights, available)
                 features = (in_sentence, in_passage, cosine, math.log1p(len(weights)))
                 fit = cosine + in_sentence + KIND_BONUS * _has_kind(question, sentence)
-                yield _Evidence(fit, -rank, sentence, features)
+                yield _Evidence(fit, sentence, hit, features)
 
     def _embed_sentences(self, passages: Sequence[Passage]) -> None:
         """Each with title and heading before it; what was embedded already is not again."""
-        new = {}
-        for passage in passages:
-            if passage not in self._embedded:
-                new[passage] = _units(passage.text)
-        texts = [
-            f"{passage.title}: {passage.heading}. {sentence}"
-            for passage, passage_sentences in new.items()
-            for sentence in passage_sentences
-        ]
-        rows = iter(zip(map(stems, texts), self.index.embed(texts), strict=True))
-        for passage, passage_sentences in new.items():
-            self._embedded[passage] = []
-            for sentence in passage_sentences:
-                words, vector = next(rows)
-                self._embedded[passage].append((sentence, set(words), vector))
+        new = {p: _units(p.text) for p in passages if p not in self._embedded}
+        texts = [f"{p.title}: {p.heading}. {unit}" for p, units in new.items() for unit in units]
+        rows = iter(zip(map(set, map(stems, texts)), self.index.embed(texts), strict=True))
+        for passage, units in new.items():
+            self._embedded[passage] = [(unit, *next(rows)) for unit in units]
 
     @torch.inference_mode()
     def _copied(self, question: str, sentence: str) -> Result:
