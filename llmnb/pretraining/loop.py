@@ -50,6 +50,14 @@ class Processes:
         rank = int(os.environ["RANK"])
         return cls(rank, count, f"{count} processes, DDP over {backend}")
 
+    def check_batch(self, recipe: Recipe) -> None:
+        """Raises PretrainingError where the parts of a batch would not be equally large."""
+        if recipe.batch_size % (self.count * recipe.accumulation):
+            raise PretrainingError(
+                f"batch_size {recipe.batch_size} can't be shared evenly by {recipe.accumulation} "
+                f"parts in each of {self.count} processes."
+            )
+
     def from_first(self, value: float) -> float:
         """The first process's value, so that all processes decide alike."""
         if self.count == 1:
@@ -98,11 +106,7 @@ class Trainer:
         self.say = say or (lambda line: None)
         self.device = hardware.device()
         self.processes = Processes.join()
-        if recipe.batch_size % (self.processes.count * recipe.accumulation):
-            raise PretrainingError(
-                f"batch_size {recipe.batch_size} can't be shared evenly by {recipe.accumulation} "
-                f"parts in each of {self.processes.count} processes."
-            )
+        self.processes.check_batch(recipe)
         self.blocks = validation_blocks(corpus.validation, recipe.block_size)
         batch_at(corpus.train, recipe.seed, 0, 1, recipe.block_size)  # fails if the text is short
         self.dtype = hardware.dtype(recipe.dtype, self.device)
@@ -135,9 +139,8 @@ class Trainer:
 
     def _whole_batch(self, step: int) -> Tensor:
         recipe = self.recipe
-        blocks = batch_at(
-            self.corpus.train, recipe.seed, step, recipe.batch_size, recipe.block_size
-        )
+        sizes = recipe.batch_size, recipe.block_size
+        blocks = batch_at(self.corpus.train, recipe.seed, step, *sizes)
         return torch.from_numpy(blocks).to(self.device)
 
     def _share(self, rows: Tensor) -> Tensor:
