@@ -125,16 +125,18 @@ def check_corrupt(attempt) -> str:
         "Put -100 where nothing is predicted: cross_entropy skips it.": labelled(rest=0),
     }
 
-    def part(name, *case):
-        result = attempt(*case)
-        if isinstance(result, tuple | list) and list(map(np.ndim, result)) == [1, 1]:
-            return result[name == "labels"]
-        return "not two" if hasattr(result, "__len__") else result
-
     parts = [("input_ids", right, input_mistakes), ("labels", labelled(), label_mistakes)]
     for name, reference, mistakes in parts:
-        one = partial(part, name) if callable(attempt) else attempt
+        one = partial(_part, attempt, name) if callable(attempt) else attempt
         verdict = check(one, reference, [_row(20, 4), _row(9, 103)], mistakes)
         if verdict != RIGHT:
             return f"{name}: {verdict}" if verdict.startswith(("At ", "Expected ")) else verdict
     return RIGHT
+
+
+def _part(attempt, name, *case):
+    """One of the two tensors that an attempt returns."""
+    result = attempt(*case)
+    if isinstance(result, tuple | list) and list(map(np.ndim, result)) == [1, 1]:
+        return result[name == "labels"]
+    return "not two" if hasattr(result, "__len__") else result
