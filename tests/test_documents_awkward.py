@@ -101,7 +101,7 @@ def test_an_awkward_document_is_read_right(file, contents, expected, capfd):
 def test_pictures_written_as_letters_are_left_out_and_counted(file, contents):
     passages, note = chunks(file, contents)
     assert re.findall(r"\w+", " ".join(p.text for p in passages)) == ["Before", "after"]
-    assert re.fullmatch(r"left out of it: 1 pictures or other data \(\d+ letters\)", note)
+    assert re.fullmatch(r"left out of it: pictures or other data \(pieces: 1, letters: \d+\)", note)
 
 
 def test_the_lines_of_a_table_are_no_picture():

@@ -70,7 +70,9 @@ def chunks(file: str, contents: str | bytes) -> tuple[list[Passage], str]:
         formats.read_plain(contents, document)
     if document.blob_sizes:
         n, total = len(document.blob_sizes), sum(document.blob_sizes)
-        document.notes.append(f"left out of it: {n:,} pictures or other data ({total:,} letters)")
+        document.notes.append(
+            f"left out of it: pictures or other data (pieces: {n:,}, letters: {total:,})"
+        )
     title = document.title or stem
     passages = []
     sections = _sections(document.units)
