@@ -69,7 +69,7 @@ def measure_sentiment(profile: str, few: int) -> Iterator[Row]:
 
 
 def measure_questions(profile: str, few: int) -> Iterator[Row]:
-    """Search, reading, declining (threshold from the first half), hostile documents."""
+    """Search, reading, declining, hostile documents."""
     app = question_answering.QuestionAnswerer.load(profile=profile)
     book = handbook.questions()
     answerable = [question for question in book if question.answerable][:few]
@@ -94,10 +94,9 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
     unread = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores
     confidence = np.array([result.score for result in unread])
     is_answerable = np.array([question.answerable for question in book])
-    is_tuning = np.arange(len(book)) % 2 == 0
-    threshold = question_answering.tune(confidence[is_tuning], is_answerable[is_tuning])
+    is_fitted = np.arange(len(book)) % 2 == 0  # the score's weights have seen these
     for name, kind in {"unanswerable": ~is_answerable, "answerable": is_answerable}.items():
-        declined = confidence[kind & ~is_tuning] < threshold
+        declined = confidence[kind & ~is_fitted] < app.threshold
         yield f"declined, {name}, other half", uncertainty.bootstrap(declined)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
     table = question_answering.hostile_answers(app, documents)

@@ -12,7 +12,7 @@ from llmnb import models
 from llmnb.text import is_identifier, names, parts, terms, words
 
 IDENTIFIER_WEIGHT = 2.0  # of a number or name such as A-17, in the weight of a word as rare
-MAX_COUNT = 15  # a larger number in a question has to be in the texts
+MAX_COUNT = 15  # a larger number in a question is an identifier, as 202400037 is
 BACKGROUND_TEXTS = 1000  # of English, which a word's frequency is estimated from besides
 WORDS_PER_TEXT = 50  # of those
 FUNCTION_WORDS = (
@@ -42,6 +42,17 @@ def stems(text: str) -> list[str]:
 def content_stems(text: str) -> set[str]:
     """The stems of a text without those of function words, such as "the" and "which"."""
     return set(stems(text)) - _function_stems()
+
+
+def identifiers(text: str) -> list[str]:
+    """A text's identifiers as wholes; a number up to MAX_COUNT may be a count, so it is none."""
+    candidates = [term for term in stems(text) if is_identifier(term)]
+    inner_stems = set().union(*map(_inner_stems, candidates))
+    return [
+        term
+        for term in dict.fromkeys(candidates)
+        if term not in inner_stems and not (term.isdecimal() and int(term) <= MAX_COUNT)
+    ]
 
 
 class Bm25:
@@ -94,17 +105,9 @@ class Bm25:
         return weights
 
     def missing(self, question: str) -> list[str]:
-        """The question's identifiers and names that no text has, so that none answers it.
-
-        A number up to fifteen is no identifier here: it may be counted, not written.
-        """
+        """The question's identifiers and names that no text has, so that none answers it."""
         vocabulary = self.vectorizer.vocabulary_.keys()
-        unknown = [
-            term
-            for term in self.term_weights(question)
-            if is_identifier(term) and not is_covered(term, vocabulary)
-            if not (term.isdecimal() and int(term) <= MAX_COUNT)
-        ]
+        unknown = [term for term in identifiers(question) if not is_covered(term, vocabulary)]
         if set(words(question)) & set(ENGLISH_WORDS.split()):  # a German noun has a capital letter
             unknown += [name for name in names(question) if not vocabulary & set(stems(name))]
         return unknown

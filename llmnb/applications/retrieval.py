@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from llmnb import files, models
 from llmnb.applications import documents
 from llmnb.applications.base import ApplicationError, checked
-from llmnb.applications.bm25 import Bm25, stems
+from llmnb.applications.bm25 import Bm25, identifiers
 from llmnb.applications.documents import Passage
-from llmnb.text import clean, is_identifier
+from llmnb.text import clean
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
 INDEX_VERSION = 4  # counts up when passages are cut, read or stored in another way
@@ -162,9 +162,8 @@ class Index:
         ranks = np.stack([_ranks(cosines), _ranks(bm25)], axis=-1)  # (questions, passages, 2)
         fused = (1 / (60 + ranks)).sum(axis=-1)
         for row, question in enumerate(questions):
-            identifiers = [term for term in stems(question) if is_identifier(term)]
-            if identifiers:  # a third list
-                scores = self.bm25.scores([" ".join(identifiers)])
+            if exact_terms := identifiers(question):  # a third list
+                scores = self.bm25.scores([" ".join(exact_terms)])
                 fused[row] += 1 / (60 + _ranks(scores)[0])
         scores = np.stack([cosines, bm25, fused], axis=-1)  # as a Hit has them
         results = []
