@@ -52,7 +52,6 @@ def parquet_of(rows) -> bytes:
 # content (JSON or parquet are told by it), rows per label, rows left out, what the note says
 LABELS = {
     "0 and 1": (table_text(relabelled("0", "1")), {"0": 20, "1": 20}, {}, ""),
-    "1.0 and 2.0": (table_text(relabelled("1.0", "2.0")), {"1": 20, "2": 20}, {}, ""),
     "numbers, by size": (
         table_text(labelled(["10", "9"])), {"9": 20, "10": 20}, {}, ""
     ),

@@ -374,13 +374,3 @@ def test_it_beats_a_copy_by_15_chrf_on_sentences_it_was_not_tuned_on(gemma, targ
     ours, copied = (chrf(predictions, references)["chrf"] for predictions in (texts, sources))
     assert ours - copied >= 15
     assert sum(bool(result.warnings) for result in results) <= 8
-
-
-@pytest.mark.slow
-def test_a_letter_keeps_its_paragraphs(gemma):
-    text = "Good morning,\n\nThe train leaves at 7:45. The hotel has 85 rooms.\nSee you soon"
-    result = gemma(text)
-    assert [line == "" for line in result.text.split("\n")] == [False, True, False, False]
-    assert "7" in result.text and "85" in result.text and result.text != text
-    parts = list(gemma.stream(text))
-    assert len(parts) == 4 and parts[1].startswith("\n\n") and parts[3].startswith("\n")
