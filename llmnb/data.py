@@ -26,7 +26,7 @@ FRACTIONS = {"train": 0.8, "validation": 0.05, "test": 0.15}
 PAGE = 4096  # bytes; a longer document from a .txt file is cut into pages of this size
 END_OF_TEXT = 0  # the byte between documents; clean() leaves none inside them
 
-_BREAK = re.compile(r"\s*<br\s*/?>\s*", re.IGNORECASE)
+_BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _LINE_BREAKS = re.compile("\r\n|[\r\v\f\u2028\u2029]")
 # Any control character may separate words, as may a space without width.
 _SPACES = re.compile(r"[\x00-\x09\x0e-\x20\x7f-\xa0\u200b]+")
@@ -39,7 +39,8 @@ def clean(text: str) -> str:
     Control characters become spaces, so that no two words are joined.
     """
     text = _LINE_BREAKS.sub("\n", text.replace("\ufeff", ""))
-    return _BREAK.sub("\n", _SPACES.sub(" ", text)).strip()
+    parts = _BREAK.split(_SPACES.sub(" ", text))
+    return "\n".join(part.strip() for part in parts).strip()
 
 
 def fingerprint(text: str) -> bytes:

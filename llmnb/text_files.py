@@ -58,12 +58,10 @@ def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that a file's first bytes show: UTF-8, -16 or -32.
+    """The encoding that a file's first bytes show: UTF-8 or UTF-16.
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):  # as UTF-16's, and two zeros
-        return "utf-32"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
@@ -72,7 +70,7 @@ def encoding_of(head: bytes) -> str:
 
 
 def decode(content: bytes, name: str, advice: str, notes: list[str] | None = None) -> str:
-    """The text in UTF-8, -16 or -32; in cp1252 only where it can be nothing else, with a note.
+    """The text in UTF-8 or UTF-16; in cp1252 only where it can be nothing else, with a note.
 
     advice: how to save the file, for the error. notes: None refuses cp1252. Raises DataError.
     """

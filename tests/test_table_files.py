@@ -90,7 +90,6 @@ READABLE = {
     "cp1252": case(table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
     "UTF-16": case(table_text(FRENCH, "\t").encode("utf-16"), FRENCH, name="a.txt"),
     "UTF-16 without its mark": case(table_text().encode("utf-16-le")),
-    "UTF-32": case(table_text(FRENCH).encode("utf-32"), FRENCH),
     "a zero byte far down": case(
         table_text([*ROWS * 9, ("a\0b", "pos")]), [*ROWS * 9, ("a b", "pos")], "1, .* in line 362"
     ),

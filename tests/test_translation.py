@@ -2,7 +2,6 @@
 
 import json
 import re
-import textwrap
 
 import pytest
 import tokenizers
@@ -85,55 +84,6 @@ def test_huge_and_odd_texts_come_to_an_end():
         parts = "".join(part for _, part in pieces(text))
         assert "".join(parts.split()) == "".join(text.split())
     assert len(pieces(" " * 500_000 + "\n" * 100_000 + "a\n" * 20_000)) > 90
-
-
-TEXTS = {
-    "One. Two! Three? Four": [("", "One."), (" ", "Two!"), (" ", "Three?"), (" ", "Four")],
-    'Dr. Hall met J. Vance. She said "Go."': [
-        ("", "Dr. Hall met J. Vance."),
-        (" ", 'She said "Go."'),
-    ],
-    "\n 1. One\r\n\u20282. Two\u2029": [("\n 1. ", "One"), ("\n\n2. ", "Two")],
-    "Please buy:\n\neggs\nmilk and\n  - [ ] tea": [
-        ("", "Please buy:"), ("\n\n", "eggs"), ("\n", "milk and"), ("\n  - [ ] ", "tea"),
-    ],
-    "* * *\n> # Why?": [("* * ", "*"), ("\n> # ", "Why?")],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_a_text_is_split_into_sentences_and_gaps(text):
-    assert pieces(text) == TEXTS[text]
-
-
-def test_lines_as_long_as_those_of_wrapped_prose_are_joined():
-    text = " ".join(row["en"] for row in SENTENCES[:12]).replace("-", " ")
-    for width in range(40, 100):
-        assert pieces(textwrap.fill(text, width)) == pieces(text), width
-    item = "- a coat, because the wind is cold on the deck,\n  even in\n- food"
-    assert pieces(item)[1:] == [("\n- ", "food")]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "eggs\nmilk\nbread\nbutter",
-        "name: Blue lamp\nprice: 30 euros\ncolour: dark blue",
-        "bring a warm coat and a large umbrella, please\nthe dog\nyour brother and his wife\ntea",
-        "the ferry to the islands leaves at seven in the\nMorning",
-        "my love is like the ferry in the light\nand leaves\nbefore the captain and his old dog",
-    ],
-)
-def test_other_lines_stay_lines(text):
-    assert pieces(text) == [("\n" * (n > 0), line) for n, line in enumerate(text.split("\n"))]
-
-
-def test_one_sentence_stays_one_unless_it_is_long():
-    assert all(pieces(row["en"]) == [("", row["en"])] for row in SENTENCES)
-    parts = pieces("many words " * 300)
-    assert len(parts) > 5 and all(len(part) <= 400 for _, part in parts)
-    assert " ".join(part for _, part in parts) == "many words " * 299 + "many words"
-    assert "".join(part for _, part in pieces("x" * 1001)) == "x" * 1001
 
 
 @pytest.fixture(scope="module")
@@ -374,13 +324,3 @@ def test_it_beats_a_copy_by_15_chrf_on_sentences_it_was_not_tuned_on(gemma, targ
     ours, copied = (chrf(predictions, references)["chrf"] for predictions in (texts, sources))
     assert ours - copied >= 15
     assert sum(bool(result.warnings) for result in results) <= 8
-
-
-@pytest.mark.slow
-def test_a_letter_keeps_its_paragraphs(gemma):
-    text = "Good morning,\n\nThe train leaves at 7:45. The hotel has 85 rooms.\nSee you soon"
-    result = gemma(text)
-    assert [line == "" for line in result.text.split("\n")] == [False, True, False, False]
-    assert "7" in result.text and "85" in result.text and result.text != text
-    parts = list(gemma.stream(text))
-    assert len(parts) == 4 and parts[1].startswith("\n\n") and parts[3].startswith("\n")
