@@ -155,6 +155,7 @@ def test_the_seed_decides_and_each_row_has_its_own():
     ids = random_ids(3, 6)
     batch = drawn(ids, seed=5)
     assert torch.equal(batch, drawn(ids, seed=5))
+    assert Sampling(seed=5).generator(0).initial_seed() == 5  # a text alone has the seed itself
     for row in range(3):  # a part of the batch draws as it did in the whole
         alone = drawn(ids[row : row + 1], seed=5, first_row=row)
         assert torch.equal(alone[0], batch[row])
