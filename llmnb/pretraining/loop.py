@@ -125,13 +125,9 @@ class Trainer:
         self.out = Path(out).expanduser() if out else None
         self.steps = self._start_or_resume(resume) if self.out else self._steps_of_budget()
         self.evaluation_interval = max(1, self.steps // max(1, evaluations))
-        self.sample_steps = self._sample_steps(samples, evaluations)
-
-    def _sample_steps(self, samples: int, evaluations: int) -> set[int]:
-        """The first and the last step, and most in the beginning, when the model learns fastest."""
-        early = [round(evaluations * 0.37**power) for power in range(1, samples - 1)]
-        steps = {0, self.steps, *(number * self.evaluation_interval for number in early)}
-        return steps if samples else set()
+        self.sample_steps = {0, self.steps} if samples else set()
+        for power in range(1, samples - 1):  # most are early, when the model learns fastest
+            self.sample_steps.add(round(evaluations * 0.37**power) * self.evaluation_interval)
 
     def batch(self, step: int) -> Tensor:
         """This process's part of a step's blocks: (batch_size / processes, block_size + 1)."""
