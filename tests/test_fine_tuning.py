@@ -73,6 +73,11 @@ def test_the_linear_head_gives_scikit_learns_probabilities(n_classes, made_up, s
     np.testing.assert_allclose(ours.probabilities(texts), theirs, atol=1e-7)
 
 
+def test_a_words_invisible_characters_make_no_other_feature():
+    (word,) = baselines._word_vectorizer().build_analyzer()("Cafe\u0301\u00ad")
+    assert word == "café" and f" {word} " in baselines._piece_vectorizer().build_analyzer()("Café")
+
+
 def test_word_features_are_tfidf_and_pieces_of_words(made_up, settings):
     texts, labels = columns(made_up["train"])
     ours = baselines.Tfidf(LABELS, settings).fit(texts, labels).features(texts[:5]).toarray()

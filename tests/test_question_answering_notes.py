@@ -17,6 +17,8 @@ NOTES = {
     "cafe.txt": "The Cafe\u0301 Ba\u0301ra\u0301ny closes at 22:00.\n\nThe bakery closes at 18:00.",
     "club.md": "# Club\n\n## Boathouse\n\nIt opens at 6:30.\n\n## Office\n\nIt opens at 9:15.",
     "people.md": "Deliveries go to St. Anna Square. The head is Dr. Maria Voss.",
+    "vega.txt": "Invoice 202400017. The customer of this invoice is Vega. The amount is 410.",
+    "lindt.txt": "Invoice 202400037. The customer of this invoice is Lindt. The amount is 95.",
     "hindi.txt": "दिल्ली में कार्यालय का किराया 500 है।",
 }
 ANSWERS = {
@@ -29,6 +31,7 @@ ANSWERS = {
     "Which version does the router run, v2.1.3?": "router",
     "When does the Café Bárány close?": "22:00",
     "When does the office of the club open?": "9:15",
+    "Who is the customer of invoice 202400037?": "Lindt",
     "Where do deliveries go?": "Anna Square",
     "दिल्ली में कार्यालय का किराया कितना है?": "500",
 }
@@ -38,6 +41,7 @@ UNANSWERABLE = (
     "How do I bake bread?",
     "Who placed order 7731999?",
     "Which model is the A-18?",
+    "Who is the customer of invoice 202400999?",
     "How much is the tomato soup?",
     "When does the swimming pool open?",
     "What is the phone number of the plumber?",

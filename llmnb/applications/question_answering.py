@@ -39,6 +39,7 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
     ("The setting `fast` gives each move ten seconds.", "Which setting limits a move?", "fast"),
 )
 PASSAGES_READ = 5  # for a question
+PASSAGE_SHARE = 0.25  # of the question's words in a passage, the rest for those in the sentence
 KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
 KIND_PENALTY = 1.0  # of an answer without it, beside a mean log p
 MAX_ANSWER_TOKENS = 8
@@ -170,8 +171,13 @@ class QuestionAnswerer(Application):
         return answers
 
     def _candidates(self, question, vector, ranking: Sequence[Hit]) -> Iterator[_Evidence]:
-        """All sentences of the passages; of two that fit equally the first one counts."""
+        """The passages' sentences; of two that fit equally the first one counts.
+
+        Those that only repeat the question come last. The share of the question's words in the
+        passage counts too, for "Invoice 17. Its customer is Lindt.", but less.
+        """
         weights = self.index.bm25.term_weights(question)
+        question_stems = set(stems(question))
         for hit in ranking:
             rows = self._embedded[hit.passage]
             in_passage = coverage(weights, set().union(*(available for _, available, _ in rows)))
@@ -179,7 +185,9 @@ class QuestionAnswerer(Application):
                 cosine = max(float(vector @ sentence_vector), 0.0)
                 in_sentence = coverage(weights, available)
                 features = (in_sentence, in_passage, cosine, math.log1p(len(weights)))
-                fit = cosine + in_sentence + KIND_BONUS * _has_kind(question, sentence)
+                fit = cosine + in_sentence + PASSAGE_SHARE * (in_passage - in_sentence)
+                fit += KIND_BONUS * _has_kind(question, sentence)
+                fit -= set(stems(sentence)) <= question_stems
                 yield _Evidence(fit, sentence, hit, features)
 
     def _embed_sentences(self, passages: Sequence[Passage]) -> None:
