@@ -184,9 +184,11 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
     def make(folder: Path) -> None:
         notes = []
         with without_progress_bars():
-            read = corpus_files.read_documents(paths, column, path.is_dir(), notes, folder / "raw")
-            rows = _cleaned(read)
-            notes.append(f"documents without a text, left out: {len(read) - len(rows):,}.")
+            documents = corpus_files.read_documents(
+                paths, column, path.is_dir(), notes, folder / "raw"
+            )
+            rows = _cleaned(documents)
+            notes.append(f"documents without a text, left out: {len(documents) - len(rows):,}.")
             if corpus_files.kind_of(paths[0]) == "text":
                 rows = rows.map(_pages, batched=True)
             splits = split(rows)
