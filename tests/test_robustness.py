@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmnb.evaluation import robustness
-from llmnb.evaluation.robustness import TESTS, drops, prompt_formats
+from llmnb.evaluation.robustness import TESTS, drops
 from llmnb.evaluation.uncertainty import compare
 
 TEXTS = [
@@ -196,19 +196,6 @@ def test_a_test_may_be_the_readers():
     tests = {"reverse": lambda text, seed: text[::-1]}
     table = drops(by_words, ["a delight", "dull", "aba"], [1, 0, 0], tests)
     assert table["items"][0] == 2 and table["kind"][0] == "invariance"
-
-
-def test_prompts_ask_the_same_in_other_forms():
-    forms = prompt_formats("A  fine\nfilm", ["bad", "so so", "good"])
-    assert next(iter(forms)) == "plain" and len(set(forms.values())) == len(forms) >= 6
-    assert forms["plain"] == (
-        "Classify the text as bad, so so or good.\n\nText: A fine film\nLabel:"
-    )
-    assert "good, so so or bad" in forms["labels reversed"]
-    for form in forms.values():
-        assert "A fine film" in form and all(form.count(name) for name in ("bad", "so so", "good"))
-    with pytest.raises(ValueError, match="two labels or more"):
-        prompt_formats("A film", ["bad"])
 
 
 def test_what_does_not_fit_is_refused():

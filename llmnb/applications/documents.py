@@ -20,6 +20,7 @@ from bs4.dammit import EncodingDetector
 from llmnb.applications import document_formats as formats
 from llmnb.applications.document_pages import Document, Unit
 from llmnb.text import split_sentences
+from llmnb.text_files import is_hidden
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
@@ -155,7 +156,7 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
     """The files that can be read, with size and times; what is left out, and why.
 
     root: a folder, or a single file, which may be hidden or of any kind; names begin behind the
-    folder. One rule for hidden files: what begins with a dot is not read, but counted.
+    folder. Hidden files are not read, but counted.
     """
     files, skipped, n_unread = {}, [], Counter()
     is_single = root.is_file()
@@ -169,7 +170,7 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
     for parent, subfolders, names in walk:
         parent = Path(parent).relative_to(folder)
         for name in list(subfolders):
-            if name.startswith(".") or (folder / parent / name).is_symlink():
+            if is_hidden(name) or (folder / parent / name).is_symlink():
                 skipped.append(((parent / name).as_posix(), "hidden, or a link: not entered"))
                 subfolders.remove(name)
         subfolders.sort()
@@ -177,7 +178,7 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
             path = (parent / name).as_posix()
             kind = os.path.splitext(name)[1].lower()
             info = os.lstat(folder / path)
-            if name.startswith(".") and not is_single:
+            if is_hidden(name) and not is_single:
                 n_unread["hidden files"] += 1
             elif (kind not in READERS and not is_single) or formats.is_library_missing(kind):
                 n_unread[f"*{kind or name}"] += 1

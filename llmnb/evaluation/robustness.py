@@ -133,31 +133,6 @@ COLUMNS = """test kind items skipped before after difference low high p p_holm
     changed changed_low changed_high moved moved_low moved_high"""
 
 
-def prompt_formats(text: str, labels: Sequence[str]) -> dict[str, str]:
-    """The same question in several forms, by name; the first, "plain", is the one to compare with.
-
-    A model that reads the question and not its form answers all alike. Source: Sclar et al. 2024.
-    Raises ValueError for fewer than two labels.
-    """
-    if isinstance(labels, str) or len(labels) < 2:
-        raise ValueError(f"A question has two labels or more to choose from, not {labels!r}.")
-    text = " ".join(text.split())
-
-    def choice(names: Sequence[str]) -> str:
-        return f"{', '.join(names[:-1])} or {names[-1]}"
-
-    ask = f"Classify the text as {choice(labels)}."
-    return {
-        "plain": f"{ask}\n\nText: {text}\nLabel:",
-        "question": f"Is this text {choice(labels)}?\n\nText: {text}\nLabel:",
-        "no instruction": f"Text: {text}\nLabel ({choice(labels)}):",
-        "labels reversed": f"Classify the text as {choice(labels[::-1])}.\n\nText: {text}\nLabel:",
-        "one line": f"{ask} Text: {text} | Label:",
-        "dashes": f"{ask}\n\nText - {text}\nLabel -",
-        "capitals": f"{ask}\n\nTEXT: {text}\nLABEL:",
-    }
-
-
 def drops(
     probabilities: Callable[[list[str]], ArrayLike],
     texts: Sequence[str],

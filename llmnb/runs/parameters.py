@@ -17,6 +17,7 @@ from typing import Any
 import nbformat
 
 from llmnb import LlmnbError, assets, files, models, profiles, table_files
+from llmnb.text_files import is_hidden
 
 REDACTED = "•••"
 SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
@@ -330,6 +331,6 @@ def _input_files(root: Path) -> list[Path]:
         return [root]
     paths = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [Path(folder, name) for name in names if not name.startswith(".")]
+        subfolders[:] = [name for name in subfolders if not is_hidden(name)]
+        paths += [Path(folder, name) for name in names if not is_hidden(name)]
     return sorted(p for p in paths if p.suffix.lower() in INPUT_SUFFIXES and p.is_file())
