@@ -88,6 +88,7 @@ def test_a_run_leaves_notebook_report_and_record(notebook, tmp_path, monkeypatch
     assert json.loads((folder / "run.json").read_text()) | {"folder": str(folder)} == record
     assert record["status"] == "ok" and record["error"] is None and record["schema"] == 1
     interval = {"low": 0.82, "high": 0.86, "unit": None, "better": "higher"}
+    interval |= {"label": None, "baseline": None}
     assert record["metrics"] == {"accuracy": {"value": 0.84} | interval}
     assert record["seconds"] > 0 and 20 < record["peak_memory_mb"] < 5000
     assert record["pid"] == os.getpid() and record["versions"]["llmnb"]
