@@ -32,6 +32,8 @@ ANSWERS = {
     "When does the Café Bárány close?": "22:00",
     "When does the office of the club open?": "9:15",
     "Who is the customer of invoice 202400037?": "Lindt",
+    "What is the amount of invoice 202400017?": "410",
+    "What is the amount of invoice 202400037?": "95",
     "Where do deliveries go?": "Anna Square",
     "दिल्ली में कार्यालय का किराया कितना है?": "500",
 }

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from llmnb import handbook
 from llmnb.applications.base import Application, ApplicationError, Result, checked
-from llmnb.applications.bm25 import content_stems, coverage, stems
+from llmnb.applications.bm25 import content_stems, coverage, identifiers, is_covered, stems
 from llmnb.applications.documents import Passage, chunks
 from llmnb.applications.retrieval import Hit, Index
 from llmnb.applications.text_generation import TextGenerator
@@ -40,18 +40,19 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
 )
 PASSAGES_READ = 5  # for a question
 PASSAGE_SHARE = 0.25  # of the question's words in a passage, the rest for those in the sentence
+EXACT_BONUS = 0.5  # of the sentences in a passage with the question's identifiers
 KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
 KIND_PENALTY = 1.0  # of an answer without it, beside a mean log p
 MAX_ANSWER_TOKENS = 8
 MAX_ANSWER_STARTS = 8  # words of a sentence at which an answer may begin
 _ASKS_NUMBER = re.compile(
     r"\b(?:how (?:many|much|long|often|high|large|old|far)|when|(?:which|what)"
-    r" (?:time|year|month|date|version|port))\b",
-    re.IGNORECASE,
+    r" (?:time|year|month|date|version|port)|amount|budget|costs?|deadline|fee|price)\b",
+    re.I,
 )
 _TIME = re.compile(r"\b(?:noon|midnight|once|twice|[A-Z][a-z]+day|[a-z]+ly)\b")
 _NAME = re.compile(r"(?<=[\w,.] )[A-Z][a-z]")
-_ASKS_PERSON = re.compile(r"\bwho(?:se|m)?\b", re.IGNORECASE)
+_ASKS_PERSON = re.compile(r"\bwho(?:se|m)?\b", re.I)
 
 
 class _Start(NamedTuple):
@@ -154,8 +155,7 @@ class QuestionAnswerer(Application):
         """For each question the best sentence, by cosine plus share of the question's words.
 
         The score is the probability that it answers the question, estimated by a logistic
-        regression, whose features depend neither on the question's length nor on the number of
-        documents. It is 0 where the question has an identifier or a name that no document has.
+        regression. It is 0 where the question has an identifier or a name that no document has.
         """
         self._embed_sentences([hit.passage for ranking in hits for hit in ranking])
         answers = []
@@ -173,20 +173,25 @@ class QuestionAnswerer(Application):
     def _candidates(self, question, vector, ranking: Sequence[Hit]) -> Iterator[_Evidence]:
         """The passages' sentences; of two that fit equally the first one counts.
 
-        Those that only repeat the question come last. The share of the question's words in the
-        passage counts too, for "Invoice 17. Its customer is Lindt.", but less.
+        Those that only repeat the question come last. What the passage has of the question counts
+        too, most of all its identifiers, for "Invoice 17. Its customer is Lindt.".
         """
         weights = self.index.bm25.term_weights(question)
+        exact_terms = identifiers(question)
         question_stems = set(stems(question))
         for hit in ranking:
             rows = self._embedded[hit.passage]
-            in_passage = coverage(weights, set().union(*(available for _, available, _ in rows)))
+            in_any = set().union(*(available for _, available, _ in rows))
+            in_passage = coverage(weights, in_any)
+            exact = {term for term in exact_terms if is_covered(term, in_any)}
+            bonus = EXACT_BONUS * len(exact) / max(len(exact_terms), 1)
             for sentence, available, sentence_vector in rows:
                 cosine = max(float(vector @ sentence_vector), 0.0)
                 in_sentence = coverage(weights, available)
-                features = (in_sentence, in_passage, cosine, math.log1p(len(weights)))
+                share = coverage(weights, available | exact)
+                features = (share, in_passage, cosine, math.log1p(len(weights)))
                 fit = cosine + in_sentence + PASSAGE_SHARE * (in_passage - in_sentence)
-                fit += KIND_BONUS * _has_kind(question, sentence)
+                fit += bonus + KIND_BONUS * _has_kind(question, sentence)
                 fit -= set(stems(sentence)) <= question_stems
                 yield _Evidence(fit, sentence, hit, features)
 
@@ -265,10 +270,7 @@ class QuestionAnswerer(Application):
 
 
 def _units(text: str) -> list[str]:
-    """The sentences in which an answer can stand; one that ends in a colon has the next behind it.
-
-    For example "Run this command:" and the command.
-    """
+    """The sentences; one that ends in a colon, as "Run this command:", has the next behind it."""
     units = [sentence for sentence in sentences(text) if printed_words(sentence)]
     for number in range(len(units) - 2, -1, -1):
         if units[number].endswith((":", "：")):
