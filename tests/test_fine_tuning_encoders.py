@@ -113,6 +113,14 @@ def test_a_loss_that_is_not_finite_ends_the_training(parts, settings, monkeypatc
         train("full", parts, settings)
 
 
+@pytest.mark.parametrize(("epochs", "keeps_the_best"), [(2.0, False), (3.0, True)])
+def test_a_training_too_short_to_be_stopped_keeps_its_last_weights(
+    tmp_path, epochs, keeps_the_best
+):
+    arguments = encoders._arguments("full", 100, Settings(epochs=epochs), tmp_path)
+    assert arguments.load_best_model_at_end == keeps_the_best
+
+
 def test_training_stops_early_and_keeps_the_best(parts, settings):
     lines = []
     settings = dataclasses.replace(settings, epochs=30, patience=2)

@@ -147,7 +147,9 @@ def train(
     checkpoints: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Encoded:
-    """A classifier with the weights that had the best validation macro-F1 during training.
+    """A classifier with its last weights, or those with the best validation macro-F1 so far.
+
+    The best ones where the training is long enough to be stopped early (settings.patience).
 
     method: "full" or "lora"; base: the pretrained model; parts: texts and labels of "train" and
     "validation". checkpoints: a folder from which a killed training is resumed; it is removed at
@@ -233,6 +235,7 @@ def _arguments(
     dtype = hardware.dtype(settings.dtype)
     steps_per_epoch = math.ceil(n_texts / settings.batch_size)
     steps_per_evaluation = min(steps_per_epoch, MAX_STEPS_PER_EVALUATION)
+    n_evaluations = math.ceil(steps_per_epoch * settings.epochs / steps_per_evaluation)
     return transformers.TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -252,7 +255,9 @@ def _arguments(
         eval_steps=steps_per_evaluation,
         save_steps=steps_per_evaluation,
         save_total_limit=1,
-        load_best_model_at_end=True,
+        # A training too short to be stopped early ends with its last weights: before the learning
+        # rate has come down, weights are worse than a few hundred validation texts can show.
+        load_best_model_at_end=n_evaluations > settings.patience,
         # Not the loss: a few confident mistakes raise it while F1 still improves.
         metric_for_best_model="f1",
         logging_strategy="no",
@@ -272,8 +277,10 @@ def _train_model(model, tokenizer, rows, settings, arguments, say) -> nn.Module:
         data_collator=transformers.DataCollatorWithPadding(tokenizer),
         compute_metrics=_macro_f1,
         compute_loss_func=_loss(rows["train"], model.config.num_labels, settings.balanced),
-        callbacks=[transformers.EarlyStoppingCallback(settings.patience), _Progress(say)],
+        callbacks=[_Progress(say)],
     )
+    if arguments.load_best_model_at_end:
+        trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
     trainer.remove_callback(transformers.PrinterCallback)
     checkpoint = _last_complete_checkpoint(Path(arguments.output_dir))
     if checkpoint:
