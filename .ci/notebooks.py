@@ -15,7 +15,7 @@ from llmnb.runs import parameters
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
-MAX_BYTES = 400_000
+MAX_BYTES = 600_000
 _KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 

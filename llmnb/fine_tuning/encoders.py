@@ -147,9 +147,7 @@ def train(
     checkpoints: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Encoded:
-    """A classifier with its last weights, or those with the best validation macro-F1 so far.
-
-    The best ones where the training is long enough to be stopped early (settings.patience).
+    """A classifier with its last weights; with the best ones where it is long enough to stop early.
 
     method: "full" or "lora"; base: the pretrained model; parts: texts and labels of "train" and
     "validation". checkpoints: a folder from which a killed training is resumed; it is removed at
