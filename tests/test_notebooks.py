@@ -39,7 +39,7 @@ MUTATIONS = {
     ],
     "04": [
         ("embedding.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
-        ("data.py", "chosen = {name: index[np", 'groups["test"] = first; chosen = {name: index[np'),
+        ("data.py", "[name].append(part)", '[name].append(group if name == "test" else part)'),
     ],
     "05": [
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
