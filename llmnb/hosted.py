@@ -288,7 +288,7 @@ def _connect(timeout_seconds: float, max_retries: int):
         import openai
     except ImportError:
         raise HostedError(
-            "Hosted models need the package openai: pip install 'llmnb[hosted]'"
+            "Hosted models need the package openai: pip install openai"
         ) from None
     is_elsewhere = bool(os.environ.get("OPENAI_BASE_URL"))
     key = os.environ.get("OPENAI_API_KEY") or ("no-key-needed" if is_elsewhere else "")

@@ -159,9 +159,9 @@ def test_sizes_stay_within_the_house_rules():
                 assert node.end_lineno - node.lineno < 50, f"{file.name}: {node.name}"
 
 
-# The design wants 8,200 and 8,500. These are today's totals, and may only go down until then.
-MAX_PACKAGE_LINES = 10900
-MAX_TEST_LINES = 10900
+# The design wants 10,000 and 10,500 with everything. These are today's totals: they may only go down.
+MAX_PACKAGE_LINES = 10820
+MAX_TEST_LINES = 10800
 MAX_LONG_LINE_SHARE = 0.08  # of the lines over LONG_LINE_COLUMNS
 LONG_LINE_COLUMNS = 90
 NOT_CODE = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
