@@ -287,9 +287,7 @@ def _connect(timeout_seconds: float, max_retries: int):
     try:
         import openai
     except ImportError:
-        raise HostedError(
-            "Hosted models need the package openai: pip install openai"
-        ) from None
+        raise HostedError("Hosted models need the package openai: pip install openai") from None
     is_elsewhere = bool(os.environ.get("OPENAI_BASE_URL"))
     key = os.environ.get("OPENAI_API_KEY") or ("no-key-needed" if is_elsewhere else "")
     if not key:
