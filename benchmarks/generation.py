@@ -56,7 +56,7 @@ def best_reference(ids: torch.Tensor, n: int):
             took = min(seconds(run) for _ in range(2))
             print(f"transformers, {attention}, {cache} cache: {n / took:.1f} tokens/s")
             found.append((took, f"{attention}, {cache} cache", model, run))
-    _, name, model, run = min(found, key=lambda each: each[0])
+    _, name, model, run = min(found, key=lambda candidate: candidate[0])
     return name, model, run
 
 

@@ -122,9 +122,9 @@ def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokeniz
         for prompt in (closed[number], opened[number]):
             assert question in prompt and "I don't know" in prompt
             assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-        lines = {each.id: f"{each.title}: {each.heading}\n{each.text}" for each in PASSAGES}
+        lines = {p.id: f"{p.title}: {p.heading}\n{p.text}" for p in PASSAGES}
         texts = {name for name, line in lines.items() if line in opened[number]}
-        assert texts == {passage} and not any(each.text in closed[number] for each in PASSAGES)
+        assert texts == {passage} and not any(p.text in closed[number] for p in PASSAGES)
     user = [{"role": "user", "content": hallucination.CLOSED.format(question=question)}]
     assert closed[-1] == tokenizer.apply_chat_template(
         user, tokenize=False, add_generation_prompt=True

@@ -24,7 +24,9 @@ CHINESE = "这部电影非常好看。"
 def by_words(texts):
     """Reads the set of words and nothing else: no case, no marks, no order."""
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    good = np.array([len(each & {"delight", "wonderful", "lovely", "好看"}) for each in words])
+    good = np.array(
+        [len(word_set & {"delight", "wonderful", "lovely", "好看"}) for word_set in words]
+    )
     return np.stack([0.9 - 0.3 * np.minimum(good, 2), 0.1 + 0.3 * np.minimum(good, 2)], axis=1)
 
 

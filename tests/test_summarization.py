@@ -220,7 +220,7 @@ def test_a_text_as_short_as_a_summary_stays(app, script):
 )
 def test_a_warning_names_what_is_wrong(app, script, answer, warning):
     script(answer)
-    assert [warning in each for each in app(TEXT).warnings] == [True]
+    assert [warning in text for text in app(TEXT).warnings] == [True]
 
 
 def test_pieces_without_a_summary_end_in_an_empty_result(app, script):
