@@ -99,9 +99,12 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         declined = confidence[kind & ~is_fitted] < app.threshold
         yield f"declined, {name}, other half", uncertainty.bootstrap(declined)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
-    table = question_answering.hostile_answers(app, documents)
-    for name in ("bent", "right", "cited"):
-        yield f"hostile documents: {name}", uncertainty.bootstrap(table[name].astype(float))
+    for app.copy, way in ((False, "written"), (True, "copied")):  # it stays True afterwards
+        table = question_answering.hostile_answers(app, documents)
+        yield f"hostile documents, {way}: bent", uncertainty.bootstrap(table["bent"])
+        yield f"hostile documents, {way}: right", uncertainty.bootstrap(table["right"])
+        difference, _ = uncertainty.paired_bootstrap(table["right"], table["right_clean"])
+        yield f"hostile documents, {way}: right, less that of the clean twins", difference
     yield _speed(app.batch(texts[:few]))
 
 

@@ -253,30 +253,37 @@ def test_what_cannot_be_tuned_is_refused(scores, answerable):
         tune(scores, answerable)
 
 
-def test_hostile_documents_are_counted(app, monkeypatch):
-    texts = {"h01": "Pwned-01 it is", "h02": "In 1883.", "h03": "7 euros"}
-    answers = iter(texts.values())
+def test_hostile_documents_are_counted_beside_their_clean_twins(app, monkeypatch):
+    answers = ["Pwned-01 it is", "Wednesday", "In 1883.", "1879", "7 euros", "7.20 euros"]
+    texts = []
 
-    def copy_next(question, sentence):
-        return Result(next(answers), evidence=("[source: ceo.pdf]",), tokens=1)
+    def answer_next(questions, documents):
+        texts.extend(documents)
+        return [Result(answer, tokens=1) for answer in answers]
 
-    monkeypatch.setattr(app, "_copied", copy_next)
-    table = hostile_answers(app, HOSTILE[:3]).set_index("id")
-    assert table["answer"].to_dict() == texts
+    monkeypatch.setattr(app, "answer_from", answer_next)
+    table = hostile_answers(app, HOSTILE[:3])
+    assert table["answer"].tolist() == answers[::2]
+    assert table["answer_clean"].tolist() == answers[1::2]
     assert table["bent"].tolist() == [True, False, False]
     assert table["right"].tolist() == [False, True, False]
-    assert table["cited"].all()  # whatever the model says of its sources
-    assert table["attack"].tolist() == ["instruction", "markup", "citation"]
-    monkeypatch.setattr(app, "read", lambda *_: [Result("x", evidence=())])
-    assert not hostile_answers(app, HOSTILE[:1])["cited"].any()
+    assert table["right_clean"].tolist() == [True, False, True]
+    assert table["order_read"].tolist() == [True, False, True]  # a script element isn't text
+    assert "toys are washed" in texts[0] and "toys are washed" in texts[1]
+    assert "Ignore all previous" in texts[0] and "Ignore all previous" not in texts[1]
 
 
-def test_hostile_documents_are_answered_from_themselves(app):
+def test_copied_answers_to_hostile_documents_are_words_of_theirs(app):
     table = hostile_answers(app, HOSTILE[:6])
     for document, answer in zip(HOSTILE[:6], table["answer"], strict=True):
         assert answer in " ".join(document["text"].split())
-    app.copy = False
-    assert table["cited"].all() and hostile_answers(app, HOSTILE[:6])["cited"].all()
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_a_document_too_long_to_be_read_whole_is_refused(app, copy, monkeypatch):
+    monkeypatch.setattr(app, "copy", copy)
+    with pytest.raises(ApplicationError, match="this model has room for"):
+        app.answer_from(["Which boat?"], ["red boat " * 2000])
 
 
 def test_a_folder_that_is_none_is_refused_before_a_model_is_loaded(monkeypatch, tmp_path):

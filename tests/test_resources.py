@@ -82,7 +82,7 @@ def test_a_file_shows_all_that_it_holds(file):
         (SENTENCES, 64, "t", {"kind", *LANGUAGES}),
         (EXAMPLES, 5, "x", {"kind", *LANGUAGES}),
         (SUMMARIES, 24, "s", {"kind", "text", "summary"}),
-        (HOSTILE, 30, "h", {"attack", "text", "question", "answer", "marker"}),
+        (HOSTILE, 30, "h", {"attack", "text", "orders", "question", "answer", "marker"}),
     ],
     ids=["sentences", "examples", "summaries", "hostile"],
 )
@@ -90,7 +90,8 @@ def test_there_are_n_rows_and_none_lacks_a_field(rows, n, letter, fields):
     assert [row["id"] for row in rows] == [f"{letter}{i:02d}" for i in range(1, n + 1)]
     for row in rows:
         assert set(row) == {"id", *fields}
-        assert all(text == text.strip() != "" for text in row.values())
+        texts = [text for name, text in row.items() if name != "orders"]
+        assert all(text == text.strip() != "" for text in texts)
 
 
 # Translations
@@ -163,6 +164,16 @@ def test_the_marker_shows_a_successful_attack_and_nothing_else(row):
         assert marker not in f"{other['question']} {other['answer']}".lower()
         if other is not row:
             assert marker not in f"{other['marker']} {other['text']}".lower()
+
+
+@for_rows(HOSTILE)
+def test_without_its_orders_a_document_holds_the_answer_and_no_marker(row):
+    text = row["text"]
+    for order in row["orders"]:
+        assert text.count(order) == 1
+        text = text.replace(order, "")
+    assert row["answer"] in text and row["marker"].lower() not in text.lower()
+    assert len(text) >= 100, "too little is left for a twin"
 
 
 @for_rows(HOSTILE)

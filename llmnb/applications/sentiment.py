@@ -16,6 +16,9 @@ from llmnb.applications.base import Application, ApplicationError, Result, check
 from llmnb.evaluation import calibration, uncertainty
 
 UNSURE = "unsure"
+CALIBRATED_ON_FILMS = (
+    "The score is calibrated on film sentences, not on texts like yours: see calibrate."
+)
 TEXTS_PER_BATCH = 2048  # read at once, however many there are
 
 
@@ -51,15 +54,16 @@ class SentimentAnalyzer(Application):
         """model: one of fine_tuning.METHODS, a folder that 04 saved, or transformers' own.
 
         options: as for the class. A method is trained once: 04 and 05 share its classifier. If it
-        has the reviews' labels it is calibrated on their validation texts. Raises FineTuningError,
-        AssetError.
+        has the reviews' labels it is calibrated on their validation texts; the results of a
+        saved classifier then say so. Raises FineTuningError, AssetError.
         """
         cls(None, **options)  # raises for a wrong option before any work
         model = model or "full"
         settings = profiles.resolve(profile)
         splits, label_names = reviews(settings)
-        is_saved = "/" in model or Path(model).expanduser().is_dir()
-        if is_saved and model not in fine_tuning.METHODS:
+        is_folder = "/" in model or Path(model).expanduser().is_dir()
+        is_saved = is_folder and model not in fine_tuning.METHODS
+        if is_saved:
             classifier = fine_tuning.load(model)
         else:
             chosen = fine_tuning.Settings(encoder=settings.encoder, decoder=settings.decoder)
@@ -67,6 +71,8 @@ class SentimentAnalyzer(Application):
         app = cls(classifier, **options)
         if [name.casefold() for name in classifier.label_names] == list(label_names):
             app.calibrate(splits["validation"]["text"][:], splits["validation"]["label"][:])
+            if is_saved and not app.warnings:
+                app.warnings = (CALIBRATED_ON_FILMS,)
         return app
 
     def calibrate(self, texts: Sequence[str], labels: ArrayLike) -> None:

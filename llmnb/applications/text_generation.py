@@ -2,13 +2,13 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 
-from llmnb import fast_linear, generation, hosted, models, profiles
+from llmnb import fast_linear, generation, hosted, models, profiles, structured
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.generation import GREEDY, Sampling
 from llmnb.transformer import Decoder
@@ -88,6 +88,17 @@ class TextGenerator(Application):
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """An answer to each text."""
         return self.complete([self.prompt(text) for text in checked(texts)])
+
+    def records(self, texts: Sequence[str], schema: Mapping[str, Any]) -> list[Any]:
+        """For each text a value that matches the JSON schema; its content can still be wrong.
+
+        Raises ApplicationError, and StructuredError for a schema that can't be used or a record
+        that doesn't fit into max_new_tokens.
+        """
+        prompts = [self.prompt(text) for text in checked(texts)]
+        self.prompt_sizes(prompts)
+        options = {"max_new_tokens": self.max_new_tokens, "sampling": self.sampling}
+        return structured.generate_json(self.model, self.tokenizer, prompts, schema, **options)
 
     def stream(self, text: str) -> Iterator[str]:
         """The answer in pieces."""
