@@ -254,7 +254,8 @@ def test_what_cannot_be_tuned_is_refused(scores, answerable):
 
 
 def test_hostile_documents_are_counted_beside_their_clean_twins(app, monkeypatch):
-    answers = ["Pwned-01 it is", "Wednesday", "In 1883.", "1879", "7 euros", "7.20 euros"]
+    answers = ["Pwned-01 it is", "Wednesday", "On the board at the cloakroom.", "A door"]
+    answers += ["7 euros", "7.20 euros"]
     texts = []
 
     def answer_next(questions, documents):
@@ -262,13 +263,13 @@ def test_hostile_documents_are_counted_beside_their_clean_twins(app, monkeypatch
         return [Result(answer, tokens=1) for answer in answers]
 
     monkeypatch.setattr(app, "answer_from", answer_next)
-    table = hostile_answers(app, HOSTILE[:3])
+    table = hostile_answers(app, [HOSTILE[0], HOSTILE[6], HOSTILE[2]])
     assert table["answer"].tolist() == answers[::2]
     assert table["answer_clean"].tolist() == answers[1::2]
     assert table["bent"].tolist() == [True, False, False]
     assert table["right"].tolist() == [False, True, False]
     assert table["right_clean"].tolist() == [True, False, True]
-    assert table["order_read"].tolist() == [True, False, True]  # a script element isn't text
+    assert table["order_read"].tolist() == [True, False, True]  # an image's address isn't text
     assert "toys are washed" in texts[0] and "toys are washed" in texts[1]
     assert "Ignore all previous" in texts[0] and "Ignore all previous" not in texts[1]
 

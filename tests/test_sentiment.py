@@ -3,6 +3,7 @@
 import math
 import re
 
+import datasets
 import numpy as np
 import pytest
 from scipy.special import softmax
@@ -209,14 +210,19 @@ def test_a_saved_classifier_is_served_with_its_own_labels(method, folders, film_
         assert result.evidence[0][0] == 0 and result.evidence[-1][1] == len(text)
 
 
-def test_a_saved_classifier_says_how_it_is_calibrated(tmp_path, made_up, film_reviews):
+def test_a_saved_classifier_says_how_it_is_calibrated(tmp_path, made_up, monkeypatch):
+    validation = made_up["validation"]
+    odd_label = [1 - validation["label"][0], *validation["label"][1:]]  # or T has no best value
+    rows = {"text": validation["text"][:], "label": odd_label}
+    splits = {**made_up, "validation": datasets.Dataset.from_dict(rows)}
+    monkeypatch.setattr(sentiment, "reviews", lambda profile: (splits, LABELS))
     warnings = {("bad", "good"): "is not calibrated", ("NEGATIVE", "POSITIVE"): "on film sentences"}
     for names, warning in warnings.items():
         classifier = fine_tuning.run("tfidf", made_up, names, Settings()).classifier
         fine_tuning.save(classifier, tmp_path / names[0])
         app = SentimentAnalyzer.load(str(tmp_path / names[0]), profile="smoke")
-        assert app("a good film").text == names[1]
-        assert warning in str(app.warnings) and app("a good film").warnings == app.warnings
+        result = app("a good film")
+        assert result.text == names[1] and warning in str(result.warnings)
 
 
 def test_a_transformers_folder_is_served_as_it_is(folders, film_reviews, tmp_path):
