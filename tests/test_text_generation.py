@@ -12,6 +12,7 @@ from llmnb.applications import Application, ApplicationError, Result, text_gener
 from llmnb.applications.base import checked
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import Sampling
+from llmnb.structured import StructuredError
 from llmnb.transformer import Decoder, TransformerConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -236,6 +237,19 @@ def test_an_application_that_makes_no_text_has_no_stream():
 @pytest.fixture(scope="module")
 def real():
     return TextGenerator.load(ASSET, profile="cpu", max_new_tokens=16)
+
+
+def test_records_match_their_schema_or_say_that_they_lack_room(model, tokenizer):
+    """A random model: the form comes from the schema alone."""
+    app = TextGenerator(model, tokenizer, max_new_tokens=40)
+    kind, count = {"enum": ["order", "question"]}, {"type": "integer", "minimum": 0, "maximum": 9}
+    fields = {"kind": kind, "count": count}
+    schema = {"type": "object", "properties": fields, "required": ["kind", "count"]}
+    for record in app.records(TEXTS[:2], schema | {"additionalProperties": False}):
+        assert record["kind"] in kind["enum"] and record["count"] in range(10)
+    app.max_new_tokens = 5
+    with pytest.raises(StructuredError, match="not complete after 5 tokens"):
+        app.records(TEXTS[:1], schema)
 
 
 @pytest.mark.slow
