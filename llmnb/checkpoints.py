@@ -159,7 +159,11 @@ def load(
         raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {reason}") from error
     if is_tied:
         model.head.weight = model.embedding.weight
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if torch_dtype == torch.float16 and not models.is_finite(model, model.config.vocab_size):
+        print(models.OVERFLOW.format(name))
+        return load(make, families, name, "fp32", device)
+    return model
 
 
 def _read(folder: Path, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:

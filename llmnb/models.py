@@ -14,6 +14,8 @@ from pathlib import Path
 from llmnb import LlmnbError, files, hardware, hosted
 from llmnb.assets import ASSETS, HUB_REVISIONS, AssetError, fetch
 
+PROBE_TOKENS = 4  # read once after loading in fp16
+OVERFLOW = "{} overflows in fp16, which ends at 65,504: it runs in fp32, slower and larger."
 # The files of a model that decide what it computes.
 MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.spm", "*.jinja")
 
@@ -106,6 +108,7 @@ def load_tokenizer(name: str):
 
 
 def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: str | None):
+    import torch
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -135,7 +138,26 @@ def _load(auto_class: str, expected_kind: str, name: str, dtype: str, device: st
                 f"{len(missing)} weights are not in its files, {missing[0]} among them. "
                 f"Use a checkpoint that was saved with them."
             )
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if torch_dtype == torch.float16 and not is_finite(model, config.get_text_config().vocab_size):
+        print(OVERFLOW.format(name))
+        return _load(auto_class, expected_kind, name, "fp32", device)
+    return model
+
+
+def is_finite(model, vocab_size: int) -> bool:
+    """Whether the model's output for a few tokens has no infinity and no NaN.
+
+    In fp16 numbers end at 65,504. Hidden states of Gemma 3 reach more, and every answer after
+    that is empty.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    ids = torch.arange(PROBE_TOKENS, device=device)[None] % vocab_size  # (1, seq)
+    with torch.inference_mode():
+        output = model(ids)
+    return bool(torch.isfinite(output if isinstance(output, torch.Tensor) else output[0]).all())
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from llmnb import LlmnbError, fast_linear, models
 from llmnb.assets import AssetError
+from llmnb.transformer import Decoder
 
 
 @pytest.fixture
@@ -82,3 +83,20 @@ def test_an_error_without_a_text_is_reported_by_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fast_linear, "PackedLinear", fail)
     assert fast_linear.unavailable("bf16") == "NotImplementedError"
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_a_model_that_overflows_in_fp16_runs_in_fp32_and_says_so(model, tmp_path, capsys, is_large):
+    with torch.no_grad():
+        if is_large:
+            model.transformer.h[0].mlp.c_proj.bias.fill_(1e5)  # fp16 ends at 65,504
+    model.save_pretrained(tmp_path)
+    for load in (models.load_decoder, Decoder.from_pretrained):
+        loaded = load(str(tmp_path), dtype="fp16", device="cpu")
+        weight = next(loaded.parameters())
+        assert weight.dtype == (torch.float32 if is_large else torch.float16)
+        assert ("overflows in fp16" in capsys.readouterr().out) == is_large
+        ids = torch.tensor([[1, 2, 3]])
+        output = loaded(ids)
+        logits = output if isinstance(output, torch.Tensor) else output.logits
+        assert torch.isfinite(logits).all()
