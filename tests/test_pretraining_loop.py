@@ -296,3 +296,12 @@ def test_a_loss_that_is_no_number_names_the_step(changes, corpus, tmp_path):
     recipe = small(family="gpt2", optimizer="adamw", lr=1e30, **changes)
     with pytest.raises(PretrainingError, match=r"loss is nan at step 1\..* halve lr \(1e\+30\)"):
         trained(corpus, recipe, tmp_path, evaluations=1)
+
+
+def test_more_processes_than_gpus_are_refused_before_they_meet(monkeypatch):
+    monkeypatch.setattr(loop.hardware, "has_cuda", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PretrainingError, match=r"2 processes here.* has 1 GPUs.*per-node=1"):
+        loop.Processes.join()

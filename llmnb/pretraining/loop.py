@@ -38,12 +38,22 @@ class Processes:
 
     @classmethod
     def join(cls) -> "Processes":
-        """Join the processes that torchrun started, if it did."""
+        """Join the processes that torchrun started, if it did.
+
+        Raises PretrainingError where there are more of them on this machine than GPUs.
+        """
         count = int(os.environ.get("WORLD_SIZE", 1))
         if count == 1:
             return cls()
         backend = "nccl" if hardware.has_cuda() else "gloo"
         if backend == "nccl":
+            n_gpus = torch.cuda.device_count()
+            n_here = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+            if n_here > n_gpus:
+                raise PretrainingError(
+                    f"torchrun started {n_here} processes here, and this machine has {n_gpus} "
+                    f"GPUs: start one for each GPU, with --nproc-per-node={n_gpus}."
+                )
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group(backend)
