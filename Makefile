@@ -13,7 +13,7 @@ export GOMP_SPINCOUNT
 PAIR := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup report check notebooks stamp readme colab colab-bundle bench lab clean
+.PHONY: help setup report site check notebooks stamp readme colab colab-bundle bench lab clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,9 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalized
 	$(BIN)/python .ci/notebooks.py
 	$(BIN)/ruff format -q notebooks/
+
+site: report ## write site/: index and reports of the runs in reports/, to be published as they are
+	@$(BIN)/python .ci/site.py reports site
 
 stamp: ## point badges and set-up cells at the git remote's repository, or at REPOSITORY=owner/name
 	$(PYTHON) .ci/stamp.py $(REPOSITORY)
