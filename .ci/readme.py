@@ -108,7 +108,8 @@ def times() -> str:
     return (
         f"Measured on {facts['cores']} cores ({facts['date']}): all notebooks together take "
         f"{minutes:.0f} minutes, and at most {memory} GB of memory. The installation before them "
-        f"takes a minute or two, `make check` {facts['check_minutes']} minutes."
+        f"takes a minute or two, `make check` {facts['check_minutes']} minutes. "
+        f"Checked with {', '.join(f'{n} {v}' for n, v in facts.get('versions', {}).items())}."
     )
 
 
@@ -149,7 +150,9 @@ def collect(reports: Path) -> None:
         for name in QUESTIONS
     }
     last = newest["06_applications"]
+    versions = {n: v for n, v in last["versions"].items() if n != "llmnb"}
     facts |= {"cores": last["hardware"]["cores"], "date": last["started"][:10]}
+    facts["versions"] = {"Python" if n == "python" else n: v for n, v in versions.items()}
     file.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
