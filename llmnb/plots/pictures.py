@@ -98,6 +98,7 @@ def stacks(
 ) -> Figure:
     """Columns of boxes, read from the bottom; links: from column, box to column, box.
 
+    A link within a column is a residual connection: from above a box, around those that follow.
     A box whose text begins with * is one of a group that is repeated, and gets the group's colour.
     """
     need(columns, "columns")
@@ -117,7 +118,12 @@ def stacks(
                 if row:
                     _arrow(axes, (column, row - 0.64), (column, row - 0.36))
         for left, low, right, high in links:
-            _arrow(axes, (left + 0.41, low), (right - 0.41, high))
+            side = left + 0.46
+            if left == right:
+                axes.plot((left, side, side), (low + 0.5, low + 0.5, high), color="#444444", lw=1.2)
+                _arrow(axes, (side + 0.01, high), (left + 0.41, high))
+            else:
+                _arrow(axes, (left + 0.41, low), (right - 0.41, high))
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-1.2, height - 0.5))
     return figure
 
