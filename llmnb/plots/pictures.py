@@ -103,11 +103,10 @@ def stacks(
     """
     need(columns, "columns")
     alt = "; ".join(f"{n}, from the bottom: {', '.join(b)}" for n, b in columns.items())
+    alt = alt.replace("*", "")
     height = max(map(len, columns.values()))
     with rc_context(style()):
-        figure, (axes,) = axes_of(
-            title, alt.replace("*", ""), width=8.4, height=0.9 + 0.52 * height
-        )
+        figure, (axes,) = axes_of(title, alt, width=8.4, height=0.9 + 0.52 * height)
         axes.set_axis_off()
         for column, (name, boxes) in enumerate(columns.items()):
             axes.text(column, -0.85, name, ha="center", va="center", fontweight="bold")
