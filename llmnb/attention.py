@@ -156,9 +156,8 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(n_heads * self.head_dim, d_model, bias)
         self.norms = None
         if qk_norm_eps is not None:
-            self.norms = nn.ModuleDict()
-            for name in ("query", "key"):
-                self.norms[name] = RMSNorm(self.head_dim, qk_norm_eps)
+            norms = {name: RMSNorm(self.head_dim, qk_norm_eps) for name in ("query", "key")}
+            self.norms = nn.ModuleDict(norms)
         self.recorder: list[Tensor] | None = None  # see `recording`
 
     def forward(
@@ -209,8 +208,7 @@ class MultiHeadAttention(nn.Module):
         if causal:
             mask = with_causal(mask, query, key)
         group = query.shape[1] // key.shape[1]  # query heads that share a key/value head
-        key = key.repeat_interleave(group, dim=1)
-        value = value.repeat_interleave(group, dim=1)
+        key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
         heads, weights = scaled_dot_product_attention(query, key, value, mask)
         self.recorder.append(weights.detach())
         return heads

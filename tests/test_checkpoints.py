@@ -113,10 +113,10 @@ def test_weights_are_frozen_in_eval_mode_and_shared_where_tied(kind, folder):
 def test_weights_come_in_the_dtype_that_is_asked_for(dtype, stored, tmp_path):
     reference = theirs("qwen3").to(stored)
     model = Decoder.from_pretrained(str(saved(reference, tmp_path)), dtype, device="cpu")
-    wanted = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    assert {parameter.dtype for parameter in model.parameters()} == {wanted}
-    assert model.embedding.weight.equal(reference.model.embed_tokens.weight.to(wanted))
-    assert model(torch.arange(5)[None]).dtype == wanted
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert {parameter.dtype for parameter in model.parameters()} == {expected}
+    assert model.embedding.weight.equal(reference.model.embed_tokens.weight.to(expected))
+    assert model(torch.arange(5)[None]).dtype == expected
 
 
 def test_a_checkpoint_in_shards_is_the_same_and_each_shard_is_needed(kind, folder, tmp_path):

@@ -208,9 +208,9 @@ def test_a_packed_decoder_generates_batches(style):
     assert new.shape == (2, 16)
     alone = generate(packed, ids[1:], max_new_tokens=10)
     plain = tiny(style).bfloat16()
-    for text, shown in ((new[1:], 6), (alone, 6), (new[:1, 3:], 3)):  # the best, or nearly
-        scores = plain(text)[:, shown - 1 : -1].float()
-        chosen = scores.gather(2, text[:, shown:, None])[..., 0]
+    for text, start in ((new[1:], 6), (alone, 6), (new[:1, 3:], 3)):  # the best, or nearly
+        scores = plain(text)[:, start - 1 : -1].float()
+        chosen = scores.gather(2, text[:, start:, None])[..., 0]
         assert (scores.amax(dim=-1) - chosen).max() < 0.1 * scores.std()
 
 
@@ -230,8 +230,8 @@ def stays_as_it_was(model, kind, message, capsys):
     ids = random_ids(1, 6)
     before = model(ids)
     assert pack(model, kind) is model
-    assert f"No fast {kind} products here (" in (said := capsys.readouterr().out)
-    assert message in said and said.count("\n") == 1
+    assert f"No fast {kind} products here (" in (printed := capsys.readouterr().out)
+    assert message in printed and printed.count("\n") == 1
     assert model.head.weight.dtype == torch.float32 and torch.equal(model(ids), before)
 
 
@@ -287,8 +287,8 @@ def real():
     start = concepts.start_token(tokenizer)
     ids = [torch.tensor([[start, *tokenizer(block)["input_ids"]]]) for block in blocks]
     model = Decoder.from_pretrained(ASSET, dtype="bf16")
-    found = {"tokenizer": tokenizer, "ids": ids, "perplexity": perplexity(model, ids)}
-    return SimpleNamespace(model=model, **found)
+    fields = {"tokenizer": tokenizer, "ids": ids, "perplexity": perplexity(model, ids)}
+    return SimpleNamespace(model=model, **fields)
 
 
 def perplexity(model, blocks):

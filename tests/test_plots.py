@@ -26,6 +26,7 @@ FIGURES = {
         {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
     ),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
+    "stacks": lambda t: plots.stacks({"a": ["b", "*c", "*d"], "e": ["f"]}, [(0, 0, 0, 2)], t),
 }
 TITLES = {
     "symbols": "Costs $5 and $x_{$ or \\frac",
@@ -52,6 +53,13 @@ def test_the_same_figure_has_the_same_bytes_and_its_alt_text_the_values():
     one, two = (plots.bars({"a": 1.5, "b": 2.25}, "x", "t") for _ in range(2))
     assert one._repr_mimebundle_() == two._repr_mimebundle_()
     assert "a 1.50; b 2.25" in one.alt
+
+
+def test_a_residual_connection_goes_around_the_boxes_between_its_ends():
+    figure = plots.stacks({"one": ["input", "*layer", "*add"], "two": ["b"]}, [(0, 0, 0, 2)], "t")
+    (line,) = figure.axes[0].lines
+    assert line.get_ydata().tolist() == [0.5, 0.5, 2]  # from above the input to beside the sum
+    assert 0.41 < line.get_xdata()[-1] < 0.5  # outside its column's boxes, and before the next
 
 
 def test_nothing_to_draw_and_wrong_shapes_are_refused():

@@ -98,15 +98,15 @@ def stacks(
 ) -> Figure:
     """Columns of boxes, read from the bottom; links: from column, box to column, box.
 
+    A link within a column is a residual connection: from above a box, around those that follow.
     A box whose text begins with * is one of a group that is repeated, and gets the group's colour.
     """
     need(columns, "columns")
     alt = "; ".join(f"{n}, from the bottom: {', '.join(b)}" for n, b in columns.items())
+    alt = alt.replace("*", "")
     height = max(map(len, columns.values()))
     with rc_context(style()):
-        figure, (axes,) = axes_of(
-            title, alt.replace("*", ""), width=8.4, height=0.9 + 0.52 * height
-        )
+        figure, (axes,) = axes_of(title, alt, width=8.4, height=0.9 + 0.52 * height)
         axes.set_axis_off()
         for column, (name, boxes) in enumerate(columns.items()):
             axes.text(column, -0.85, name, ha="center", va="center", fontweight="bold")
@@ -117,7 +117,12 @@ def stacks(
                 if row:
                     _arrow(axes, (column, row - 0.64), (column, row - 0.36))
         for left, low, right, high in links:
-            _arrow(axes, (left + 0.41, low), (right - 0.41, high))
+            side = left + 0.46
+            if left == right:
+                axes.plot((left, side, side), (low + 0.5, low + 0.5, high), color="#444444", lw=1.2)
+                _arrow(axes, (side + 0.01, high), (left + 0.41, high))
+            else:
+                _arrow(axes, (left + 0.41, low), (right - 0.41, high))
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-1.2, height - 0.5))
     return figure
 
