@@ -5,6 +5,7 @@ import io
 import warnings
 
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from llmnb import plots
@@ -24,6 +25,9 @@ FIGURES = {
     "signed bars": lambda t: plots.bars({t: -1.0, "b": 2.0}, "x", t, [-2, None], [1, None]),
     "diagonal": lambda t: plots.points(
         {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
+    ),
+    "coloured text": lambda t: plots.coloured_text(
+        ["a", f" {t}", "⏎", " 你好"], [0, 3, 1, 20], t, "bits", top=15
     ),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
 }
@@ -52,6 +56,18 @@ def test_the_same_figure_has_the_same_bytes_and_its_alt_text_the_values():
     one, two = (plots.bars({"a": 1.5, "b": 2.25}, "x", "t") for _ in range(2))
     assert one._repr_mimebundle_() == two._repr_mimebundle_()
     assert "a 1.50; b 2.25" in one.alt
+
+
+def test_a_surprising_token_stands_on_a_darker_ground_and_lines_end_between_words():
+    pieces = [" word", "s"] * 30 + ["⏎", "last"]
+    values = [0.0] * 61 + [15.0]
+    figure = plots.coloured_text(pieces, values, "A text", "bits", top=15)
+    grounds = [patch for patch in figure.axes[0].patches if patch.get_height() < 1]
+    assert len({patch.get_facecolor() for patch in grounds[:-1]}) == 1
+    assert grounds[-1].get_facecolor()[:3] == pytest.approx(to_rgb(plots.COLOURS[1]), abs=0.01)
+    line_starts = [p for p, patch in zip(pieces, grounds, strict=True) if patch.get_x() == 0]
+    assert line_starts == [" word"] * 3 + ["last"]
+    assert "Highest bits: last 15.0" in figure.alt
 
 
 def test_nothing_to_draw_and_wrong_shapes_are_refused():
