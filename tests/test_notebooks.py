@@ -27,7 +27,7 @@ MUTATIONS = {
             "level.discount * level.continuations[context_index] / totals",
             "level.discount / totals",
         ),
-        ("concepts.py", "float(nats) / math.log(2)", "float(nats)"),
+        ("concepts.py", "double().numpy() / math.log(2)", "double().numpy()"),
     ],
     "02": [
         ("attention.py", " / math.sqrt(query.shape[-1])", ""),
