@@ -186,7 +186,7 @@ def test_decoder_bits_equal_the_models_own_loss(tiny_decoder):
 def test_a_tokens_surprise_is_what_it_adds_to_the_bits_of_the_text_before_it(tiny_decoder):
     beginnings = ["e", "ei", "ein"]
     bits = concepts.decoder_bits(tiny_decoder, Bytes(), beginnings)
-    (ids, surprises), _ = concepts.token_surprises(tiny_decoder, Bytes(), ["ein", "a longer one"])
+    _, (ids, surprises) = concepts.token_surprises(tiny_decoder, Bytes(), ["a longer one", "ein"])
     assert ids == list(b"ein")
     np.testing.assert_allclose(surprises, np.diff(bits, prepend=0), rtol=1e-5)
 

@@ -59,14 +59,14 @@ def test_the_same_figure_has_the_same_bytes_and_its_alt_text_the_values():
 
 
 def test_a_surprising_token_stands_on_a_darker_ground_and_lines_end_between_words():
-    pieces = [" word", "s"] * 30 + ["⏎", "last"]
-    values = [0.0] * 61 + [15.0]
+    pieces = [" word", "play"] * 14 + ["⏎", "last"]  # seven words fill a line, and more
+    values = [0.0] * 29 + [15.0]
     figure = plots.coloured_text(pieces, values, "A text", "bits", top=15)
     grounds = [patch for patch in figure.axes[0].patches if patch.get_height() < 1]
     assert len({patch.get_facecolor() for patch in grounds[:-1]}) == 1
     assert grounds[-1].get_facecolor()[:3] == pytest.approx(to_rgb(plots.COLOURS[1]), abs=0.01)
     line_starts = [p for p, patch in zip(pieces, grounds, strict=True) if patch.get_x() == 0]
-    assert line_starts == [" word"] * 3 + ["last"]
+    assert line_starts == [" word", " word", "last"]
     assert "Highest bits: last 15.0" in figure.alt
 
 
