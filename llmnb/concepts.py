@@ -1,16 +1,15 @@
 """What a language model is: n-grams, tokens, and one measure for all models (notebook 01).
 
 A language model gives p(next symbol | symbols before). This module has n-gram models with
-Kneser-Ney smoothing, a word-level vocabulary, and the bits that an n-gram model, a compressor
-and a decoder need for the same text. The transformer itself is in llmnb.transformer.
+Kneser-Ney smoothing, and the bits that an n-gram model, a compressor and a decoder need for the
+same text. The transformer itself is in llmnb.transformer.
 """
 
 import functools
 import lzma
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -198,26 +197,6 @@ def word_tokens(text: str) -> list[str]:
     return _WORD_OR_MARK.findall(text.lower())
 
 
-class Vocabulary:
-    """The most frequent words, numbered from 1; everything else is 0, <unk>."""
-
-    def __init__(self, tokens: Iterable[str], size: int) -> None:
-        """size: the number of words to keep, <unk> not counted."""
-        self.tokens = ["<unk>", *(word for word, _ in Counter(tokens).most_common(size))]
-        self._ids = {token: index for index, token in enumerate(self.tokens)}
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def encode(self, tokens: Iterable[str]) -> NDArray[np.int64]:
-        """The numbers of the tokens: (n,)."""
-        return np.array([self._ids.get(token, 0) for token in tokens], dtype=np.int64)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The tokens with spaces between them."""
-        return " ".join(self.tokens[index] for index in ids)
-
-
 def perplexity(log2_probs: NDArray[np.floating]) -> float:
     """2 to the mean surprise: the number of equally likely choices that would surprise as much."""
     return float(2 ** -np.mean(log2_probs))
@@ -263,8 +242,18 @@ def xz_bits(train: bytes, blocks: Sequence[str]) -> float:
 def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):
     """Bits a decoder needs for each block, which follows a start token: (n_blocks,).
 
-    A block's tokens decode to exactly the block, so their bits add up to the block's, and any
-    other model's bits for it can be compared with them.
+    Raises ValueError if the tokenizer loses text, as token_surprises does.
+    """
+    return np.array([s.sum() for _, s in token_surprises(model, tokenizer, blocks, batch_size)])
+
+
+def token_surprises(
+    model, tokenizer, blocks: Sequence[str], batch_size: int = 8
+) -> list[tuple[list[int], NDArray[np.float64]]]:
+    """For each block its token ids, and -log2 p(token | the block so far) of each: (n_tokens,).
+
+    A block follows a start token. Its tokens decode to exactly the block, so their bits add up to
+    the block's, and any other model's bits for it can be compared with them.
     Raises ValueError if the tokenizer loses text, since the missing bytes would cost nothing.
     """
     import torch
@@ -277,7 +266,7 @@ def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):
                 f"incomplete. Use a tokenizer that keeps every character."
             )
     start = start_token(tokenizer)
-    bits = np.zeros(len(blocks))
+    surprises: dict[int, NDArray[np.float64]] = {}
     by_length = sorted(range(len(blocks)), key=lambda index: len(encoded[index]))
     for first in range(0, len(blocks), batch_size):
         batch = by_length[first : first + batch_size]
@@ -292,10 +281,10 @@ def decoder_bits(model, tokenizer, blocks: Sequence[str], batch_size: int = 8):
         for row, index in enumerate(batch):
             n = len(encoded[index])
             nats = torch.nn.functional.cross_entropy(
-                logits[row, :n].float(), input_ids[row, 1 : n + 1], reduction="sum"
+                logits[row, :n].float(), input_ids[row, 1 : n + 1], reduction="none"
             )
-            bits[index] = float(nats) / math.log(2)
-    return bits
+            surprises[index] = nats.cpu().double().numpy() / math.log(2)
+    return [(ids, surprises[index]) for index, ids in enumerate(encoded)]
 
 
 def start_token(tokenizer) -> int:

@@ -114,13 +114,10 @@ def test_bad_symbols_are_refused(symbols, order, message):
         NgramModel(np.array(symbols), order, 5)
 
 
-def test_words_and_vocabulary():
+def test_words_and_marks_are_tokens():
     tokens = concepts.word_tokens("Don't stop! The film’s end, the END.")
     assert tokens == ["don't", "stop", "!", "the", "film’s", "end", ",", "the", "end", "."]
     assert concepts.word_tokens("a\0b") == ["a", "b"]  # END_OF_TEXT is no word
-    vocabulary = concepts.Vocabulary(tokens, 2)
-    assert len(vocabulary) == 3 and set(vocabulary.tokens) == {"<unk>", "the", "end"}
-    assert vocabulary.decode(vocabulary.encode(["the", "zebra"])) == "the <unk>"
 
 
 def test_perplexity_and_bits_per_byte_by_hand():
@@ -169,17 +166,29 @@ class Bytes:
         return {}
 
 
-def test_decoder_bits_equal_the_models_own_loss():
+@pytest.fixture
+def tiny_decoder():
     sizes = {"vocab_size": 257, "hidden_size": 32, "intermediate_size": 64}
     sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.5}
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+
+
+def test_decoder_bits_equal_the_models_own_loss(tiny_decoder):
     blocks = ["short", "a longer block", "é", "the longest block of them all"]
-    bits = concepts.decoder_bits(model, Bytes(), blocks, batch_size=2)
+    bits = concepts.decoder_bits(tiny_decoder, Bytes(), blocks, batch_size=2)
     for block, ours in zip(blocks, bits, strict=True):
         ids = torch.tensor([[256, *block.encode()]])
-        loss = model(ids, labels=ids).loss.item()  # mean nats over the bytes
+        loss = tiny_decoder(ids, labels=ids).loss.item()  # mean nats over the bytes
         assert ours == pytest.approx(loss * len(block.encode()) / math.log(2), rel=1e-5)
+
+
+def test_a_tokens_surprise_is_what_it_adds_to_the_bits_of_the_text_before_it(tiny_decoder):
+    beginnings = ["e", "ei", "ein"]
+    bits = concepts.decoder_bits(tiny_decoder, Bytes(), beginnings)
+    _, (ids, surprises) = concepts.token_surprises(tiny_decoder, Bytes(), ["a longer one", "ein"])
+    assert ids == list(b"ein")
+    np.testing.assert_allclose(surprises, np.diff(bits, prepend=0), rtol=1e-5)
 
 
 def test_a_tokenizer_that_loses_text_is_refused():

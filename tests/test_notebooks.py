@@ -27,7 +27,7 @@ MUTATIONS = {
             "level.discount * level.continuations[context_index] / totals",
             "level.discount / totals",
         ),
-        ("concepts.py", "float(nats) / math.log(2)", "float(nats)"),
+        ("concepts.py", "double().numpy() / math.log(2)", "double().numpy()"),
     ],
     "02": [
         ("attention.py", " / math.sqrt(query.shape[-1])", ""),
@@ -181,6 +181,7 @@ def test_stored_outputs_are_normalized(path):
     [
         ("01", {"prompt": ""}, "The prompt is empty"),
         ("01", {"text": "no such file.txt"}, "no such file.txt"),
+        ("01", {"text": str(ROOT / "environment.yml")}, "is too short to measure"),
         ("02", {"sentence": "Hi"}, "has 1 tokens: give one of 4 to 100"),
         ("02", {"max_length": 100}, "max_length is 100: 0, or from 512"),
         ("03", {"vocab_size": 10}, "vocab_size"),

@@ -5,6 +5,7 @@ import io
 import warnings
 
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from llmnb import plots
@@ -24,6 +25,9 @@ FIGURES = {
     "signed bars": lambda t: plots.bars({t: -1.0, "b": 2.0}, "x", t, [-2, None], [1, None]),
     "diagonal": lambda t: plots.points(
         {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
+    ),
+    "coloured text": lambda t: plots.coloured_text(
+        ["a", f" {t}", "⏎", " 你好"], [0, 3, 1, 20], t, "bits", top=15
     ),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
     "stacks": lambda t: plots.stacks({"a": ["b", "*c", "*d"], "e": ["f"]}, [(0, 0, 0, 2)], t),
@@ -60,6 +64,16 @@ def test_a_residual_connection_goes_around_the_boxes_between_its_ends():
     (line,) = figure.axes[0].lines
     assert line.get_ydata().tolist() == [0.5, 0.5, 2]  # from above the input to beside the sum
     assert 0.41 < line.get_xdata()[-1] < 0.5  # outside its column's boxes, and before the next
+def test_a_surprising_token_stands_on_a_darker_ground_and_lines_end_between_words():
+    pieces = [" word", "play"] * 14 + ["⏎", "last"]  # seven words fill a line, and more
+    values = [0.0] * 29 + [15.0]
+    figure = plots.coloured_text(pieces, values, "A text", "bits", top=15)
+    grounds = [patch for patch in figure.axes[0].patches if patch.get_height() < 1]
+    assert len({patch.get_facecolor() for patch in grounds[:-1]}) == 1
+    assert grounds[-1].get_facecolor()[:3] == pytest.approx(to_rgb(plots.COLOURS[1]), abs=0.01)
+    line_starts = [p for p, patch in zip(pieces, grounds, strict=True) if patch.get_x() == 0]
+    assert line_starts == [" word", " word", "last"]
+    assert "Highest bits: last 15.0" in figure.alt
 
 
 def test_nothing_to_draw_and_wrong_shapes_are_refused():

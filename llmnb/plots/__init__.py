@@ -5,13 +5,14 @@ Figures are made without pyplot: nothing is shown twice, no global state is left
 
 from llmnb.plots.canvas import COLOURS, Figure
 from llmnb.plots.charts import bars, distributions, heatmap, lines, points
-from llmnb.plots.pictures import Panel, maps, stacks, tokens
+from llmnb.plots.pictures import Panel, coloured_text, maps, stacks, tokens
 
 __all__ = [
     "COLOURS",
     "Figure",
     "Panel",
     "bars",
+    "coloured_text",
     "distributions",
     "heatmap",
     "lines",

@@ -1,4 +1,4 @@
-"""Pictures: tokens as boxes, matrices side by side, stacks of layers. Charts: charts.py."""
+"""Pictures: tokens as boxes, coloured text, matrices, stacks of layers. Charts: charts.py."""
 
 import math
 import unicodedata
@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParams
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from llmnb.plots.canvas import COLOURS, Figure, axes_of, box, label_of, need, style
+
+LINE_CHARACTERS = 62  # of a coloured text
+LONGEST_OVERHANG = 6  # characters by which the rest of a word may stand out of its line
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,53 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
         axes.set_xlim(0, right_end + 0.1)
         axes.set_ylim(-len(rows) + 0.4, 0.6)
     return figure
+
+
+def coloured_text(
+    pieces: Sequence[str], values: Sequence[float], title: str, bar_label: str, top: float
+) -> Figure:
+    """A text in lines, each piece on a ground that is the darker the nearer its value is to top.
+
+    A line is broken before a piece that begins with a space, and after one with ⏎ in it.
+    """
+    need(pieces, "pieces")
+    highest = sorted(zip(values, pieces, strict=True), reverse=True)[:5]
+    alt = f"The text: {''.join(pieces)}. Highest {bar_label}: "
+    alt += ", ".join(f"{piece.strip()} {value:.1f}" for value, piece in highest)
+    positions = _positions(pieces)
+    n_lines = 1 + positions[-1][0]
+    with rc_context(style() | {"axes.grid": False}):
+        figure, (axes,) = axes_of(title, alt, width=8.4, height=1.3 + 0.28 * n_lines)
+        axes.set_axis_off()
+        colours = LinearSegmentedColormap.from_list("surprise", ["white", COLOURS[1]])
+        scale = ScalarMappable(Normalize(0, top), colours)
+        fonts = ["DejaVu Sans Mono", *rcParams["font.sans-serif"]]
+        for piece, value, (line, left) in zip(pieces, values, positions, strict=True):
+            label = label_of(piece)
+            width, colour = _text_width(label), scale.to_rgba(value)
+            axes.add_patch(Rectangle((left, line), width, 0.94, facecolor=colour))
+            middle = (left + width / 2, line + 0.5)
+            axes.text(*middle, label, ha="center", va="center", fontsize=12.5, family=fonts)
+        axes.set(xlim=(0, LINE_CHARACTERS + LONGEST_OVERHANG), ylim=(n_lines, 0))
+        bar = {"location": "bottom", "shrink": 0.5, "aspect": 40, "pad": 0.02}
+        figure.colorbar(scale, ax=axes, label=bar_label, extend="max", format="{x:g}", **bar)
+    return figure
+
+
+def _positions(pieces: Sequence[str]) -> list[tuple[int, float]]:
+    """The line of each piece, and where in the line it begins."""
+    positions = []
+    line, column = 0, 0.0
+    for piece in pieces:
+        width = _text_width(label_of(piece))
+        overhang = 0 if piece.startswith(" ") else LONGEST_OVERHANG
+        if column and column + width > LINE_CHARACTERS + overhang:
+            line, column = line + 1, 0.0
+        positions.append((line, column))
+        column += width
+        if "⏎" in piece:
+            line, column = line + 1, 0.0
+    return positions
 
 
 def _text_width(piece: str) -> float:
