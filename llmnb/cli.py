@@ -1,6 +1,7 @@
-"""The `llmnb` command: list, copy, fetch, run, report."""
+"""The `llmnb` command: list, copy, fetch, run, sweep, report, bundle."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -69,6 +70,56 @@ def _parser() -> argparse.ArgumentParser:
     )
     subparser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
     subparser.add_argument("--all", action="store_true", help="every numbered notebook")
+    subparser.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at once")
+    _add_parameters(subparser)
+    subparser.set_defaults(command=_run)
+
+    _add_sweep(commands)
+
+    subparser = commands.add_parser("report", help="write the reports and their index again")
+    subparser.add_argument("--out", default="reports", metavar="DIR")
+    subparser.set_defaults(command=_report)
+
+    subparser = commands.add_parser(
+        "bundle", help="pack everything for a machine without a network into one archive"
+    )
+    subparser.add_argument("file", metavar="FILE.tar")
+    subparser.add_argument("--profile", default="auto", help="whose models and data to pack")
+    subparser.set_defaults(command=_bundle)
+    return parser
+
+
+def _add_sweep(commands: argparse._SubParsersAction) -> None:
+    subparser = commands.add_parser(
+        "sweep",
+        help="run a notebook over a grid of parameters, and compare",
+        description="Run a notebook with every combination of the values, on all cores or on a "
+        "cluster (see docs/cluster.md). What finished before is skipped.",
+    )
+    subparser.add_argument("notebook", metavar="NOTEBOOK")
+    subparser.add_argument(
+        "-g",
+        dest="choices",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "V1,V2"),
+        help="the values of a parameter, separated by commas",
+    )
+    subparser.add_argument("--grid", metavar="FILE", help="NAME: [V1, V2] from a YAML file")
+    subparser.add_argument(
+        "--repeat", type=_count, default=1, metavar="N", help="run each setting with N seeds"
+    )
+    subparser.add_argument(
+        "--jobs", type=_count, metavar="N", help="runs at once (default: by cores and memory)"
+    )
+    subparser.add_argument("--cluster", metavar="ADDRESS", help="of a dask scheduler")
+    subparser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    _add_parameters(subparser)
+    subparser.set_defaults(command=_sweep)
+
+
+def _add_parameters(subparser: argparse.ArgumentParser) -> None:
     subparser.add_argument(
         "-p",
         dest="parameters",
@@ -84,12 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     subparser.add_argument(
         "--timeout", type=_seconds, metavar="S", help="seconds a notebook may take (default: none)"
     )
-    subparser.set_defaults(command=_run)
 
-    subparser = commands.add_parser("report", help="write the reports and their index again")
-    subparser.add_argument("--out", default="reports", metavar="DIR")
-    subparser.set_defaults(command=_report)
-    return parser
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be a whole number above 0")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -163,7 +214,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from llmnb.runs import index, parameters, runner
+    from llmnb.runs import index, parameters, runner, sweep
 
     values = _parameter_values(options)
     paths = [parameters.find_notebook(name) for name in options.notebooks]
@@ -171,13 +222,12 @@ def _run(options: argparse.Namespace) -> int:
         paths += [path for path in parameters.all_notebooks() if path not in paths]
     if not paths:
         raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
-    out = Path(options.out)
-    if (out / "index.html").exists() and not (out / "runs").is_dir():
-        raise parameters.ParameterError(
-            f"{out} holds an index.html that is no index of runs: give another folder as --out."
-        )
+    out = _output_folder(options)
     for path in paths:  # check all of them before the first one starts
         parameters.resolve(parameters.read_notebook(path), values, path.stem)
+    if options.jobs > 1:
+        tasks = [task for path in paths for task in sweep.plan(path, [values], options.timeout)]
+        return _run_tasks(tasks, out, n_jobs=options.jobs, skip_finished=False)
     exit_code = 0
     for path in paths:
         line = _ProgressLine(path.stem)
@@ -191,6 +241,66 @@ def _run(options: argparse.Namespace) -> int:
         line.show_end(record)
     print(page.resolve())
     return exit_code
+
+
+def _output_folder(options: argparse.Namespace) -> Path:
+    """The folder of --out. Raises ParameterError where it holds somebody's web site."""
+    from llmnb.runs import parameters
+
+    out = Path(options.out)
+    if (out / "index.html").exists() and not (out / "runs").is_dir():
+        raise parameters.ParameterError(
+            f"{out} holds an index.html that is no index of runs: give another folder as --out."
+        )
+    return out
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from llmnb.runs import parameters, sweep, workers
+
+    path = parameters.find_notebook(options.notebook)
+    fixed = _parameter_values(options)
+    choices = files.read_settings(options.grid) if options.grid else {}
+    choices |= {name: values.split(",") for name, values in options.choices}
+    if both := sorted(fixed.keys() & choices.keys()):
+        raise parameters.ParameterError(f"{both[0]} has one value (-p) and several (-g).")
+    settings = [fixed | setting for setting in sweep.grid(choices)]
+    if options.repeat > 1:
+        settings = sweep.repeated(settings, options.repeat, path)
+    out = _output_folder(options)
+    tasks = sweep.plan(path, settings, options.timeout)
+    if len(tasks) < len(settings):
+        print(f"{len(settings) - len(tasks)} settings are the same as others, and run once.")
+    if not options.dry_run:
+        n_jobs = options.jobs or workers.default_jobs()
+        return _run_tasks(tasks, out, options.cluster, n_jobs)
+    for task in tasks:
+        shown = parameters.redacted(task.parameters)
+        values = ", ".join(f"{name} = {shown[name]}" for name in (*choices, "seed") if name in shown)
+        print(f"{task.name}  {values}  {'done' if sweep.is_finished(out, task) else 'to run'}")
+    return 0
+
+
+def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=True) -> int:
+    """Run the tasks with their progress on a line; returns the exit code."""
+    from llmnb.runs import index, sweep
+
+    line = _ProgressLine(f"{len(tasks)} runs")
+    outcomes = sweep.run(tasks, out, address, n_jobs, line.show_sweep, skip_finished)
+    n_failed = n_done = 0
+    try:
+        with contextlib.closing(outcomes):
+            for outcome in outcomes:
+                n_done += 1
+                n_failed += outcome.status != "ok"
+                line.show_outcome(outcome)
+    except KeyboardInterrupt:
+        print(f"\nStopped. {n_done} runs are complete; the same command runs the others.")
+        raise
+    finally:
+        page = index.write_index(out)
+    print(line.start_of_line + str(page.resolve()))
+    return 1 if n_failed else 0
 
 
 def _parameter_values(options: argparse.Namespace) -> dict:
@@ -220,6 +330,20 @@ class _ProgressLine:
             self.last_print = time.monotonic()
             print(text, flush=True)
 
+    def show_sweep(self, progress) -> None:
+        """How far a sweep is."""
+        if self.start_of_line:
+            print(self.start_of_line + progress.text(), end="", flush=True)
+        elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
+            self.last_print = time.monotonic()
+            print(progress.text(), flush=True)
+
+    def show_outcome(self, outcome) -> None:
+        """How a run of a sweep ended."""
+        print(f"{self.start_of_line}{outcome.task.name}  {outcome.status}", flush=True)
+        if outcome.message:
+            print(f"    {outcome.message[:300]}")
+
     def show_end(self, record: dict) -> None:
         memory = record["peak_memory_mb"]
         text = f"{self.name}  {record['status']}  {record['seconds']:.0f} s"
@@ -227,6 +351,14 @@ class _ProgressLine:
         print(f"{self.start_of_line}{text}  {record['folder']}/report.html")
         if error := record["error"]:
             print(f"    cell {error['cell']}: {error['type']}: {error['message'][:300]}")
+
+
+def _bundle(options: argparse.Namespace) -> int:
+    from llmnb.runs import bundle
+
+    path = bundle.write_bundle(Path(options.file), options.profile, print)
+    print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:
