@@ -140,6 +140,7 @@ def run(
     address: a scheduler's, or None for n_jobs processes here. Raises SweepError where no cluster
     can be reached, and OSError where out can't be written: then the other runs are stopped.
     """
+    (out / "runs").mkdir(parents=True, exist_ok=True)  # also marks the folder as one of runs
     _remove_unfinished(out)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
@@ -211,7 +212,6 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
 
     It is written beside, and renamed when it is complete. Raises OSError.
     """
-    (out / "runs").mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-", dir=out))
     try:
         for file, content in contents.items():

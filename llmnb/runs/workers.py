@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import tarfile
 import tempfile
 import threading
@@ -182,7 +183,9 @@ def connect(address: str | None, n_jobs: int) -> distributed.Client:
     for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.core"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports what matters
     if address is None:
-        return distributed.Client(_local_cluster(n_jobs))
+        client = distributed.Client(_local_cluster(n_jobs))
+        client.register_plugin(_without_interrupts())
+        return client
     try:
         return distributed.Client(address, timeout=CONNECTION_SECONDS)
     except (OSError, ValueError) as error:
@@ -190,6 +193,17 @@ def connect(address: str | None, n_jobs: int) -> distributed.Client:
             f"No scheduler answers at {address}. Start one (dask scheduler), give the address "
             f"that it prints as --cluster, and see docs/cluster.md."
         ) from error
+
+
+def _without_interrupts() -> distributed.WorkerPlugin:
+    """Ctrl-C reaches all processes of a terminal, but only the client is to act on it."""
+    from distributed import WorkerPlugin
+
+    class WithoutInterrupts(WorkerPlugin):
+        def setup(self, worker: distributed.Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return WithoutInterrupts()
 
 
 def _local_cluster(n_jobs: int) -> distributed.SpecCluster:
