@@ -276,7 +276,9 @@ def _sweep(options: argparse.Namespace) -> int:
         return _run_tasks(tasks, out, options.cluster, n_jobs)
     for task in tasks:
         shown = parameters.redacted(task.parameters)
-        values = ", ".join(f"{name} = {shown[name]}" for name in (*choices, "seed") if name in shown)
+        values = ", ".join(
+            f"{name} = {shown[name]}" for name in (*choices, "seed") if name in shown
+        )
         print(f"{task.name}  {values}  {'done' if sweep.is_finished(out, task) else 'to run'}")
     return 0
 

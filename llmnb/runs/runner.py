@@ -54,9 +54,7 @@ class Job:
 
 
 def run(
-    job: Job,
-    progress: Progress | None = None,
-    is_cancelled: Callable[[], bool] = lambda: False,
+    job: Job, progress: Progress | None = None, is_cancelled: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Execute the job; returns its record, with the run's folder as "folder".
 

@@ -212,6 +212,7 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
 
     It is written beside, and renamed when it is complete. Raises OSError.
     """
+    (out / "runs").mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-", dir=out))
     try:
         for file, content in contents.items():

@@ -84,7 +84,7 @@ def _packed(path: str) -> bytes | None:
     return buffer.getvalue() if contents else None
 
 
-def _unpack(tars: dict[str, bytes], folder: Path) -> dict[str, str]:
+def unpack(tars: dict[str, bytes], folder: Path) -> dict[str, str]:
     """Put the inputs below the folder; returns where an absolute path lies now.
 
     A relative path lies below the folder as it did on the client, so its text stays as it is.
@@ -124,7 +124,7 @@ def execute(task: Task) -> dict[str, bytes]:
         raise SweepError(f"The worker {worker.address} has another version of llmnb.")
     temporary = tempfile.TemporaryDirectory(prefix="llmnb-run-", dir=worker.local_directory)
     with _one_run_at_a_time, temporary as folder:
-        moved = _unpack(task.inputs, Path(folder, "files"))
+        moved = unpack(task.inputs, Path(folder, "files"))
         path = Path(folder, f"{task.stem}.ipynb")
         path.write_text(task.notebook, encoding="utf-8")
         job = runner.Job(
