@@ -274,11 +274,10 @@ def _sweep(options: argparse.Namespace) -> int:
     if not options.dry_run:
         n_jobs = options.jobs or workers.default_jobs()
         return _run_tasks(tasks, out, options.cluster, n_jobs)
+    names = dict.fromkeys([*choices, "seed"])
     for task in tasks:
-        shown = parameters.redacted(task.parameters)
-        values = ", ".join(
-            f"{name} = {shown[name]}" for name in (*choices, "seed") if name in shown
-        )
+        stored = parameters.redacted(task.parameters)
+        values = ", ".join(f"{name} = {stored[name]}" for name in names if name in stored)
         print(f"{task.name}  {values}  {'done' if sweep.is_finished(out, task) else 'to run'}")
     return 0
 

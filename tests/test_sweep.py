@@ -50,16 +50,8 @@ def statuses(out):
 
 
 def sweep_command(notebook, out, *arguments):
-    return [
-        sys.executable,
-        "-m",
-        "llmnb.cli",
-        "sweep",
-        str(notebook),
-        "--out",
-        str(out),
-        *arguments,
-    ]
+    command = [sys.executable, "-m", "llmnb.cli", "sweep", str(notebook)]
+    return [*command, "--out", str(out), *arguments]
 
 
 def test_a_grid_is_every_combination():
@@ -84,10 +76,8 @@ def test_a_repeat_changes_only_the_seed(notebook):
 def test_a_plan_checks_everything_before_anything_runs(notebook):
     tasks = sweep.plan(notebook, [{"lr": "0.1"}, {"lr": 0.2}, {"lr": 0.1}])
     assert [task.parameters["lr"] for task in tasks] == [0.1, 0.2]
-    for settings, word in [
-        ([{}, {"rl": 1}], "lr"),
-        ([{"out": "x"}, {"out": "x", "lr": 1.0}], "out"),
-    ]:
+    same_out = [{"out": "x"}, {"out": "x", "lr": 1.0}]
+    for settings, word in [([{}, {"rl": 1}], "lr"), (same_out, "out")]:
         with pytest.raises(parameters.ParameterError, match=word):
             sweep.plan(notebook, settings)
 
@@ -225,12 +215,9 @@ def test_a_grid_on_a_scheduler_ends_complete_though_a_worker_is_killed(
 ):
     monkeypatch.chdir(tmp_path)
     Path("input.txt").write_text("from the client")
-    settings = [{"lr": lr, "seconds": 0.5, "text": "input.txt"} for lr in (0.1, 0.2, 0.3, 0.4)]
     absolute = str(tmp_path / "input.txt")
-    settings = sweep.repeated(
-        [s | {"text": absolute} for s in settings[:2]] + settings[2:], 3, notebook
-    )
-    tasks = sweep.plan(notebook, settings)
+    choices = {"lr": [0.1, 0.2], "seconds": [0.5], "text": ["input.txt", absolute]}
+    tasks = sweep.plan(notebook, sweep.repeated(sweep.grid(choices), 3, notebook))
     out = tmp_path / "out"
     with cluster(tmp_path) as (address, processes):
         outcomes = []

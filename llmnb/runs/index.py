@@ -173,9 +173,8 @@ def _compare(card: dict, metric: dict, level: float) -> None:
             own := [as_number(newest.get(end)) for end in ("low", "high")]
         ):
             low, high = own
-        lines.append(
-            {"setting": setting, "n": len(values), "value": mean, "low": low, "high": high}
-        )
+        line = {"setting": setting, "n": len(values), "value": mean}
+        lines.append(line | {"low": low, "high": high})
     best = _best(lines, metric["better"])
     for line in lines:
         line["is_best"] = line["value"] == best

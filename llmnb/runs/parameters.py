@@ -334,7 +334,7 @@ def _input_facts(key: str, value: Any) -> list:
 
 
 def input_files(root: Path) -> list[Path]:
-    """The files that a parameter names: the file; or the files of the folder that a notebook reads, as `digest` says."""
+    """The file that a parameter names; or those of the folder that a notebook reads: see `digest`."""
     if root.is_file():
         return [root]
     paths = []
