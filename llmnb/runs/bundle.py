@@ -1,0 +1,149 @@
+"""One archive with everything for a machine without a network: wheels, assets, notebooks.
+
+Wheels fit the platform and the Python that made the bundle. install.sh checks every sum first,
+then makes a virtual environment, fills the cache and copies the notebooks.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from llmnb import LlmnbError, assets, files, models, profiles
+from llmnb.runs import parameters as params
+
+SUMS = "SHA256SUMS"
+INSTALL = """#!/bin/sh
+# Install llmnb from this folder, without a network: ./install.sh [FOLDER]   (default: here)
+set -eu
+cd "$(dirname "$0")"
+folder=${1:-$PWD}
+python=${PYTHON:-python3}
+wanted='PLATFORM'
+actual=$("$python" -c 'import sys, sysconfig
+print("Python %d.%d on %s" % (*sys.version_info[:2], sysconfig.get_platform()))')
+if [ "$actual" != "$wanted" ]; then
+  echo "This bundle is for $wanted, and $python is $actual." >&2
+  echo "Name another Python: PYTHON=python3.x ./install.sh" >&2
+  exit 1
+fi
+"$python" - <<'END'
+import hashlib, sys
+for line in open("SHA256SUMS", encoding="utf-8"):
+    digest, name = line.rstrip("\\n").split("  ", 1)
+    with open(name, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            sys.exit(f"{name} is damaged: unpack the archive again.")
+END
+mkdir -p "$folder"
+"$python" -m venv "$folder/.venv"
+"$folder/.venv/bin/python" -m pip install -q --disable-pip-version-check --no-index \\
+  --find-links wheels --no-deps -r requirements.txt
+cache=$("$folder/.venv/bin/python" -c 'from llmnb import files; print(files.cache_dir())')
+mkdir -p "$cache/assets"
+for asset in assets/*; do
+  [ -e "$cache/$asset" ] || cp -R "$asset" "$cache/assets/"
+done
+cd "$folder"
+.venv/bin/llmnb copy notebooks >/dev/null
+echo "Installed. Go on with: cd $folder && .venv/bin/llmnb run --all --profile PROFILE"
+"""
+
+
+class BundleError(LlmnbError, RuntimeError):
+    """A bundle that can't be made; the message says why, and what to do."""
+
+
+def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
+    """Write the archive with the profile's models and data; returns its path.
+
+    The file appears when it is complete. Raises BundleError where this is no checkout or pip
+    can't fetch a wheel, AssetError where an asset can't be fetched.
+    """
+    if not file.name.endswith(".tar"):
+        raise BundleError(f"The archive is a .tar (wheels don't get smaller); got {file.name!r}.")
+    root = Path(__file__).parents[2]
+    if not (root / "pyproject.toml").is_file():
+        raise BundleError("A bundle is made from a checkout of the repository, not from a wheel.")
+    chosen = profiles.resolve(profile)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".llmnb-bundle-", dir=file.parent) as temporary:
+        folder = Path(temporary, file.stem)
+        (folder / "assets").mkdir(parents=True)
+        requirements = pinned_requirements("llmnb")
+        show(f"fetching {len(requirements)} wheels ...")
+        _fetch_wheels(root, requirements, folder / "wheels")
+        lines = [f"llmnb=={importlib.metadata.version('llmnb')}", *requirements]
+        files.write_text(folder / "requirements.txt", "\n".join(lines) + "\n")
+        for name in chosen.assets:
+            show(f"packing {name} ...")
+            _copy_asset(name, folder / "assets")
+        (folder / "notebooks").mkdir()
+        for path in params.notebooks_in(root / "notebooks"):
+            shutil.copyfile(path, folder / "notebooks" / path.name)
+        version = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
+        platform = f"{version} on {sysconfig.get_platform()}"
+        script = INSTALL.replace("PLATFORM", platform).replace("PROFILE", chosen.name)
+        files.write_text(folder / "install.sh", script)
+        (folder / "install.sh").chmod(0o755)
+        sums = [f"{digest}  {name}\n" for name, digest in files.sums_of(folder).items()]
+        files.write_text(folder / SUMS, "".join(sums))
+        partial = Path(temporary, file.name)
+        with tarfile.open(partial, "w") as archive:
+            archive.add(folder, file.stem)
+        os.replace(partial, file)
+    return file
+
+
+def pinned_requirements(name: str) -> list[str]:
+    """The installed packages that the package needs, directly or not, as "name==version"."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    versions = {}
+    waiting = [(name, frozenset())]
+    seen = set()
+    while waiting:
+        name, extras = waiting.pop()
+        for line in importlib.metadata.requires(name) or []:
+            requirement = Requirement(line)
+            environments = [{"extra": extra} for extra in extras or {""}]
+            marker = requirement.marker
+            if marker and not any(marker.evaluate(environment) for environment in environments):
+                continue
+            needed = (canonicalize_name(requirement.name), frozenset(requirement.extras))
+            if needed not in seen:
+                seen.add(needed)
+                versions[needed[0]] = importlib.metadata.version(needed[0])
+                waiting.append(needed)
+    return [f"{name}=={versions[name]}" for name in sorted(versions)]
+
+
+def _fetch_wheels(root: Path, requirements: list[str], folder: Path) -> None:
+    """A wheel of this checkout and of every requirement; pip builds those that have none."""
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check"]
+    for what in ([str(root)], requirements):
+        result = subprocess.run(
+            [*pip, "-w", str(folder), *what], capture_output=True, text=True, errors="replace"
+        )
+        if result.returncode != 0:
+            last = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
+            raise BundleError(
+                f"A wheel can't be fetched: {last} Is there a network? Where torch came from "
+                f"another index, name it in PIP_EXTRA_INDEX_URL."
+            )
+
+
+def _copy_asset(name: str, folder: Path) -> None:
+    source = models.locate(name)
+    if name not in assets.ASSETS:
+        raise BundleError(f"{name} comes from the Hub, and can't be packed: choose a profile.")
+    shutil.copytree(source, folder / source.name)
