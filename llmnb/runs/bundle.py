@@ -46,7 +46,7 @@ END
 mkdir -p "$folder"
 "$python" -m venv "$folder/.venv"
 "$folder/.venv/bin/python" -m pip install -q --disable-pip-version-check --no-index \\
-  --find-links wheels --no-deps -r requirements.txt
+  --find-links wheels llmnb
 cache=$("$folder/.venv/bin/python" -c 'from llmnb import files; print(files.cache_dir())')
 mkdir -p "$cache/assets"
 for asset in assets/*; do
@@ -78,11 +78,8 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
     with tempfile.TemporaryDirectory(prefix=".llmnb-bundle-", dir=file.parent) as temporary:
         folder = Path(temporary, file.stem)
         (folder / "assets").mkdir(parents=True)
-        requirements = pinned_requirements("llmnb")
-        show(f"fetching {len(requirements)} wheels ...")
-        _fetch_wheels(root, requirements, folder / "wheels")
-        lines = [f"llmnb=={importlib.metadata.version('llmnb')}", *requirements]
-        files.write_text(folder / "requirements.txt", "\n".join(lines) + "\n")
+        show("fetching the wheels ...")
+        _fetch_wheels(root, folder / "wheels")
         for name in chosen.assets:
             show(f"packing {name} ...")
             _copy_asset(name, folder / "assets")
@@ -103,43 +100,29 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
     return file
 
 
-def pinned_requirements(name: str) -> list[str]:
-    """The installed packages that the package needs, directly or not, as "name==version"."""
-    from packaging.requirements import Requirement
-    from packaging.utils import canonicalize_name
+def _fetch_wheels(root: Path, folder: Path) -> None:
+    """A wheel of this checkout and of all that it needs, in the versions that are installed here.
 
-    versions = {}
-    waiting = [(name, frozenset())]
-    seen = set()
-    while waiting:
-        name, extras = waiting.pop()
-        for line in importlib.metadata.requires(name) or []:
-            requirement = Requirement(line)
-            environments = [{"extra": extra} for extra in extras or {""}]
-            marker = requirement.marker
-            if marker and not any(marker.evaluate(environment) for environment in environments):
-                continue
-            needed = (canonicalize_name(requirement.name), frozenset(requirement.extras))
-            if needed not in seen:
-                seen.add(needed)
-                versions[needed[0]] = importlib.metadata.version(needed[0])
-                waiting.append(needed)
-    return [f"{name}=={versions[name]}" for name in sorted(versions)]
-
-
-def _fetch_wheels(root: Path, requirements: list[str], folder: Path) -> None:
-    """A wheel of this checkout and of every requirement; pip builds those that have none."""
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--disable-pip-version-check"]
-    for what in ([str(root)], requirements):
-        result = subprocess.run(
-            [*pip, "-w", str(folder), *what], capture_output=True, text=True, errors="replace"
+    pip builds those that have no wheel.
+    """
+    installed = {d.name: d.version for d in importlib.metadata.distributions()}
+    pins = [f"{name}=={version}\n" for name, version in installed.items() if name != "llmnb"]
+    constraints = folder.with_name("constraints.txt")
+    files.write_text(constraints, "".join(pins))
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [*pip, "-w", str(folder), "-c", str(constraints), str(root)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    constraints.unlink()
+    if result.returncode != 0:
+        last = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
+        raise BundleError(
+            f"A wheel can't be fetched: {last} Is there a network? Where torch came from another "
+            f"index, name it in PIP_EXTRA_INDEX_URL."
         )
-        if result.returncode != 0:
-            last = (result.stderr.strip() or "pip gave no reason").splitlines()[-1]
-            raise BundleError(
-                f"A wheel can't be fetched: {last} Is there a network? Where torch came from "
-                f"another index, name it in PIP_EXTRA_INDEX_URL."
-            )
 
 
 def _copy_asset(name: str, folder: Path) -> None:

@@ -334,7 +334,7 @@ def _input_facts(key: str, value: Any) -> list:
 
 
 def input_files(root: Path) -> list[Path]:
-    """The file that a parameter names; or those of the folder that a notebook reads: see `digest`."""
+    """The file, or those of the folder that a notebook reads, as `digest` says."""
     if root.is_file():
         return [root]
     paths = []
