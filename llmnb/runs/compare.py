@@ -23,6 +23,7 @@ nothing is marked.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -132,9 +133,18 @@ def sentence(comparison: Comparison, unit: str = "") -> str:
     return f"{text} no difference shown to {shown}."
 
 
+def with_interval(value: float, low: float, high: float) -> str:
+    """A value and its interval, to two digits of the interval's half: 0.912 [0.887, 0.937]."""
+    margin = max(high - value, value - low)
+    if not 1e-6 < margin < 1e4:
+        return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]"
+    decimals = max(0, 1 - math.floor(math.log10(margin)))
+    return f"{value:,.{decimals}f} [{low:,.{decimals}f}, {high:,.{decimals}f}]"
+
+
 def _lead_text(lead: Lead, unit: str) -> str:
-    low, high = number_text(lead.low), number_text(lead.high)
-    return f"{number_text(lead.difference)}{' ' if unit else ''}{unit} [{low}, {high}]"
+    number, interval = with_interval(lead.difference, lead.low, lead.high).split(" ", 1)
+    return f"{number}{' ' if unit else ''}{unit} {interval}"
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:

@@ -173,12 +173,18 @@ def _compare(card: dict, metric: dict, level: float) -> None:
             own := [as_number(newest.get(end)) for end in ("low", "high")]
         ):
             low, high = own
-        line = {"setting": setting, "n": len(values), "value": mean}
-        lines.append(line | {"low": low, "high": high})
+        line = {"setting": setting, "n": len(values), "value": mean, "low": low, "high": high}
+        line["text"], _, line["interval"] = compare.with_interval(mean, low, high).partition(" ")
+        if low == high:
+            line |= {"text": records.number_text(mean), "interval": ""}
+        lines.append(line)
     best = _best(lines, metric["better"])
     for line in lines:
         line["is_best"] = line["value"] == best
-        line["lead"] = comparison and comparison.leads.get(line["setting"]["name"])
+        line["lead"] = lead = comparison and comparison.leads.get(line["setting"]["name"])
+        if lead:
+            text = compare.with_interval(lead.difference, lead.low, lead.high)
+            line["behind"], _, line["behind_interval"] = text.partition(" ")
     metric["lines"] = lines
     metric["comparison"] = comparison
     metric["sentence"] = compare.sentence(comparison, metric["unit"]) if comparison else ""
