@@ -123,11 +123,11 @@ def test_the_sentence_names_winner_difference_interval_and_seeds():
     assert text == "s1 beats s0 by 0.1000 points [0.0975, 0.1025] over 3 seeds."
     lower = compare.sentence(compare.compare(two, "lower"))
     assert lower.startswith("s0 beats s1 by 0.1000 [")
-    rows = [0.8 + base, 0.9 + base + noise, 0.7 + base - noise, 0.9 + base - noise]
+    rows = [0.8 + base, 0.91 + base + noise, 0.7 + base - noise, 0.909 + base - noise]
     some = compare.sentence(compare.compare(values_of(rows), "higher"))
     assert "beats 2 of 3 others, s0 by" in some and some.endswith("no difference shown to s3.")
     every = compare.sentence(compare.compare(values_of(rows[:3]), "higher"))
-    assert every.startswith("s1 beats all 2 others, s0 by 0.10")
+    assert every.startswith("s1 beats all 2 others, s0 by 0.11")
     none = compare.sentence(compare.compare(values_of([base, base + 10 * noise]), "higher"))
     assert none.startswith("No difference shown: the best,")
 
