@@ -180,8 +180,9 @@ def _compare(card: dict, metric: dict, level: float) -> None:
         lines.append(line)
     best = _best(lines, metric["better"])
     for line in lines:
-        line["is_best"] = line["value"] == best
-        line["lead"] = lead = comparison and comparison.leads.get(line["setting"]["name"])
+        name = line["setting"]["name"]
+        line["is_best"] = name == comparison.best if comparison else line["value"] == best
+        line["lead"] = lead = comparison and comparison.leads.get(name)
         if lead:
             text = compare.with_interval(lead.difference, lead.low, lead.high)
             line["behind"], _, line["behind_interval"] = text.partition(" ")

@@ -100,7 +100,8 @@ class Progress:
     failed: int = 0
     running: int = 0
     workers: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # since the start
+    seconds_to_last: float = 0.0  # until a run ended last
 
     def text(self) -> str:
         """One line for people, with an estimate of the remaining time after the first run."""
@@ -112,7 +113,8 @@ class Progress:
         if not self.workers:
             parts.append("waiting for a worker")
         elif self.done and remaining:
-            seconds = self.seconds / self.done * remaining
+            since_last = self.seconds - self.seconds_to_last
+            seconds = max(0.0, self.seconds_to_last / self.done * remaining - since_last)
             parts.append(f"about {records.duration_text(seconds)} left")
         return ", ".join(parts)
 
@@ -182,6 +184,7 @@ def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome
             outcome = _outcome(out, tasks_of.pop(future), future)
             progress.done += 1
             progress.failed += outcome.status != "ok"
+            progress.seconds_to_last = time.monotonic() - start
             yield outcome
     progress.running = 0
     show(progress)
