@@ -72,9 +72,9 @@ def _card(notebook: str, rows: list[dict]) -> dict:
     rows.reverse()
     texts = {}  # of each parameter; a dict keeps the order in which the names appear
     for row in rows:
-        for name in row["texts"]:
-            texts[name] = {other["texts"].get(name, "–") for other in rows}
-    differing = [name for name in texts if len(texts[name]) > 1]
+        for name, text in row["texts"].items():
+            texts.setdefault(name, []).append(text)
+    differing = [n for n in texts if len({*texts[n]}) > 1 or len(texts[n]) < len(rows)]
     finished = [row for row in rows if row["status"] == "ok"]
     names = [name for name in differing if name != "seed" and not params.is_output(name)]
     settings = _settings(finished, names)
