@@ -103,7 +103,7 @@ def test_a_setting_that_scatters_far_more_is_judged_by_its_own_spread():
         ({"a": {"0": 1.0, "1": 1.1}, "b": {"0": 2.0}}, None),
         ({}, None),
         ({"a": {"0": 1.0, "1": 1.0}, "b": {"0": 2.0, "1": 2.0}}, "chance can't be judged"),
-        ({"a": {"0": 1e9, "1": 1e9}, "b": {"0": 1e9, "1": 1e9 + 1e-6}}, "can't be judged"),
+        ({"a": {"0": 1e9, "1": 1e9}, "b": {"0": 2e9, "1": 2e9 + 1e-6}}, "can't be judged"),
     ],
 )
 def test_without_repeats_or_spread_nothing_is_marked(values, sentence):
@@ -150,6 +150,7 @@ def test_the_interval_of_a_mean_is_students():
     expected = stats.t.interval(0.95, 2, 7 / 3, stats.sem([1.0, 2.0, 4.0]))
     assert (mean, low, high) == pytest.approx((7 / 3, *expected))
     assert compare.mean_interval([5.0]) == (5.0, 5.0, 5.0)
+    assert compare.mean_interval([0.1] * 3) == (0.1, 0.1, 0.1)
 
 
 def test_an_interval_is_rounded_to_two_of_its_digits():

@@ -171,6 +171,15 @@ def test_settings_are_compared_over_their_seeds_and_the_best_is_marked(tmp_path)
     assert "2 metrics with every pair" in soup.select_one("footer").text
 
 
+def test_what_is_the_same_in_all_settings_is_listed_and_not_compared(tmp_path):
+    for n in range(4):
+        metrics = {"same": metric(0.1 + 0.2 if n % 2 else 0.3), "other": metric(n % 2 + n / 9)}
+        save(tmp_path, f"04-{n}", metrics=metrics, parameters={"lr": n % 2, "seed": n // 2})
+    soup = page(tmp_path)
+    assert texts(soup, ".measured div") == ["same ↑ 0.3"] and len(soup.select(".verdict")) == 1
+    assert "1 metric with every pair" in soup.select_one("footer").text
+
+
 def test_every_comparison_on_the_page_widens_the_intervals(tmp_path):
     save_sweep(tmp_path)
     (alone,) = texts(page(tmp_path), ".verdict")[:1]
@@ -242,7 +251,8 @@ def test_a_card_has_the_question_the_answer_and_the_key_figure_in_small(tmp_path
         ([metric(math.nan), metric(0.7)], 0),
         ([metric("0.9"), metric(0.7), metric(True)], 0),
         ([metric(1e308), metric(-1e308), metric(10**400), metric(math.inf)], 0),
-        ([metric(1e16), metric(1e16 + 2), metric(5e-324)], 1),
+        ([metric(1e16), metric(1e15), metric(5e-324)], 1),
+        ([metric(1e16), metric(1e16 + 2)], 0),  # no more than rounding
         (["not a metric", None, 3], 0),
     ],
 )

@@ -50,7 +50,10 @@ mkdir -p "$folder"
 cache=$("$folder/.venv/bin/python" -c 'from llmnb import files; print(files.cache_dir())')
 mkdir -p "$cache/assets"
 for asset in assets/*; do
-  [ -e "$cache/$asset" ] || cp -R "$asset" "$cache/assets/"
+  [ -e "$cache/$asset" ] && continue
+  rm -rf "$cache/assets/.copy"
+  cp -R "$asset" "$cache/assets/.copy"
+  mv "$cache/assets/.copy" "$cache/$asset"
 done
 cd "$folder"
 .venv/bin/llmnb copy notebooks >/dev/null

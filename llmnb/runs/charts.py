@@ -71,7 +71,7 @@ def _x_axis(values: list) -> Axis | None:
     names = list(dict.fromkeys(texts))
     if not 1 < len(names) <= MAX_CATEGORIES:
         return None
-    places = {name: number / (len(names) - 1) for number, name in enumerate(names)}
+    places = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
     ticks = [(places[name], _short(name)) for name in names]
     return Axis([places[text] for text in texts], ticks)
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -70,8 +70,17 @@ class Comparison:
         return [name for name, lead in self.leads.items() if lead.is_shown]
 
 
+def is_constant(values: Iterable[float]) -> bool:
+    """Whether the values differ by rounding at most."""
+    ordered = sorted(values)
+    scale = max(abs(ordered[0]), abs(ordered[-1]))
+    return ordered[-1] - ordered[0] <= RELATIVE_ROUNDING * scale
+
+
 def is_comparable(values: Values) -> bool:
-    """Whether two settings have repeats."""
+    """Whether two settings have repeats, and not all values are the same."""
+    if not values or is_constant(v for by_seed in values.values() for v in by_seed.values()):
+        return False
     return sum(len(by_seed) > 1 for by_seed in values.values()) > 1
 
 
@@ -170,10 +179,10 @@ def _lead_text(lead: Lead, unit: str) -> str:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """The mean of repeats with its 95 % interval by Student's t; one value alone has no width."""
+    """The mean of repeats and its 95 % interval by Student's t; without width where none differ."""
+    if len(values) < 2 or is_constant(values):
+        return values[0], values[0], values[0]
     mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, mean, mean
     error = np.std(values, ddof=1) / np.sqrt(len(values))
     margin = float(_quantile(2, len(values) - 1, ERROR_RATE) * error)
     return mean, mean - margin, mean + margin

@@ -144,6 +144,7 @@ def _metric(name: str, metric: dict, settings: list[dict]) -> dict:
             value = as_number(row["metrics"].get(name, {}).get("value"))
             if value is not None:
                 values.setdefault(setting["name"], {})[seed] = value
+    all_values = [value for by_seed in values.values() for value in by_seed.values()]
     can_be_better = better in ("higher", "lower")
     unit = metric.get("unit")
     return {
@@ -153,6 +154,7 @@ def _metric(name: str, metric: dict, settings: list[dict]) -> dict:
         "unit": unit if isinstance(unit, str) else "",
         "values": values,
         "newest": metric,
+        "is_same": compare.is_constant(all_values) if all_values else False,
         "is_comparable": can_be_better and compare.is_comparable(values),
     }
 
@@ -169,9 +171,8 @@ def _compare(card: dict, metric: dict, level: float) -> None:
             continue
         mean, low, high = compare.mean_interval(values)
         newest = next(iter(setting["runs"].values()))["metrics"].get(metric["name"], {})
-        if len(values) == 1 and None not in (
-            own := [as_number(newest.get(end)) for end in ("low", "high")]
-        ):
+        own = [as_number(newest.get(end)) for end in ("low", "high")]
+        if low == high and None not in own:
             low, high = own
         line = {"setting": setting, "n": len(values), "value": mean, "low": low, "high": high}
         line["text"], _, line["interval"] = compare.with_interval(mean, low, high).partition(" ")
