@@ -140,7 +140,7 @@ def test_a_missing_run_costs_only_itself_and_unshared_seeds_are_left_out_and_cou
     values["s0"]["9"] = 99.0
     values["single"] = {"0": 99.0}
     comparison = compare.compare(values, "higher")
-    assert comparison.is_paired and comparison.n_repeats == 3 and comparison.n_left_out == 2
+    assert comparison.is_paired and comparison.repeats == (3, 4) and comparison.n_left_out == 2
     assert comparison.best == "s2" and comparison.beaten == ["s1", "s0"]
     assert comparison.leads["s1"].difference == pytest.approx(1.0, abs=0.03)
 

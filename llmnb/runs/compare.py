@@ -60,7 +60,7 @@ class Comparison:
 
     best: str
     leads: dict[str, Lead]  # of the best over each of the others, the closest first
-    n_repeats: int  # the fewest that a setting has
+    repeats: tuple[int, int]  # the fewest and the most that a setting has
     is_paired: bool
     n_left_out: int  # runs with seeds that not all settings have
 
@@ -110,7 +110,7 @@ def compare(values: Values, better: str, level: float = ERROR_RATE) -> Compariso
     return Comparison(
         best=names[best],
         leads=leads,
-        n_repeats=min(map(len, used.values())),
+        repeats=(min(map(len, used.values())), max(map(len, used.values()))),
         is_paired=bool(paired),
         n_left_out=sum(map(len, values.values())) - sum(map(len, used.values())),
     )
@@ -145,8 +145,9 @@ def sentence(comparison: Comparison, unit: str = "") -> str:
     """What the comparison says: which setting beats which by how much, or that none does."""
     best, leads, beaten = comparison.best, comparison.leads, comparison.beaten
     closest = next(iter(leads))
-    repeats = "seeds" if comparison.is_paired else "runs each"
-    repeats = f"over {comparison.n_repeats} {repeats}"
+    fewest, most = comparison.repeats
+    number = str(most) if fewest == most else f"{fewest} to {most}"
+    repeats = f"over {number} {'seeds' if comparison.is_paired else 'runs each'}"
     if all(lead.low == lead.high for lead in leads.values()):
         return f"The repeats {repeats} don't differ, so chance can't be judged."
     if not beaten:

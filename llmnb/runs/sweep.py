@@ -144,6 +144,8 @@ def run(
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)  # also marks the folder as one of runs
     _remove_unfinished(out)
+    if address:
+        _refuse_outputs(tasks)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
     if not waiting:
@@ -158,6 +160,16 @@ def run(
         client.close()
         if address is None:
             cluster.close()
+
+
+def _refuse_outputs(tasks: list[Task]) -> None:
+    for task in tasks:
+        for name, value in task.parameters.items():
+            if params.is_output(name) and value:
+                raise params.ParameterError(
+                    f"{task.stem}: {name} = {value!r} would be written on a worker's disk and stay "
+                    f"there. Leave it out, or sweep without --cluster."
+                )
 
 
 def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome]:
