@@ -118,7 +118,8 @@ def execute(task: Task) -> dict[str, bytes]:
     def is_cancelled() -> bool:
         """Whether nobody waits for the result any more: after Ctrl-C, or when the client died."""
         state = worker.state.tasks.get(key)
-        return state is None or state.state != "executing" or worker.status.name != "running"
+        is_closing = worker.status.name in ("closing", "closed", "failed")
+        return is_closing or state is None or state.state == "cancelled"
 
     if task.package != params.package_digest():
         raise SweepError(f"The worker {worker.address} has another version of llmnb.")
