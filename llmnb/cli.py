@@ -268,7 +268,7 @@ def _sweep(options: argparse.Namespace) -> int:
     if options.repeat > 1:
         settings = sweep.repeated(settings, options.repeat, path)
     out = _output_folder(options)
-    tasks = sweep.plan(path, settings, options.timeout)
+    tasks = sweep.plan(path, settings, options.timeout, bool(options.cluster))
     if len(tasks) < len(settings):
         print(f"{len(settings) - len(tasks)} settings are the same as others, and run once.")
     if not options.dry_run:

@@ -242,7 +242,7 @@ def test_an_address_without_a_scheduler_is_an_error(notebook, tmp_path, monkeypa
     with pytest.raises(workers.SweepError, match="dask scheduler"):
         list(sweep.run(sweep.plan(notebook, [{}]), tmp_path, "tcp://127.0.0.1:9"))
     with pytest.raises(parameters.ParameterError, match="worker's disk"):
-        list(sweep.run(sweep.plan(notebook, [{"out": "x"}]), tmp_path, "tcp://127.0.0.1:9"))
+        sweep.plan(notebook, [{"out": "x"}], on_cluster=True)
 
 
 def descendants(process):

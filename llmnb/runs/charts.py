@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
-
-from llmnb.runs.records import as_number, as_text, number_text
+from typing import NamedTuple
 
 LEFT, TOP, WIDTH, HEIGHT = 52, 12, 296, 140  # the plot's own box in a picture of 360 by 200
-MAX_CATEGORIES = 8  # more texts than these can't be read below a chart
-MIN_RATIO_OF_LOG_AXIS = 30  # of the largest to the smallest value
-MAX_LABEL_CHARACTERS = 14
+MAX_LABELS = 6  # of texts below a chart
+MAX_LABEL_CHARACTERS = 12
 
 
 class Point(NamedTuple):
     """A setting in a chart."""
 
-    x: Any  # a number or a text
+    x: float | str
     value: float
     low: float
     high: float
@@ -33,7 +30,7 @@ class Axis(NamedTuple):
 
 def chart(points: list[Point], x_label: str) -> dict | None:
     """The coordinates of marks and ticks; None where x doesn't differ or can't be drawn."""
-    x_axis = _x_axis([point.x for point in points])
+    x_axis = _x_axis([point.x for point in points]) if points else None
     if x_axis is None:
         return None
     ends = [end for point in points for end in (point.value, point.low, point.high)]
@@ -60,26 +57,20 @@ def _y(position: float) -> float:
 
 
 def _x_axis(values: list) -> Axis | None:
-    numbers = [as_number(value) for value in values]
-    if None not in numbers:
-        if min(numbers) == max(numbers):
-            return None
-        if min(numbers) > 0 and max(numbers) / min(numbers) >= MIN_RATIO_OF_LOG_AXIS:
-            return _logarithmic(numbers)
-        return _linear(numbers)
-    texts = [as_text(value) for value in values]
-    names = list(dict.fromkeys(texts))
-    if not 1 < len(names) <= MAX_CATEGORIES:
+    """An axis for numbers, or one with a place for each text, in their order."""
+    if all(isinstance(value, float) for value in values):
+        return _linear(values) if min(values) < max(values) else None
+    texts = list(dict.fromkeys(values))
+    if len(texts) < 2:
         return None
-    places = {name: (number + 0.5) / len(names) for number, name in enumerate(names)}
-    ticks = [(places[name], _short(name)) for name in names]
-    return Axis([places[text] for text in texts], ticks)
+    places = {text: (number + 0.5) / len(texts) for number, text in enumerate(texts)}
+    step = math.ceil(len(texts) / MAX_LABELS)
+    ticks = [(places[text], _short(text)) for text in texts[::step]]
+    return Axis([places[text] for text in values], ticks)
 
 
 def _short(text: str) -> str:
-    if len(text) <= MAX_LABEL_CHARACTERS:
-        return text
-    return text[: MAX_LABEL_CHARACTERS - 1] + "…"
+    return text if len(text) <= MAX_LABEL_CHARACTERS else text[: MAX_LABEL_CHARACTERS - 1] + "…"
 
 
 def _linear(values: list[float]) -> Axis:
@@ -91,16 +82,3 @@ def _linear(values: list[float]) -> Axis:
     bottom, width = ticks[0], ticks[-1] - ticks[0]
     positions = [(value - bottom) / width for value in values]
     return Axis(positions, [((tick - bottom) / width, f"{tick:.6g}") for tick in ticks])
-
-
-def _logarithmic(values: list[float]) -> Axis:
-    """An axis whose ticks are the values themselves, or a few of them."""
-    logs = [math.log(value) for value in values]
-    bottom, width = min(logs), max(logs) - min(logs)
-    positions = [(log - bottom) / width for log in logs]
-    labels = dict(sorted(zip(positions, map(number_text, values), strict=True)))
-    ticks = []
-    for position, label in labels.items():
-        if not ticks or position - ticks[-1][0] > 0.15:
-            ticks.append((position, label))
-    return Axis(positions, ticks)

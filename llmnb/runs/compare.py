@@ -9,10 +9,10 @@ means. The intervals of all k(k-1)/2 differences then hold together, whichever p
 (Tukey 1953; Kramer 1956 for unequal numbers of repeats; Hochberg and Tamhane 1987, chapter 3).
 With two settings it is the t-test. Several metrics on a page share the error by Bonferroni.
 
-Where the settings share seeds, the comparison is over these seeds, and the seed is a block: what a
-seed does to every setting alike is removed by least squares, also where some runs are missing. With
-n seeds in every setting the residual variance has (k-1)(n-1) degrees of freedom (Scheffé 1959,
-chapter 4), and with two settings that is the paired t-test. Otherwise all runs are independent.
+Where at least two seeds are common to all settings, the comparison is over these seeds, and the
+seed is a block: what a seed does to every setting alike is removed, and the residual variance has
+(k-1)(n-1) degrees of freedom (Scheffé 1959, chapter 4). With two settings that is the paired
+t-test. Otherwise all runs count as independent.
 
 One variance is estimated from all settings, which is what makes few seeds enough. It is wrong
 where one setting scatters far more than the others, as a learning rate that diverges does. So where
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -95,50 +94,24 @@ def compare(values: Values, better: str, level: float = ERROR_RATE) -> Compariso
     if len(repeated) < 2:
         return None
     sign = 1.0 if better == "higher" else -1.0
-    signed = {n: {seed: sign * v for seed, v in row.items()} for n, row in repeated.items()}
-    paired = _with_shared_seeds(signed)
-    used = paired or {n: {(n, seed): v for seed, v in row.items()} for n, row in signed.items()}
-    fit = _Fit(used, is_paired=bool(paired))
-    names = list(used)
-    best = int(fit.effects.argmax())
+    shared = sorted(set.intersection(*(set(by_seed) for by_seed in repeated.values())))
+    is_paired = len(shared) > 1
+    samples = []
+    for by_seed in repeated.values():
+        seeds = shared if is_paired else list(by_seed)
+        samples.append(sign * np.array([by_seed[seed] for seed in seeds]))
+    means = np.array([sample.mean() for sample in samples])
+    best = int(means.argmax())
+    margins = _margins(samples, best, is_paired, level)
+    names = list(repeated)
     leads = {}
-    for other in np.argsort(-fit.effects, kind="stable"):
+    for other in np.argsort(-means, kind="stable"):
         if other != best:
-            lead = float(fit.effects[best] - fit.effects[other])
-            margin = fit.margin(best, other, level)
-            leads[names[other]] = Lead(lead, lead - margin, lead + margin)
-    return Comparison(
-        best=names[best],
-        leads=leads,
-        repeats=(min(map(len, used.values())), max(map(len, used.values()))),
-        is_paired=bool(paired),
-        n_left_out=sum(map(len, values.values())) - sum(map(len, used.values())),
-    )
-
-
-def _with_shared_seeds(values: Values) -> Values | None:
-    """The values whose seed another setting has too; None where they don't connect all settings."""
-    counts = Counter(seed for by_seed in values.values() for seed in by_seed)
-    shared = {
-        name: {seed: value for seed, value in by_seed.items() if counts[seed] > 1}
-        for name, by_seed in values.items()
-    }
-    if min(map(len, shared.values())) < 2:
-        return None
-    design = _design(shared, is_paired=True)
-    is_connected = np.linalg.matrix_rank(design) == design.shape[1]
-    return shared if is_connected and len(design) > design.shape[1] else None
-
-
-def _design(values: Values, is_paired: bool) -> np.ndarray:
-    """One row a run: which setting it has, and which seed; the first seed is the reference."""
-    seeds = list(dict.fromkeys(seed for by_seed in values.values() for seed in by_seed))
-    rows = []
-    for number, by_seed in enumerate(values.values()):
-        for seed in by_seed:
-            of_seed = [float(seed == other) for other in seeds[1:]] if is_paired else []
-            rows.append(list(map(float, np.arange(len(values)) == number)) + of_seed)
-    return np.array(rows)  # (runs, settings + seeds - 1)
+            lead = float(means[best] - means[other])
+            leads[names[other]] = Lead(lead, lead - margins[other], lead + margins[other])
+    sizes = [len(sample) for sample in samples]
+    n_left_out = sum(map(len, values.values())) - sum(sizes)
+    return Comparison(names[best], leads, (min(sizes), max(sizes)), is_paired, n_left_out)
 
 
 def sentence(comparison: Comparison, unit: str = "") -> str:
@@ -189,66 +162,43 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
     return mean, mean - margin, mean + margin
 
 
-class _Fit:
-    """The additive model of a metric: its settings' effects, and how far chance moves them."""
+def _margins(samples: list, best: int, is_paired: bool, level: float) -> list[float]:
+    """Half the width of the interval of each setting's difference to the best one."""
+    from scipy.stats import bartlett
 
-    def __init__(self, values: Values, is_paired: bool) -> None:
-        self.values = [np.array(list(by_seed.values())) for by_seed in values.values()]
-        self.by_seed = list(values.values())
-        self.is_paired = is_paired
-        design = _design(values, is_paired)
-        target = np.concatenate(self.values)
-        solution = np.linalg.lstsq(design, target, rcond=None)[0]
-        self.effects = solution[: len(values)]
-        self.df = len(target) - design.shape[1]
-        residuals = target - design @ solution
-        self.variance = float(residuals @ residuals) / self.df
-        self.covariance = np.linalg.inv(design.T @ design)
-        if self.variance <= (RELATIVE_ROUNDING * float(np.abs(target).max())) ** 2:
-            self.variance = 0.0
-        self.has_equal_variances = self.variance == 0.0 or not self._is_one_wild()
+    k = len(samples)
+    n = np.array([len(sample) for sample in samples])
+    residuals = spreads = [sample - sample.mean() for sample in samples]
+    df = int(n.sum()) - k
+    if is_paired:
+        # One wild setting shifts the seeds' means, but not their medians.
+        spreads = [residual - np.median(residuals, axis=0) for residual in residuals]
+        residuals = [residual - np.mean(residuals, axis=0) for residual in residuals]
+        df = (k - 1) * (int(n[0]) - 1)
+    variance = sum(float(residual @ residual) for residual in residuals) / df
+    if variance <= (RELATIVE_ROUNDING * np.abs(np.concatenate(samples)).max()) ** 2:
+        return [0.0] * k
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a setting without any spread has an infinite log
+        is_one_wild = bartlett(*spreads).pvalue < UNEQUAL_VARIANCES_LEVEL
+    margins = []
+    for other in range(k):
+        margin = _quantile(k, df, level) * np.sqrt(variance * (1 / n[best] + 1 / n[other]))
+        if is_one_wild:
+            error, own_df = _own_error(samples[best], samples[other], is_paired)
+            margin = max(margin, _quantile(k, own_df, level) * error)
+        margins.append(float(margin))
+    return margins
 
-    def _is_one_wild(self) -> bool:
-        """Whether Bartlett's test says that some settings scatter more than others."""
-        from scipy.stats import bartlett
 
-        deviations = []
-        for effect, by_seed in zip(self.effects, self.by_seed, strict=True):
-            deviations.append({seed: value - effect for seed, value in by_seed.items()})
-        if self.is_paired:  # one wild setting shifts the seeds' means, but not their medians
-            seeds = {seed for row in deviations for seed in row}
-            centres = {s: np.median([row[s] for row in deviations if s in row]) for s in seeds}
-            deviations = [{s: v - centres[s] for s, v in row.items()} for row in deviations]
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a setting without any spread has an infinite log
-            test = bartlett(*(list(row.values()) for row in deviations))
-        return bool(test.pvalue < UNEQUAL_VARIANCES_LEVEL)
-
-    def margin(self, best: int, other: int, level: float) -> float:
-        """Half the width of the interval of the difference of two settings."""
-        if self.variance == 0.0:
-            return 0.0
-        k = len(self.effects)
-        c = self.covariance
-        error = np.sqrt(self.variance * (c[best, best] + c[other, other] - 2 * c[best, other]))
-        margin = _quantile(k, self.df, level) * error
-        if not self.has_equal_variances:
-            error, df = self._own_error(best, other)
-            margin = max(margin, _quantile(k, df, level) * error)
-        return float(margin)
-
-    def _own_error(self, best: int, other: int) -> tuple[float, int]:
-        """The standard error from these two settings alone, and its degrees of freedom."""
-        a, b = self.by_seed[best], self.by_seed[other]
-        common = [seed for seed in a if seed in b]
-        if len(common) > 1:
-            differences = [a[seed] - b[seed] for seed in common]
-            return np.std(differences, ddof=1) / np.sqrt(len(common)), len(common) - 1
-        samples = (self.values[best], self.values[other])
-        parts = [np.var(sample, ddof=1) / len(sample) for sample in samples]
-        weights = [part**2 / (len(s) - 1) for part, s in zip(parts, samples, strict=True)]
-        df = sum(parts) ** 2 / sum(weights) if sum(weights) > 0 else 1  # Welch's
-        return np.sqrt(sum(parts)), max(1, int(df))
+def _own_error(a: np.ndarray, b: np.ndarray, is_paired: bool) -> tuple[float, int]:
+    """The standard error from these two settings alone, and its degrees of freedom."""
+    if is_paired:
+        return np.std(a - b, ddof=1) / np.sqrt(len(a)), len(a) - 1
+    parts = [np.var(sample, ddof=1) / len(sample) for sample in (a, b)]
+    weight = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
+    df = sum(parts) ** 2 / weight if weight > 0 else 1  # Welch's
+    return np.sqrt(sum(parts)), max(1, int(df))
 
 
 @cache

@@ -11,7 +11,6 @@ import io
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from llmnb.runs import charts, compare, records, report
@@ -179,10 +178,12 @@ def _compare(card: dict, metric: dict, level: float) -> None:
         if low == high:
             line |= {"text": records.number_text(mean), "interval": ""}
         lines.append(line)
-    best = _best(lines, metric["better"])
+    pick = {"higher": max, "lower": min}.get(as_text(metric["better"]))
+    best = pick(line["value"] for line in lines) if pick and lines else None
     for line in lines:
         name = line["setting"]["name"]
-        line["is_best"] = name == comparison.best if comparison else line["value"] == best
+        is_best = name == comparison.best if comparison else line["value"] == best
+        line["is_best"] = is_best and not metric["is_same"]
         line["lead"] = lead = comparison and comparison.leads.get(name)
         if lead:
             text = compare.with_interval(lead.difference, lead.low, lead.high)
@@ -193,41 +194,28 @@ def _compare(card: dict, metric: dict, level: float) -> None:
     metric["charts"] = _charts(card, lines)
 
 
-def _best(lines: list[dict], better: Any) -> float | None:
-    """The best mean; None where all are the same or nothing says which direction is better."""
-    means = {line["value"] for line in lines}
-    if len(means) < 2 or better not in ("higher", "lower"):
-        return None
-    return max(means) if better == "higher" else min(means)
-
-
 def _charts(card: dict, lines: list[dict]) -> list[dict]:
     """The metric against the parameters that differ, and against the time of a run."""
     if len(lines) < 2:
         return []
-    xs = {}
-    for name in card["names"]:
-        xs[name] = [_value(line["setting"], name) for line in lines]
-    drawn = [chart for name in xs if (chart := charts.chart(_points(lines, xs[name]), name))]
-    seconds = []
+    xs = {name: [line["setting"]["texts"][name] for line in lines] for name in card["names"]}
+    for name, texts in xs.items():
+        order = sorted(range(len(lines)), key=lambda number: _sortable(texts[number]))
+        xs[name] = [(texts[number], lines[number]) for number in order]
+    times = []
     for line in lines:
-        times = [row["seconds"] for row in line["setting"]["runs"].values()]
-        seconds.append(sum(times) / len(times) if None not in times else None)
-    if None not in seconds and (cost := charts.chart(_points(lines, seconds), "seconds a run")):
-        drawn.append(cost)
-    return drawn
-
-
-def _value(setting: dict, name: str) -> Any:
-    newest = next(iter(setting["runs"].values()))
-    return newest["values"].get(name, "–")
-
-
-def _points(lines: list[dict], xs: list) -> list[charts.Point]:
-    return [
-        charts.Point(x, n["value"], n["low"], n["high"], n["setting"]["name"], n["is_best"])
-        for x, n in zip(xs, lines, strict=True)
-    ]
+        seconds = [row["seconds"] for row in line["setting"]["runs"].values()]
+        if None not in seconds:
+            times.append((sum(seconds) / len(seconds), line))
+    xs["seconds a run"] = times
+    drawn = []
+    for name, pairs in xs.items():
+        points = [
+            charts.Point(x, n["value"], n["low"], n["high"], n["setting"]["name"], n["is_best"])
+            for x, n in pairs
+        ]
+        drawn.append(charts.chart(points, name))
+    return [chart for chart in drawn if chart]
 
 
 def _headline(out: Path, row: dict, has_thumbnail: bool) -> dict:

@@ -60,26 +60,29 @@ def repeated(settings: list[dict[str, Any]], n: int, path: Path) -> list[dict[st
     ]
 
 
-def plan(path: Path, settings: list[dict[str, Any]], timeout: float | None = None) -> list[Task]:
+def plan(
+    path: Path, settings: list[dict], timeout: float | None = None, on_cluster: bool = False
+) -> list[Task]:
     """A task for every different setting of a notebook, in their order; all are checked.
 
-    Raises ParameterError for the first setting that the notebook can't run with, and where
-    several runs would write to the same place.
+    Raises ParameterError for the first setting that the notebook can't run with, and where runs
+    would write to the same place, or to the disk of another machine.
     """
     notebook = params.read_notebook(path)
     text = path.read_text(encoding="utf-8")
     source = runner.source_of(path)
+    digest = params.package_digest()
     tasks = {}
     for setting in settings:
         values = params.resolve(notebook, setting, path.stem)
         name = f"{path.stem}-{params.digest(notebook, values)}"
-        digest = params.package_digest()
         tasks[name] = Task(name, path.stem, text, values, digest, source, timeout)
     for name in filter(params.is_output, params.declared(notebook)):
-        outputs = [t.parameters[name] for t in tasks.values() if t.parameters[name]]
-        if len(set(map(str, outputs))) < len(outputs):
+        outputs = [str(t.parameters[name]) for t in tasks.values() if t.parameters[name]]
+        if len(set(outputs)) < len(outputs) or (outputs and on_cluster):
             raise params.ParameterError(
-                f"{path.stem}: {len(outputs)} runs would write to the same {name!r}: leave it out."
+                f"{path.stem}: {name} = {outputs[0]!r} would be written by several runs, or to a "
+                f"worker's disk: leave it out."
             )
     return list(tasks.values())
 
@@ -144,8 +147,6 @@ def run(
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)  # also marks the folder as one of runs
     _remove_unfinished(out)
-    if address:
-        _refuse_outputs(tasks)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
     if not waiting:
@@ -160,16 +161,6 @@ def run(
         client.close()
         if address is None:
             cluster.close()
-
-
-def _refuse_outputs(tasks: list[Task]) -> None:
-    for task in tasks:
-        for name, value in task.parameters.items():
-            if params.is_output(name) and value:
-                raise params.ParameterError(
-                    f"{task.stem}: {name} = {value!r} would be written on a worker's disk and stay "
-                    f"there. Leave it out, or sweep without --cluster."
-                )
 
 
 def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome]:
