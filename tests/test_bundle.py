@@ -71,6 +71,6 @@ def test_the_manifest_has_every_file_and_the_script_refuses_a_damaged_one(unpack
 @pytest.mark.skipif(sys.platform == "win32", reason="a script for sh")
 def test_the_script_refuses_another_python(unpacked):
     script = unpacked / "install.sh"
-    script.write_text(script.read_text().replace("wanted='Python 3", "wanted='Python 2"))
+    script.write_text(script.read_text().replace("expected='Python 3", "expected='Python 2"))
     result = install(unpacked)
     assert result.returncode == 1 and "This bundle is for Python 2" in result.stderr

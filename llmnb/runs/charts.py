@@ -63,10 +63,10 @@ def _x_axis(values: list) -> Axis | None:
     texts = list(dict.fromkeys(values))
     if len(texts) < 2:
         return None
-    places = {text: (number + 0.5) / len(texts) for number, text in enumerate(texts)}
+    positions = {text: (number + 0.5) / len(texts) for number, text in enumerate(texts)}
     step = math.ceil(len(texts) / MAX_LABELS)
-    ticks = [(places[text], _short(text)) for text in texts[::step]]
-    return Axis([places[text] for text in values], ticks)
+    ticks = [(positions[text], _short(text)) for text in texts[::step]]
+    return Axis([positions[text] for text in values], ticks)
 
 
 def _short(text: str) -> str:

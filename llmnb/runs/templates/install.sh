@@ -4,11 +4,11 @@ set -eu
 cd "$(dirname "$0")"
 folder=${1:-$PWD}
 python=${PYTHON:-python3}
-wanted='PLATFORM'
+expected='PLATFORM'
 actual=$("$python" -c 'import sys, sysconfig
 print("Python %d.%d on %s" % (*sys.version_info[:2], sysconfig.get_platform()))')
-if [ "$actual" != "$wanted" ]; then
-  echo "This bundle is for $wanted, and $python is $actual." >&2
+if [ "$actual" != "$expected" ]; then
+  echo "This bundle is for $expected, and $python is $actual." >&2
   echo "Name another Python: PYTHON=python3.x ./install.sh" >&2
   exit 1
 fi
