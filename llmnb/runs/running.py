@@ -180,7 +180,8 @@ def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=Tru
         raise
     finally:
         page = index.write_index(out)
-    print(line.start_of_line + str(page.resolve()))
+    print(f"{line.start_of_line}{line.text}")
+    print(page.resolve())
     return 1 if n_failed else 0
 
 
@@ -198,6 +199,7 @@ class _ProgressLine:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.text = ""  # of a sweep, how far it is
         self.start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
         self.last_print = time.monotonic()
         if not self.start_of_line:
@@ -213,11 +215,12 @@ class _ProgressLine:
 
     def show_sweep(self, progress) -> None:
         """How far a sweep is."""
+        self.text = progress.text()
         if self.start_of_line:
-            print(self.start_of_line + progress.text(), end="", flush=True)
+            print(self.start_of_line + self.text, end="", flush=True)
         elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
             self.last_print = time.monotonic()
-            print(progress.text(), flush=True)
+            print(self.text, flush=True)
 
     def show_outcome(self, outcome) -> None:
         """How a run of a sweep ended."""

@@ -113,7 +113,7 @@ class Progress:
             parts.append(f"{self.skipped} from before")
         parts.append(f"{self.failed} failed")
         remaining = self.total - self.skipped - self.done
-        if not self.workers:
+        if remaining and not self.workers:
             parts.append("waiting for a worker")
         elif self.done and remaining:
             since_last = self.seconds - self.seconds_to_last
@@ -201,8 +201,10 @@ def _key(task: Task) -> str:
 def _outcome(out: Path, task: Task, future: Any) -> Outcome:
     if future.status != "finished":
         # A worker that died several times with this run, a disk full there, another version …
-        error = future.exception() if future.status == "error" else "it was cancelled"
-        return Outcome(task, "failed", None, f"{type(error).__name__}: {error}")
+        message = "The scheduler cancelled it."
+        if future.status == "error":
+            message = f"{type(future.exception()).__name__}: {future.exception()}"
+        return Outcome(task, "failed", None, message)
     folder = store(out, task.name, future.result())
     record = records.read_record(folder)
     error = records.section(record, "error")
