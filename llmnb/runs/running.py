@@ -12,6 +12,7 @@ from pathlib import Path
 from llmnb import files
 
 SECONDS_BETWEEN_LINES = 15  # of progress, where the output is not a terminal
+SECONDS_BETWEEN_INDEXES = 30  # the page is written again while a sweep runs
 
 
 def add_run(commands: argparse._SubParsersAction) -> None:
@@ -168,15 +169,18 @@ def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=Tru
 
     line = _ProgressLine(f"{len(tasks)} runs")
     outcomes = sweep.run(tasks, out, address, n_jobs, line.show_sweep, skip_finished)
-    n_failed = n_done = 0
+    n_failed = 0
+    last_index = time.monotonic()
     try:
         with contextlib.closing(outcomes):
             for outcome in outcomes:
-                n_done += 1
                 n_failed += outcome.status != "ok"
                 line.show_outcome(outcome)
+                if time.monotonic() - last_index > SECONDS_BETWEEN_INDEXES:
+                    index.write_index(out)
+                    last_index = time.monotonic()
     except KeyboardInterrupt:
-        print(f"\nStopped. {n_done} runs are complete; the same command runs the others.")
+        print(f"\nStopped: {line.text}. The same command runs the others.")
         raise
     finally:
         page = index.write_index(out)
