@@ -122,7 +122,7 @@ def sentence(comparison: Comparison, unit: str = "") -> str:
     number = str(most) if fewest == most else f"{fewest} to {most}"
     repeats = f"over {number} {'seeds' if comparison.is_paired else 'runs each'}"
     if all(lead.low == lead.high for lead in leads.values()):
-        return f"The repeats {repeats} don't differ, so chance can't be judged."
+        return f"The difference is the same {repeats}, so chance can't be judged."
     if not beaten:
         lead = _lead_text(leads[closest], unit)
         others = f"the best, {best}, leads {closest} by {lead}"
