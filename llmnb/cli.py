@@ -1,4 +1,4 @@
-"""The `llmnb` command: list, copy, fetch, run, report."""
+"""The `llmnb` command: list, copy, fetch, run, sweep, report, bundle."""
 
 import argparse
 import os
@@ -8,9 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from llmnb import LlmnbError, __version__, files, hardware
-
-SECONDS_BETWEEN_LINES = 15  # of a notebook's progress, where the output is not a terminal
+from llmnb import LlmnbError, __version__, hardware
+from llmnb.runs import running
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,44 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     subparser.add_argument("--profile", default="auto", help="smoke, cpu, gpu (default: auto)")
     subparser.set_defaults(command=_fetch)
 
-    subparser = commands.add_parser(
-        "run",
-        help="run notebooks, and write a report of each run",
-        description="Run notebooks: by number (01), name (01_concepts or concepts) or path.",
-    )
-    subparser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
-    subparser.add_argument("--all", action="store_true", help="every numbered notebook")
-    subparser.add_argument(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter (see: llmnb list)",
-    )
-    subparser.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
-    subparser.add_argument("--profile", help="the same as -p profile")
-    subparser.add_argument("--out", default="reports", metavar="DIR", help="default: reports")
-    subparser.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="seconds a notebook may take (default: none)"
-    )
-    subparser.set_defaults(command=_run)
+    running.add_run(commands)
+    running.add_sweep(commands)
 
     subparser = commands.add_parser("report", help="write the reports and their index again")
     subparser.add_argument("--out", default="reports", metavar="DIR")
     subparser.set_defaults(command=_report)
+
+    subparser = commands.add_parser(
+        "bundle", help="pack everything for a machine without a network into one archive"
+    )
+    subparser.add_argument("file", metavar="FILE.tar")
+    subparser.add_argument("--profile", default="auto", help="whose models and data to pack")
+    subparser.set_defaults(command=_bundle)
     return parser
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return seconds
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -162,71 +137,12 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
-    from llmnb.runs import index, parameters, runner
+def _bundle(options: argparse.Namespace) -> int:
+    from llmnb.runs import bundle
 
-    values = _parameter_values(options)
-    paths = [parameters.find_notebook(name) for name in options.notebooks]
-    if options.all:
-        paths += [path for path in parameters.all_notebooks() if path not in paths]
-    if not paths:
-        raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
-    out = Path(options.out)
-    if (out / "index.html").exists() and not (out / "runs").is_dir():
-        raise parameters.ParameterError(
-            f"{out} holds an index.html that is no index of runs: give another folder as --out."
-        )
-    for path in paths:  # check all of them before the first one starts
-        parameters.resolve(parameters.read_notebook(path), values, path.stem)
-    exit_code = 0
-    for path in paths:
-        line = _ProgressLine(path.stem)
-        job = runner.Job(str(path), values, options.out, options.timeout)
-        try:
-            record = runner.run(job, line.show_progress)
-        finally:
-            page = index.write_index(out)
-        if record["status"] != "ok":
-            exit_code = 1
-        line.show_end(record)
-    print(page.resolve())
-    return exit_code
-
-
-def _parameter_values(options: argparse.Namespace) -> dict:
-    """The values from the file, overridden by those of the command line."""
-    values = files.read_settings(options.file) if options.file else {}
-    values |= dict(options.parameters)
-    if options.profile:
-        values["profile"] = options.profile
-    return values
-
-
-class _ProgressLine:
-    """A notebook's progress: one line that changes in a terminal, a line now and then elsewhere."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
-        self.last_print = time.monotonic()
-        if not self.start_of_line:
-            print(f"{name} ...", flush=True)
-
-    def show_progress(self, cells_done: int, cells: int, seconds: float) -> None:
-        text = f"{self.name}  cell {cells_done} of {cells}  {seconds:.0f} s"
-        if self.start_of_line:
-            print(self.start_of_line + text, end="", flush=True)
-        elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
-            self.last_print = time.monotonic()
-            print(text, flush=True)
-
-    def show_end(self, record: dict) -> None:
-        memory = record["peak_memory_mb"]
-        text = f"{self.name}  {record['status']}  {record['seconds']:.0f} s"
-        text += f"  {memory / 1000:.1f} GB" if memory else ""
-        print(f"{self.start_of_line}{text}  {record['folder']}/report.html")
-        if error := record["error"]:
-            print(f"    cell {error['cell']}: {error['type']}: {error['message'][:300]}")
+    path = bundle.write_bundle(Path(options.file), options.profile, print)
+    print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
+    return 0
 
 
 def _report(options: argparse.Namespace) -> int:

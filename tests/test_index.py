@@ -1,5 +1,7 @@
 """The records of the runs, and the page that compares them."""
 
+import base64
+import io
 import json
 import math
 import os
@@ -9,13 +11,20 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import hostile
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from nbformat import v4
+from PIL import Image
 
+from llmnb.record import ANSWER_MIME
 from llmnb.runs.index import write_index
 from llmnb.runs.records import duration_text, memory_text, number_text, read_runs, time_text
 
 NOW = datetime.now(UTC)
+_buffer = io.BytesIO()
+Image.new("RGB", (1200, 300), "red").save(_buffer, "PNG")
+PNG = base64.b64encode(_buffer.getvalue()).decode()
 
 
 def save(out, folder="04-a", pages=(), **changes):
@@ -48,11 +57,8 @@ def page(out):
     return BeautifulSoup(write_index(out).read_bytes(), "html.parser")
 
 
-def rows(soup):
-    return [
-        [" ".join(cell.get_text(" ").split()) for cell in row.find_all("td")]
-        for row in soup.select("tbody tr")
-    ]
+def texts(soup, selector):
+    return [" ".join(element.get_text(" ").split()) for element in soup.select(selector)]
 
 
 def status(out, **changes):
@@ -118,8 +124,10 @@ def test_a_record_that_can_not_be_used_is_shown_as_corrupt(tmp_path, content, re
     (run,) = read_runs(tmp_path)
     assert (run["folder"], run["status"]) == ("04-a", "corrupt")
     assert reason in run["error"]["message"] and str(tmp_path) not in run["error"]["message"]
-    (row,) = rows(page(tmp_path))
-    assert row[1].startswith("? corrupt") and row[2] == "04-a"
+    save(tmp_path, "04-b")
+    soup = page(tmp_path)
+    (line,) = texts(soup, "#unreadable li")
+    assert line.startswith("? corrupt 04-a") and len(soup.select(".card")) == 2
 
 
 def test_a_record_that_is_a_folder(tmp_path):
@@ -129,34 +137,107 @@ def test_a_record_that_is_a_folder(tmp_path):
 
 def test_no_runs_is_a_friendly_page(tmp_path):
     soup = page(tmp_path / "new")
-    assert "No run is recorded here yet" in soup.text and not soup.find("table")
+    assert "No run is recorded here yet" in soup.text and not soup.select(".card")
 
 
-def test_the_table_shows_what_differs_and_marks_the_best(tmp_path):
-    for n, (f1, loss) in enumerate([(0.81, 0.5), (0.84, 0.4), (0.83, 0.3)]):
-        metrics = {"f1": metric(f1, low=f1 - 0.02, high=f1 + 0.02), "loss": metric(loss, "lower")}
-        parameters = {"seed": n, "method": "lora"} | ({"rows": 9} if n == 2 else {})
-        started = f"2026-11-2{n}T10:00:00+00:00"
-        save(tmp_path, f"04-{n}", metrics=metrics, parameters=parameters, started=started)
-    failed = {"f1": metric(0.99)}
-    error = {"cell": 3, "type": "OSError", "message": "no disk"}
-    save(tmp_path, "04-9", status="failed", metrics=failed, error=error, started="2026-11-29")
+def save_sweep(out, n_seeds=3, lead=0.1, **changes):
+    """Two learning rates with these seeds; the larger one is better by the lead, more or less."""
+    for lr in (1e-4, 3e-4):
+        for seed in range(n_seeds):
+            f1 = 0.8 + 0.05 * seed + (lead + 0.004 * seed if lr == 3e-4 else 0)
+            metrics = {"f1": metric(f1, label="F1 score"), "loss": metric(1 - f1 % 0.05, "lower")}
+            parameters = {"lr": lr, "seed": seed, "out": f"out-{lr}-{seed}", "rows": 9}
+            name = f"04-{lr}-{seed}"
+            save(out, name, metrics=metrics, parameters=parameters, seconds=100 * lr, **changes)
+
+
+def test_settings_are_compared_over_their_seeds_and_the_best_is_marked(tmp_path):
+    save_sweep(tmp_path)
     soup = page(tmp_path)
-    heads = [" ".join(th.get_text(" ").split()) for th in soup.select("thead th")]
-    assert heads[3:] == ["seed", "rows", "f1 ↑", "loss ↓", "Time", "Memory", "Started"]
-    newest, third, second, first = rows(soup)  # seed of the failed run: 0, like the first's
-    assert newest[1] == "✕ failed OSError in cell 3 no disk" and newest[5] == "0.99"
-    assert first[3:7] == ["0", "–", "0.81 [0.79, 0.83]", "0.5"]
-    assert second[5:7] == ["★ 0.84 [0.82, 0.86]", "0.4"]
-    assert third[3:7] == ["2", "9", "0.83 [0.81, 0.85]", "★ 0.3"]
-    assert third[7:] == ["1 min 23 s", "1.9 GB", "2026-11-22 10:00 UTC"]
-    assert len(soup.select("svg")) == 2
-    chart = soup.select("svg")[0]
-    assert len(chart.select("circle")) == 4 and len(chart.select("path")) == 3
-    assert len(chart.select(".best")) == 1 and len(chart.select(".unfinished")) == 1
-    assert "Run 2: 0.84 [0.82, 0.86] seed=1" in chart.text
-    heights = [float(circle["cy"]) for circle in chart.select("circle")]
-    assert sorted(heights) == [heights[i] for i in (3, 1, 2, 0)]  # higher values stand higher
+    assert texts(soup, "h3") == ["2 settings: lr"]  # neither the seed nor where it was written
+    verdicts = texts(soup, ".verdict")
+    assert verdicts[0].startswith("lr 0.0003 beats lr 0.0001 by 0.10")
+    assert verdicts[0].endswith("over 3 seeds.") and len(verdicts) == 2
+    table = soup.select_one(".settings")
+    first, second = texts(table, "tbody tr")
+    assert first.startswith("lr 0.0001 ×3 0.85 [") and first.endswith("worse")
+    assert second.startswith("lr 0.0003 ×3 ★ 0.95 [")
+    assert len(table.select(".best")) == 1
+    by_parameter, by_cost = soup.select_one(".charts").select("svg")
+    assert "against lr" in by_parameter["aria-label"]
+    assert "against seconds a run" in by_cost["aria-label"]
+    heights = [float(circle["cy"]) for circle in by_parameter.select("circle")]
+    assert heights[1] < heights[0]  # higher values stand higher
+    assert "2 metrics with every pair" in soup.select_one("footer").text
+
+
+def test_what_is_the_same_in_all_settings_is_listed_and_not_compared(tmp_path):
+    for n in range(4):
+        metrics = {"same": metric(0.1 + 0.2 if n % 2 else 0.3), "other": metric(n % 2 + n / 9)}
+        save(tmp_path, f"04-{n}", metrics=metrics, parameters={"lr": n % 2, "seed": n // 2})
+    soup = page(tmp_path)
+    assert texts(soup, ".measured div") == ["same ↑ 0.3"] and len(soup.select(".verdict")) == 1
+    assert "1 metric with every pair" in soup.select_one("footer").text
+
+
+def test_every_comparison_on_the_page_widens_the_intervals(tmp_path):
+    save_sweep(tmp_path)
+    (alone,) = texts(page(tmp_path), ".verdict")[:1]
+    for name in ("05_a", "06_b"):
+        save_sweep(tmp_path / "more", notebook=name)
+        for folder in (tmp_path / "more/runs").iterdir():
+            folder.rename(tmp_path / "runs" / f"{name}-{folder.name}")
+    assert texts(page(tmp_path), ".verdict")[0] != alone
+
+
+def test_the_same_seed_again_is_no_repeat(tmp_path):
+    for number, f1 in enumerate([0.8, 0.9]):
+        for attempt in (1, 2):
+            started = f"2026-11-2{attempt}T10:00:00+00:00"
+            metrics, parameters = {"f1": metric(f1 + attempt)}, {"seed": 0, "lr": number}
+            changes = {"metrics": metrics, "parameters": parameters, "started": started}
+            save(tmp_path, f"04-{number}-{attempt}", **changes)
+    soup = page(tmp_path)
+    assert texts(soup, ".settings tbody tr") == ["lr 0 2.8", "lr 1 ★ 2.9"]  # of the newer ones
+    assert "--repeat 3" in soup.text and not soup.select(".verdict")
+
+
+def test_failures_show_their_message_until_the_run_ended_well(tmp_path):
+    error = {"cell": 3, "type": "OSError", "message": "no disk"}
+    save(tmp_path, "04-a", ["report.html"], status="failed", error=error, metrics={"f": metric(1)})
+    save(tmp_path, "04-b", status="failed", error=error, parameters={"seed": 1})
+    assert len(texts(page(tmp_path), ".failures li")) == 2
+    save(tmp_path, "04-b-2", attempt=2, parameters={"seed": 1})
+    soup = page(tmp_path)
+    (line,) = texts(soup, ".failures li")
+    assert line.startswith("✕ failed OSError in cell 3 no disk") and "report" in line
+    assert (
+        texts(soup, ".all summary") == ["All 3 runs"] and "✓ ok" in soup.select_one(".facts").text
+    )
+
+
+PARTS = [
+    v4.new_markdown_cell("# What is **it**?"),
+    v4.new_code_cell(outputs=[hostile.shown({"image/png": {"alt": "a"}}, **{"image/png": PNG})]),
+    v4.new_code_cell(outputs=[hostile.shown(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})]),
+]
+
+
+def test_a_card_has_the_question_the_answer_and_the_key_figure_in_small(tmp_path):
+    save(tmp_path, pages=["report.html"], metrics={"f1": metric(0.5, low=0.4, high=0.6)})
+    nbformat.write(v4.new_notebook(cells=PARTS), tmp_path / "runs/04-a/notebook.ipynb")
+    soup = page(tmp_path)
+    assert texts(soup, "h2") == ["What is it ?"] and texts(soup, ".answer em") == ["Yes."]
+    picture = soup.select_one(".answer img")
+    assert picture["alt"] == "a" and int(picture["width"]) == 280
+    with Image.open(io.BytesIO(base64.b64decode(picture["src"].split(",")[1]))) as image:
+        assert image.width == 560
+    assert texts(soup, ".measured div") == ["f1 ↑ 0.50 [0.40, 0.60]"]
+    broken = {"image/png": base64.b64encode(b"no picture").decode()}
+    PARTS[1].outputs = [hostile.shown({"image/png": {"alt": "a"}}, **broken)]
+    nbformat.write(v4.new_notebook(cells=PARTS), tmp_path / "runs/04-a/notebook.ipynb")
+    soup = page(tmp_path)
+    assert "Yes." in soup.text and not soup.select("img")
 
 
 @pytest.mark.parametrize(
@@ -170,15 +251,16 @@ def test_the_table_shows_what_differs_and_marks_the_best(tmp_path):
         ([metric(math.nan), metric(0.7)], 0),
         ([metric("0.9"), metric(0.7), metric(True)], 0),
         ([metric(1e308), metric(-1e308), metric(10**400), metric(math.inf)], 0),
-        ([metric(1e16), metric(1e16 + 2), metric(5e-324)], 1),
+        ([metric(1e16), metric(1e15), metric(5e-324)], 1),
+        ([metric(1e16), metric(1e16 + 2)], 0),  # no more than rounding
         (["not a metric", None, 3], 0),
     ],
 )
 def test_which_values_are_best(tmp_path, metrics, marked):
     for n, one in enumerate(metrics):
-        save(tmp_path, f"04-{n}", metrics={"m": one})
+        save(tmp_path, f"04-{n}", metrics={"m": one}, parameters={"n": n})
     soup = page(tmp_path)
-    assert len(rows(soup)) == len(metrics) and len(soup.select("td.best")) == marked
+    assert len(soup.select("tr.best")) == marked
     places = [float(c[key]) for c in soup.select("circle") for key in ("cx", "cy")]
     assert all(0 <= place <= 360 for place in places)
 
@@ -189,21 +271,23 @@ def test_links_lead_to_what_exists_and_notebooks_are_not_read(tmp_path):
     save(tmp_path, "04-b", ["notebook.ipynb"])
     save(tmp_path, "04-c", notebook="03_pretraining")
     soup = page(tmp_path)
-    names = [heading.contents[0].strip() for heading in soup.select("h2")]
-    assert names == ["03_pretraining", "04_fine_tuning"]
-    hrefs = [link["href"] for link in soup.select("a")]
+    assert texts(soup, "h2") == ["03_pretraining", "04_fine_tuning"]
+    hrefs = [link["href"] for link in soup.select(".all a")]
     assert hrefs[0] == "runs/04-b/notebook.ipynb" and len(hrefs) == 3
     assert hrefs[1] == "runs/04%20a%23b%25%3F%E2%80%99%26/report.html"
     assert "not read" not in str(soup)
 
 
-def test_sixty_runs_fit_into_their_charts_and_leave_nothing_behind(tmp_path):
-    for n in range(60):
-        metrics = {f"m{k}": metric(n + k, low=n - 1, high=n + 9) for k in range(8)}
-        save(tmp_path, f"04-{n}", metrics=metrics, parameters={"seed": n})
+def test_a_thousand_runs_make_a_page_of_three_megabytes_and_leave_nothing_behind(tmp_path):
+    for n in range(1000):
+        metrics = {f"m{k}": metric(n % 7 + k + n / 1000, low=-1, high=n + 9) for k in range(4)}
+        parameters = {"seed": n % 5, "lr": n // 5 * 1e-4, "width": n // 5 % 4}
+        save(tmp_path, f"04-{n}", metrics=metrics, parameters=parameters)
     soup = page(tmp_path)
-    assert len(rows(soup)) == 60 and len(soup.select("svg")) == 8
-    assert all(len(svg.select("text.run")) <= 15 for svg in soup.select("svg"))
+    assert texts(soup, "h3") == ["200 settings: lr , width"]
+    assert len(soup.select(".all li")) == 1000 and len(soup.select(".verdict")) == 4
+    assert all(len(svg.select("text")) <= 30 for svg in soup.select("svg"))
+    assert (tmp_path / "index.html").stat().st_size < 3_000_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "runs"]
 
 
@@ -224,6 +308,13 @@ def hostile_runs(out):
     for n, payload in enumerate(hostile.PAYLOADS.values()):
         record = hostile.run(payload) | ({"notebook": "same"} if n % 2 else {})
         save(out, f"{n}", ["report.html"], **record)
+        for seed in (0, 1):  # settings with repeats, whose names stand in sentences and charts
+            metrics = record["metrics"] | {"m": metric(n + n * seed / 9, "lower", unit=payload)}
+            changes = {"status": "ok", "notebook": "compared", "metrics": metrics}
+            parameters = {"p": payload, payload: payload, "seed": seed}
+            save(out, f"{n}-{seed}", parameters=parameters, seconds=n + seed, **changes)
+    book = hostile.notebook()
+    (out / "runs/0-0/notebook.ipynb").write_text(json.dumps(book))
     save(out, "status", status="ok", notebook="same", metrics=hostile.run()["metrics"])
 
 

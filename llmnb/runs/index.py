@@ -1,106 +1,249 @@
-"""The page that compares the runs of each notebook: a chart for each metric, and a table.
+"""The page over all runs: a card for each notebook, with its answer and its comparison.
 
-It is made from the run.json files alone and opens no notebook. So it is quick to rebuild after
-every run, and a run that was killed halfway has its row too.
+It is made from the run.json files, and opens one notebook a card, for the question and the key
+figure. So it is quick to rebuild after every run, and a run that was killed halfway is on it too.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import os
-from collections import namedtuple
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
-from llmnb.runs import records
+from llmnb.runs import charts, compare, records, report
+from llmnb.runs import parameters as params
 from llmnb.runs.records import as_number, as_text
 
-Point = namedtuple("Point", "row value low high")  # a run in a metric's chart
+THUMBNAIL_PIXELS = 560  # its width, for 280 on a sharp screen
+THUMBNAIL_COLOURS = 64
+MAX_PICTURE_PIXELS = 40_000_000
+MAX_THUMBNAILS = 24  # on a page
+MAX_NAME_CHARACTERS = 60  # of a setting in a sentence
 
 
 def write_index(out: Path) -> Path:
-    """Write out/index.html from the run.json files in out/runs; returns its path.
+    """Write out/index.html from the runs in out/runs; returns its path.
 
     Raises OSError where out can't be written.
     """
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    unreadable = []
     rows_of = {}
     for run in records.read_runs(out):
-        is_corrupt = run["status"] == "corrupt"  # these come last, under a heading of their own
-        title = "Unreadable records" if is_corrupt else as_text(run.get("notebook") or "Unnamed")
-        rows_of.setdefault((is_corrupt, title), []).append(_row(out, run))
-    groups = [_group(title, rows) for (_, title), rows in sorted(rows_of.items())]
+        if run["status"] == "corrupt":
+            unreadable.append(run)
+        else:
+            title = as_text(run.get("notebook") or "Unnamed")
+            rows_of.setdefault(title, []).append(_row(out, run))
+    cards = [_card(title, rows_of[title]) for title in sorted(rows_of)]
+    n_compared = sum(metric["is_comparable"] for card in cards for metric in card["metrics"])
+    for number, card in enumerate(cards):
+        for metric in card["metrics"]:
+            _compare(card, metric, compare.ERROR_RATE / max(1, n_compared))
+        card |= _headline(out, card["newest"], has_thumbnail=number < MAX_THUMBNAILS)
     template = records.page_templates().get_template("index.html.j2")
-    out.mkdir(parents=True, exist_ok=True)
-    return records.write_page(out / "index.html", template.render(groups=groups))
+    page = template.render(cards=cards, unreadable=unreadable, n_compared=n_compared)
+    return records.write_page(out / "index.html", page)
 
 
 def _row(out: Path, run: dict) -> dict:
-    """A run's row in the table; "pages" are those of its files that exist."""
+    """A run for the page; "pages" are those of its files that exist."""
     folder = out / "runs" / run["folder"]
     parameters = records.section(run, "parameters")
     return {
         "run": run,
+        "status": as_text(run["status"]),
         "address": "runs/" + quote(os.fsencode(run["folder"])),
         "pages": [name for name in ("report.html", "notebook.ipynb") if (folder / name).is_file()],
-        "parameters": {name: as_text(value) for name, value in parameters.items()},
+        "values": parameters,
+        "texts": {as_text(name): as_text(value) for name, value in parameters.items()},
         "metrics": records.metrics(run),
+        "seconds": as_number(run.get("seconds")),
     }
 
 
-def _group(notebook: str, rows: list[dict]) -> dict:
-    """The runs of a notebook, newest first, the parameters that differ, and the metrics."""
+def _card(notebook: str, rows: list[dict]) -> dict:
+    """A notebook's runs, newest first: their settings, metrics and failures."""
     rows.sort(key=lambda row: (as_text(row["run"].get("started", "")), row["run"]["folder"]))
-    values = {}  # of each parameter; a dict keeps the order in which the names appear
-    rows_with = {}  # each metric
-    for number, row in enumerate(rows, start=1):
-        row["number"] = number
-        for name in row["parameters"]:
-            values[name] = {other["parameters"].get(name) for other in rows}
-        for name in row["metrics"]:
-            rows_with.setdefault(name, []).append(row)
+    rows.reverse()
+    texts = {}  # of each parameter; a dict keeps the order in which the names appear
+    for row in rows:
+        for name, text in row["texts"].items():
+            texts.setdefault(name, []).append(text)
+    differing = [n for n in texts if len({*texts[n]}) > 1 or len(texts[n]) < len(rows)]
+    finished = [row for row in rows if row["status"] == "ok"]
+    names = [name for name in differing if name != "seed" and not params.is_output(name)]
+    settings = _settings(finished, names)
+    finished_names = {_name_of(row) for row in finished}
+    metrics = {name: row["metrics"][name] for row in rows[::-1] for name in row["metrics"]}
     return {
         "notebook": notebook,
-        "rows": rows[::-1],
-        "parameters": [name for name in values if len(values[name]) > 1],
-        "metrics": [_metric(name, rows_with[name]) for name in rows_with],
+        "rows": rows,
+        "newest": (finished or rows)[0],
+        "statuses": Counter(row["status"] for row in rows),
+        "differing": differing,
+        "names": names,
+        "settings": settings,
+        "metrics": [_metric(name, metrics[name], settings) for name in metrics],
+        # A run that ended well later on is no failure any more.
+        "failures": [
+            row
+            for row in rows
+            if row["status"] not in ("ok", "running") and _name_of(row) not in finished_names
+        ],
     }
 
 
-def _metric(name: str, rows: list[dict]) -> dict:
-    """One metric over the runs that have it, from the oldest to the newest."""
-    points = []
-    unit = ""
+def _name_of(row: dict) -> str:
+    """The name of the run's folder without the number of its attempt."""
+    return row["run"]["folder"].removesuffix(f"-{row['run'].get('attempt')}")
+
+
+def _settings(rows: list[dict], names: list[str]) -> list[dict]:
+    """The finished runs by the values of these parameters, each with its runs by seed.
+
+    Of two runs with the same setting and seed the newer one counts: they are no repeats.
+    """
+    settings = {}
     for row in rows:
-        metric = row["metrics"][name]
-        if not unit and isinstance(metric.get("unit"), str):
-            unit = metric["unit"]
-        value, low, high = (as_number(metric.get(key)) for key in ("value", "low", "high"))
-        if low is None or high is None:
-            low = high = value
-        if value is not None:
-            points.append(Point(row, value, low, high))
-    newest = rows[-1]["metrics"][name]
-    better = as_text(newest.get("better"))
-    label = records.label(newest, name)
-    metric = {"name": name, "label": label, "better": better, "unit": unit, "points": points}
-    return metric | {"best": _best(points, better), "ticks": _ticks(points)}
+        key = tuple(row["texts"].get(name, "–") for name in names)
+        setting = settings.setdefault(key, {"texts": dict(zip(names, key, strict=True))})
+        runs = setting.setdefault("runs", {})
+        runs.setdefault(row["texts"].get("seed", row["run"]["folder"]), row)
+    by_number = sorted(settings, key=lambda key: [_sortable(text) for text in key])
+    for key in by_number:
+        name = ", ".join(f"{name} {text}" for name, text in zip(names, key, strict=True)) or "all"
+        if len(name) > MAX_NAME_CHARACTERS:
+            name = f"{name[: MAX_NAME_CHARACTERS - 1]}…"
+        settings[key]["name"] = name
+    ordered = [settings[key] for key in by_number]
+    repeated_names = Counter(setting["name"] for setting in ordered)
+    for number, setting in enumerate(ordered, start=1):
+        if repeated_names[setting["name"]] > 1:  # the same after it was cut
+            setting["name"] += f" ({number})"
+    return ordered
 
 
-def _best(points: list[Point], better: str) -> set[int]:
-    """The numbers of the finished runs with the best value; none where all are the same."""
-    finished = [point for point in points if point.row["run"]["status"] == "ok"]
-    values = {point.value for point in finished}
-    if len(values) < 2 or better not in ("higher", "lower"):
-        return set()
-    best_value = max(values) if better == "higher" else min(values)
-    return {point.row["number"] for point in finished if point.value == best_value}
+def _sortable(text: str) -> tuple:
+    try:
+        return (0, float(text), "")
+    except ValueError:
+        return (1, 0.0, text)
 
 
-def _ticks(points: list[Point]) -> list[float]:
-    """A few round numbers around the values of a chart; none for fewer than two points."""
-    if len(points) < 2:
+def _metric(name: str, metric: dict, settings: list[dict]) -> dict:
+    """A metric over the settings. metric: that of the newest run, for its label and direction."""
+    better = metric.get("better")
+    values = {}
+    for setting in settings:
+        for seed, row in setting["runs"].items():
+            value = as_number(row["metrics"].get(name, {}).get("value"))
+            if value is not None:
+                values.setdefault(setting["name"], {})[seed] = value
+    all_values = [value for by_seed in values.values() for value in by_seed.values()]
+    can_be_better = better in ("higher", "lower")
+    unit = metric.get("unit")
+    return {
+        "name": name,
+        "label": records.label(metric, name),
+        "better": better,
+        "unit": unit if isinstance(unit, str) else "",
+        "values": values,
+        "newest": metric,
+        "is_same": compare.is_constant(all_values) if all_values else False,
+        "is_comparable": can_be_better and compare.is_comparable(values),
+    }
+
+
+def _compare(card: dict, metric: dict, level: float) -> None:
+    """Add to the metric its settings with their means, the comparison, and the charts."""
+    comparison = None
+    if metric["is_comparable"]:
+        comparison = compare.compare(metric["values"], metric["better"], level)
+    lines = []
+    for setting in card["settings"]:
+        values = list(metric["values"].get(setting["name"], {}).values())
+        if not values:
+            continue
+        mean, low, high = compare.mean_interval(values)
+        newest = next(iter(setting["runs"].values()))["metrics"].get(metric["name"], {})
+        own = [as_number(newest.get(end)) for end in ("low", "high")]
+        if low == high and None not in own:
+            low, high = own
+        line = {"setting": setting, "n": len(values), "value": mean, "low": low, "high": high}
+        line["text"], _, line["interval"] = compare.with_interval(mean, low, high).partition(" ")
+        if low == high:
+            line |= {"text": records.number_text(mean), "interval": ""}
+        lines.append(line)
+    pick = {"higher": max, "lower": min}.get(as_text(metric["better"]))
+    best = pick(line["value"] for line in lines) if pick and lines else None
+    for line in lines:
+        name = line["setting"]["name"]
+        is_best = name == comparison.best if comparison else line["value"] == best
+        line["is_best"] = is_best and not metric["is_same"]
+        line["lead"] = lead = comparison and comparison.leads.get(name)
+        if lead:
+            text = compare.with_interval(lead.difference, lead.low, lead.high)
+            line["behind"], _, line["behind_interval"] = text.partition(" ")
+    metric["lines"] = lines
+    metric["comparison"] = comparison
+    metric["sentence"] = compare.sentence(comparison, metric["unit"]) if comparison else ""
+    metric["charts"] = _charts(card, lines)
+
+
+def _charts(card: dict, lines: list[dict]) -> list[dict]:
+    """The metric against the parameters that differ, and against the time of a run."""
+    if len(lines) < 2:
         return []
-    from matplotlib.ticker import MaxNLocator
+    xs = {name: [line["setting"]["texts"][name] for line in lines] for name in card["names"]}
+    for name, texts in xs.items():
+        order = sorted(range(len(lines)), key=lambda number: _sortable(texts[number]))
+        xs[name] = [(texts[number], lines[number]) for number in order]
+    times = []
+    for line in lines:
+        seconds = [row["seconds"] for row in line["setting"]["runs"].values()]
+        if None not in seconds:
+            times.append((sum(seconds) / len(seconds), line))
+    xs["seconds a run"] = times
+    drawn = []
+    for name, pairs in xs.items():
+        points = [
+            charts.Point(x, n["value"], n["low"], n["high"], n["setting"]["name"], n["is_best"])
+            for x, n in pairs
+        ]
+        drawn.append(charts.chart(points, name))
+    return [chart for chart in drawn if chart]
 
-    values = [end for point in points for end in (point.value, point.low, point.high)]
-    locator = MaxNLocator(nbins=5, steps=[1, 2, 5, 10])
-    return locator.tick_values(min(values), max(values)).tolist()
+
+def _headline(out: Path, row: dict, has_thumbnail: bool) -> dict:
+    """The card's question, answer and thumbnail, from the newest finished run."""
+    headline = report.headline(out / "runs" / row["run"]["folder"])
+    answer = headline["answer"] or {}
+    picture = answer.get("figure") if has_thumbnail else None
+    return {
+        "title": headline["title"],
+        "answer": answer.get("html"),
+        "thumbnail": picture and _thumbnail(picture),
+    }
+
+
+def _thumbnail(figure: dict) -> dict | None:
+    """The figure in small; None for a picture that can't be read."""
+    from PIL import Image
+
+    try:
+        data = base64.b64decode(figure["data"])
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.width * image.height > MAX_PICTURE_PIXELS:
+                return None
+            image = image.convert("RGB")
+            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+            buffer = io.BytesIO()
+            image.quantize(THUMBNAIL_COLOURS).save(buffer, "PNG", optimize=True)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    small = base64.b64encode(buffer.getvalue()).decode()
+    return figure | {"data": small, "width": image.width // 2}

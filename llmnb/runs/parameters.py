@@ -5,6 +5,7 @@ are errors, before anything runs.
 """
 
 import ast
+import functools
 import hashlib
 import json
 import math
@@ -283,17 +284,24 @@ def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> st
     are not hidden and have one of the INPUT_SUFFIXES: up to MAX_INPUT_FILES with MAX_INPUT_BYTES by
     their content, the others by name, size and time; a printed line says so where there are some.
     """
-    package = Path(__file__).parents[1]
-    sources = sorted(p for p in package.rglob("*") if p.suffix in SOURCE_SUFFIXES)
     facts = {
         "parameters": redacted(parameters),
         "files": {k: _input_facts(k, v) for k, v in parameters.items() if not is_output(k)},
         "code": [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-        "package": [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources],
+        "package": package_digest(),
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@functools.cache  # a sweep names a thousand runs
+def package_digest() -> str:
+    """The sha256 over the sources of this package."""
+    package = Path(__file__).parents[1]
+    sources = sorted(p for p in package.rglob("*") if p.suffix in SOURCE_SUFFIXES)
+    sums = [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources]
+    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def _input_facts(key: str, value: Any) -> list:
@@ -306,7 +314,7 @@ def _input_facts(key: str, value: Any) -> list:
     root = Path(value)
     try:
         root = root.expanduser()
-        paths = _input_files(root)
+        paths = input_files(root)
     except (OSError, ValueError, RuntimeError):  # a long prompt is not a path
         return []
     facts = []
@@ -325,8 +333,8 @@ def _input_facts(key: str, value: Any) -> list:
     return facts
 
 
-def _input_files(root: Path) -> list[Path]:
-    """The file; or the files of the folder that a notebook reads, as `digest` says."""
+def input_files(root: Path) -> list[Path]:
+    """The file, or those of the folder that a notebook reads, as `digest` says."""
     if root.is_file():
         return [root]
     paths = []

@@ -151,6 +151,19 @@ def _answer(cells: list, markdown: Markdown) -> dict | None:
     return {"html": markdown.convert(answer["text"]), "figure": figure}
 
 
+def headline(folder: Path) -> dict[str, Any]:
+    """A run's question and answer: "title" (clean HTML), and "answer" as `_answer` gives it.
+
+    Both are empty without a readable notebook.
+    """
+    markdown = Markdown()
+    cells = _read_notebook(folder).cells
+    for cell in cells:
+        if cell.cell_type == "markdown" and not markdown.title:
+            markdown.convert(cell.source, cell)
+    return {"title": clean(markdown.title, inline=True), "answer": _answer(cells, markdown)}
+
+
 def _failed_cell(cells: list, run: dict) -> int | None:
     """The position of the cell in which a run stopped.
 
@@ -221,17 +234,21 @@ def render(notebook: NotebookNode, run: dict) -> str:
     )
 
 
+def _read_notebook(folder: Path) -> NotebookNode:
+    """The run's notebook; one without cells where it can't be read."""
+    import nbformat
+
+    try:
+        return nbformat.read(folder / "notebook.ipynb", as_version=4)
+    except (OSError, ValueError, AttributeError, RecursionError, nbformat.ValidationError):
+        return nbformat.v4.new_notebook()
+
+
 def write_report(folder: Path) -> Path:
     """Write folder/report.html from folder/notebook.ipynb and folder/run.json; returns its path.
 
     Without a readable notebook the page has the header and the error. Raises OSError where the
     folder can't be written.
     """
-    import nbformat
-
-    try:
-        notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
-    except (OSError, ValueError, AttributeError, RecursionError, nbformat.ValidationError):
-        notebook = nbformat.v4.new_notebook()
-    page = render(notebook, records.read_record(folder))
+    page = render(_read_notebook(folder), records.read_record(folder))
     return records.write_page(folder / "report.html", page)

@@ -16,8 +16,6 @@ import math
 import os
 import re
 import signal
-import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -32,13 +30,12 @@ import psutil
 
 from llmnb import files, hardware
 from llmnb.record import ANSWER_MIME, METRIC_MIME, RUN_MIME
-from llmnb.runs import facts, records, report
+from llmnb.runs import facts, kernels, records, report
 from llmnb.runs import parameters as params
 
 SECONDS_BETWEEN_SAVES = 2  # of the notebook while it runs
 SECONDS_BETWEEN_SAMPLES = 0.25  # of the kernel's memory
 MIN_SECRET_CHARACTERS = 4  # a shorter secret occurs in any text: it can't be searched for
-MAX_SOCKET_FOLDER_CHARACTERS = 60  # the path of a Unix socket is limited to about 100 bytes
 Progress = Callable[[int, int, float], None]  # cells done, cells in all, seconds
 
 
@@ -50,13 +47,20 @@ class Job:
     parameters: dict[str, Any] = field(default_factory=dict)
     out: str = "reports"
     timeout: float | None = None  # seconds for the whole notebook
+    # For a run on another machine than the user's, where a sweep sends it:
+    source: dict[str, Any] | None = None  # the record's, as the user's machine knows it
+    working_folder: str | None = None  # of the kernel; None: that of this process
+    aliases: dict[str, str] = field(default_factory=dict)  # a path here: what is stored instead
 
 
-def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
+def run(
+    job: Job, progress: Progress | None = None, is_cancelled: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Execute the job; returns its record, with the run's folder as "folder".
 
-    The folder holds notebook.ipynb, report.html and run.json, for a failed run too. Raises
-    ParameterError before anything runs. A notebook that fails raises nothing: its record says so.
+    The folder holds notebook.ipynb, report.html and run.json, for a failed run too. As soon as
+    is_cancelled() is true, the kernel is killed. Raises ParameterError before anything runs. A
+    notebook that fails raises nothing: its record says so.
     """
     path = params.find_notebook(job.notebook)
     notebook = params.read_notebook(path)
@@ -65,16 +69,17 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
     name = f"{path.stem}-{params.digest(notebook, values)}"
     folder, attempt = _new_folder(Path(job.out) / "runs", name)
     record = _first_record(path, params.redacted(values), attempt)
+    record["source"] = job.source or source_of(path)
     files.write_json(folder / "run.json", record)
 
     params.inject(notebook, values)
     _remove_outputs(notebook)
-    execution = _Execution(notebook, folder, secrets, job.timeout, progress)
+    execution = _Execution(notebook, folder, job, secrets, progress, is_cancelled)
     variables = {params.secret_variable(key): secret for key, secret in secrets.items()}
     variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
     try:
         # The kernel inherits this process's environment.
-        with mock.patch.dict(os.environ, variables), _kernel_class() as kernel_class:
+        with mock.patch.dict(os.environ, variables), kernels.kernel_class() as kernel_class:
             hardware.share_the_cpu()
             record |= execution.execute(kernel_class)
     except KeyboardInterrupt:
@@ -87,7 +92,7 @@ def run(job: Job, progress: Progress | None = None) -> dict[str, Any]:
             record["metrics"] = collect(notebook.cells, METRIC_MIME)
             record["answer"] = collect(notebook.cells, ANSWER_MIME).get("run")
             record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
-            record = execution.without_secrets(record)
+            record = execution.as_stored(record)
             execution.save()
             files.write_json(folder / "run.json", record)
             report.write_report(folder)
@@ -119,9 +124,13 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
         "peak_memory_mb": None,
         "hardware": facts.hardware(),
         "versions": facts.versions(),
-        "source": {"git": facts.git_commit(path), "notebook_sha256": files.sha256_of(path)},
         "error": None,
     }
+
+
+def source_of(path: Path) -> dict[str, Any]:
+    """Which notebook it is: the commit of its checkout, and the sum of its content."""
+    return {"git": facts.git_commit(path), "notebook_sha256": files.sha256_of(path)}
 
 
 class _OutOfTime(Exception):
@@ -143,7 +152,7 @@ def _ignoring_interrupts() -> Iterator[None]:
 
 
 def _forms(secret: str) -> list[str]:
-    """How a secret can appear in text, escaped or not, longest first; [] for a very short one."""
+    """How a text can appear in another, escaped or not, longest first; [] for a very short one."""
     if len(secret) < MIN_SECRET_CHARACTERS:
         return []
     forms = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
@@ -154,12 +163,15 @@ def _forms(secret: str) -> list[str]:
 class _Execution:
     """Executes the notebook, saves it while it grows, and measures the kernel's memory."""
 
-    def __init__(self, notebook, folder, secrets, timeout, progress) -> None:
+    def __init__(self, notebook, folder, job, secrets, progress, is_cancelled) -> None:
         self.notebook = notebook
         self.folder = folder
-        self.secret_forms = [form for secret in secrets.values() for form in _forms(secret)]
-        self.timeout = timeout
+        self.replacements = [(f, params.REDACTED) for s in secrets.values() for f in _forms(s)]
+        self.replacements += [(f, name) for path, name in job.aliases.items() for f in _forms(path)]
+        self.timeout = job.timeout
+        self.resources = {"metadata": {"path": job.working_folder}}
         self.progress = progress
+        self.is_cancelled = is_cancelled
         self.start = time.monotonic()
         self.last_save = 0.0
         self.cell_number = 0  # of the cell that runs, counted from 1
@@ -184,6 +196,7 @@ class _Execution:
                 kernel_manager_class=kernel_class,
                 timeout_func=self._seconds_left,
                 coalesce_streams=True,
+                resources=self.resources,
                 on_cell_start=self._cell_started,
                 on_cell_complete=self._cell_completed,
             )
@@ -191,6 +204,8 @@ class _Execution:
             message = f"The notebook took longer than its {self.timeout:g} s."
             return self.outcome("timeout", "TimeoutError", message)
         except DeadKernelError:
+            if self.is_cancelled():
+                return self.outcome("killed", "KeyboardInterrupt", "The run was cancelled.")
             message = "The kernel died. If the memory ran out, try a smaller profile or input."
             message += f" {kernel_class.last_stderr_line()}"
             return self.outcome("failed", "DeadKernelError", message)
@@ -237,18 +252,20 @@ class _Execution:
     def _sample_memory(self, kernel_class: type, is_done: threading.Event) -> None:
         while not is_done.wait(SECONDS_BETWEEN_SAMPLES):
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
-                peak_bytes = _peak_memory(kernel_class.last.provisioner.pid)
+                if self.is_cancelled():
+                    psutil.Process(kernel_class.last.provisioner.pid).kill()
+                peak_bytes = kernels.peak_memory(kernel_class.last.provisioner.pid)
                 self.peak_memory_mb = max(self.peak_memory_mb or 0.0, round(peak_bytes / 1e6, 1))
 
-    def without_secrets(self, value: Any) -> Any:
-        """The value with every secret in its texts replaced; keys and numbers stay."""
+    def as_stored(self, value: Any) -> Any:
+        """The value without secrets and aliased paths in its texts; keys and numbers stay."""
         if isinstance(value, dict):
-            return type(value)({key: self.without_secrets(v) for key, v in value.items()})
+            return type(value)({key: self.as_stored(v) for key, v in value.items()})
         if isinstance(value, list):
-            return [self.without_secrets(item) for item in value]
+            return [self.as_stored(item) for item in value]
         if isinstance(value, str):
-            for form in self.secret_forms:
-                value = value.replace(form, params.REDACTED)
+            for form, replacement in self.replacements:
+                value = value.replace(form, replacement)
         return value
 
     def save(self) -> None:
@@ -258,7 +275,7 @@ class _Execution:
         for part in (notebook, *notebook.cells):
             part.metadata.pop("papermill", None)
             part.metadata.pop("execution", None)
-        text = nbformat.writes(self.without_secrets(notebook))
+        text = nbformat.writes(self.as_stored(notebook))
         files.write_text(self.folder / "notebook.ipynb", text)
 
 
@@ -271,14 +288,6 @@ def _remove_outputs(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs = []
             cell.execution_count = None
-
-
-def _peak_memory(pid: int) -> float:
-    """The most memory that the process has held so far, in bytes."""
-    status = Path(f"/proc/{pid}/status")
-    if status.exists() and (peak_kb := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
-        return 1024.0 * int(peak_kb[1])
-    return float(psutil.Process(pid).memory_info().rss)
 
 
 def collect(cells: list[dict], mime: str) -> dict[str, dict]:
@@ -294,43 +303,3 @@ def collect(cells: list[dict], mime: str) -> dict[str, dict]:
                 name = str(data.get("name", "run"))
                 by_name[name] = {key: value for key, value in data.items() if key != "name"}
     return by_name
-
-
-@contextlib.contextmanager
-def _kernel_class() -> Iterator[type]:
-    """A kernel manager that starts this very Python, with its sockets in a folder of their own.
-
-    A kernelspec of the user's could name another Python, and TCP ports of two runs could collide.
-    """
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    is_long = len(tempfile.gettempdir()) > MAX_SOCKET_FOLDER_CHARACTERS
-    parent = "/tmp" if is_long and os.name != "nt" else None
-    temporary = tempfile.TemporaryDirectory(prefix="llmnb-", dir=parent, ignore_cleanup_errors=True)
-    with temporary as folder, open(os.path.join(folder, "stderr"), "wb") as log:
-
-        class Kernel(AsyncKernelManager):
-            last = None  # the manager of the running kernel, whose memory is measured
-
-            def __init__(self, **options) -> None:
-                super().__init__(**options)
-                type(self).last = self
-                self.connection_file = os.path.join(folder, "kernel.json")
-                self._kernel_spec = KernelSpec(argv=command, language="python")
-                if os.name != "nt":
-                    self.transport = "ipc"
-                    self.ip = os.path.join(folder, "kernel")
-
-            async def _async_start_kernel(self, **options) -> None:
-                await super()._async_start_kernel(**options, stderr=log)
-
-            start_kernel = _async_start_kernel
-
-            @staticmethod
-            def last_stderr_line() -> str:
-                lines = Path(log.name).read_text("utf-8", "replace").splitlines()
-                return lines[-1] if lines else ""
-
-        yield Kernel

@@ -1,0 +1,251 @@
+"""A sweep: runs over a grid of parameters, on all cores or on a cluster.
+
+A run's identity is its digest. A run that finished is skipped, so the same command goes on where
+an earlier one stopped, for whatever reason. A run's folder appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from llmnb import files
+from llmnb.runs import parameters as params
+from llmnb.runs import records, report, runner, workers
+from llmnb.runs.workers import Task
+
+SECONDS_BETWEEN_PROGRESS = 2.0
+TASKS_PER_WORKER = 2  # sent ahead, so that no worker waits for its next one
+
+
+def grid(choices: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values: {"lr": [1, 2], "seed": [0, 1]} gives four.
+
+    Raises ParameterError where a parameter has no list of values.
+    """
+    for name, values in choices.items():
+        if not isinstance(values, list) or not values:
+            raise params.ParameterError(
+                f"{name}: a grid needs a list of values, as in [1e-4, 3e-4]; got {values!r}."
+            )
+    return [dict(zip(choices, row, strict=True)) for row in itertools.product(*choices.values())]
+
+
+def repeated(settings: list[dict[str, Any]], n: int, path: Path) -> list[dict[str, Any]]:
+    """Every setting n times, with its seed (or the notebook's own) and the next ones.
+
+    Raises ParameterError where the notebook has no seed.
+    """
+    default = params.declared(params.read_notebook(path)).get("seed")
+    if type(default) is not int:
+        raise params.ParameterError(
+            f"{path.stem} has no whole number as its parameter 'seed', so a repeated run would be "
+            f"the same run."
+        )
+    return [
+        setting | {"seed": int(setting.get("seed", default)) + number}
+        for setting in settings
+        for number in range(n)
+    ]
+
+
+def plan(
+    path: Path, settings: list[dict], timeout: float | None = None, on_cluster: bool = False
+) -> list[Task]:
+    """A task for every different setting of a notebook, in their order; all are checked.
+
+    Raises ParameterError for the first setting that the notebook can't run with, and where runs
+    would write to the same place, or to the disk of another machine.
+    """
+    notebook = params.read_notebook(path)
+    text = path.read_text(encoding="utf-8")
+    source = runner.source_of(path)
+    digest = params.package_digest()
+    tasks = {}
+    for setting in settings:
+        values = params.resolve(notebook, setting, path.stem)
+        name = f"{path.stem}-{params.digest(notebook, values)}"
+        tasks[name] = Task(name, path.stem, text, values, digest, source, timeout)
+    for name in filter(params.is_output, params.declared(notebook)):
+        outputs = [str(t.parameters[name]) for t in tasks.values() if t.parameters[name]]
+        if len(set(outputs)) < len(outputs) or (outputs and on_cluster):
+            raise params.ParameterError(
+                f"{path.stem}: {name} = {outputs[0]!r} would be written by several runs, or to a "
+                f"worker's disk: leave it out."
+            )
+    return list(tasks.values())
+
+
+def is_finished(out: Path, task: Task) -> bool:
+    """Whether this very run has ended well before."""
+    folders = [out / "runs" / task.name, *out.glob(f"runs/{task.name}-*")]
+    return any(records.read_record(folder)["status"] == "ok" for folder in folders)
+
+
+@dataclass
+class Progress:
+    """How far a sweep is."""
+
+    total: int
+    skipped: int = 0
+    done: int = 0  # in this sweep, failed ones included
+    failed: int = 0
+    running: int = 0
+    workers: int = 0
+    seconds: float = 0.0  # since the start
+    seconds_to_last: float = 0.0  # until a run ended last
+
+    def text(self) -> str:
+        """One line for people, with an estimate of the remaining time after the first run."""
+        parts = [f"{self.skipped + self.done} of {self.total} runs done", f"{self.running} running"]
+        if self.skipped:
+            parts.append(f"{self.skipped} from before")
+        parts.append(f"{self.failed} failed")
+        remaining = self.total - self.skipped - self.done
+        if remaining and not self.workers:
+            parts.append("waiting for a worker")
+        elif self.done and remaining:
+            since_last = self.seconds - self.seconds_to_last
+            seconds = max(0.0, self.seconds_to_last / self.done * remaining - since_last)
+            parts.append(f"about {records.duration_text(seconds)} left")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended. folder: None for a run that left nothing, because its worker failed."""
+
+    task: Task
+    status: str
+    folder: Path | None
+    message: str | None  # what went wrong
+
+
+def run(
+    tasks: list[Task],
+    out: Path,
+    address: str | None = None,
+    n_jobs: int = 1,
+    show: Callable[[Progress], None] = lambda progress: None,
+    skip_finished: bool = True,
+) -> Iterator[Outcome]:
+    """Execute the tasks, and yield each outcome when its folder in out/runs is complete.
+
+    address: a scheduler's, or None for n_jobs processes here. Raises SweepError where no cluster
+    can be reached, and OSError where out can't be written: then the other runs are stopped.
+    """
+    (out / "runs").mkdir(parents=True, exist_ok=True)  # also marks the folder as one of runs
+    _remove_unfinished(out)
+    waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
+    progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
+    if not waiting:
+        show(progress)
+        return
+    n_jobs = min(n_jobs, len(waiting))
+    client = workers.connect(address, n_jobs)
+    try:
+        yield from _run(client, waiting[::-1], out, progress, show, sends_inputs=bool(address))
+    finally:  # tasks without a client are cancelled, which ends their kernels
+        cluster = client.cluster
+        client.close()
+        if address is None:
+            cluster.close()
+
+
+def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome]:
+    """The loop of a sweep. waiting: the tasks, the first one last."""
+    from distributed import wait
+
+    tasks_of = {}  # by their futures
+    start = time.monotonic()
+    while waiting or tasks_of:
+        progress.workers = len(client.nthreads())
+        while waiting and len(tasks_of) < TASKS_PER_WORKER * max(1, progress.workers):
+            task = waiting.pop()
+            if sends_inputs:
+                task = replace(task, inputs=workers.packed_inputs(task.parameters))
+            future = client.submit(workers.execute, task, key=_key(task), pure=False)
+            tasks_of[future] = task
+        progress.running = min(len(tasks_of), progress.workers)
+        progress.seconds = time.monotonic() - start
+        show(progress)
+        done = []
+        with contextlib.suppress(TimeoutError):
+            done = wait(list(tasks_of), SECONDS_BETWEEN_PROGRESS, "FIRST_COMPLETED").done
+        for future in done:
+            outcome = _outcome(out, tasks_of.pop(future), future)
+            progress.done += 1
+            progress.failed += outcome.status != "ok"
+            progress.seconds_to_last = time.monotonic() - start
+            yield outcome
+    progress.running = 0
+    show(progress)
+
+
+def _key(task: Task) -> str:
+    """A name for the task that no earlier, perhaps cancelled, task on the cluster had."""
+    return f"{task.name}-{os.urandom(4).hex()}"
+
+
+def _outcome(out: Path, task: Task, future: Any) -> Outcome:
+    if future.status != "finished":
+        # A worker that died several times with this run, a disk full there, another version …
+        message = "The scheduler cancelled it."
+        if future.status == "error":
+            message = f"{type(future.exception()).__name__}: {future.exception()}"
+        return Outcome(task, "failed", None, message)
+    folder = store(out, task.name, future.result())
+    record = records.read_record(folder)
+    error = records.section(record, "error")
+    message = None
+    if error:
+        cell, kind = error.get("cell"), error.get("type")
+        message = f"cell {cell}: {kind}: {records.as_text(error.get('message'))}"
+    return Outcome(task, record["status"], folder, message)
+
+
+def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
+    """A new folder in out/runs with these files; a second attempt at a name gets a suffix.
+
+    It is written beside, and renamed when it is complete. Raises OSError.
+    """
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-", dir=out))
+    try:
+        for file, content in contents.items():
+            (partial / file).write_bytes(content)
+        partial.chmod(0o755)
+        for attempt in itertools.count(1):
+            folder = out / "runs" / (name if attempt == 1 else f"{name}-{attempt}")
+            if folder.exists():
+                continue
+            if attempt > 1:
+                record = json.loads(contents["run.json"]) | {"attempt": attempt}
+                files.write_json(partial / "run.json", record)
+                report.write_report(partial)
+            try:
+                return partial.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process made it in this moment
+                    raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_unfinished(out: Path) -> None:
+    """Remove the folders that sweeps were writing when they were killed."""
+    for partial in out.glob(".sweep-*-*"):
+        pid = partial.name.split("-")[1]
+        if not pid.isdigit() or not psutil.pid_exists(int(pid)) or int(pid) == os.getpid():
+            shutil.rmtree(partial, ignore_errors=True)
