@@ -64,6 +64,8 @@ def test_a_residual_connection_goes_around_the_boxes_between_its_ends():
     (line,) = figure.axes[0].lines
     assert line.get_ydata().tolist() == [0.5, 0.5, 2]  # from above the input to beside the sum
     assert 0.41 < line.get_xdata()[-1] < 0.5  # outside its column's boxes, and before the next
+
+
 def test_a_surprising_token_stands_on_a_darker_ground_and_lines_end_between_words():
     pieces = [" word", "play"] * 14 + ["⏎", "last"]  # seven words fill a line, and more
     values = [0.0] * 29 + [15.0]
