@@ -136,6 +136,22 @@ def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] <= last_step]
 
 
+def turned_up(rows: list[dict[str, Any]], margin: float = 0.01) -> str:
+    """A warning if the log's validation loss fell and has since risen by more than the margin.
+
+    margin: a share of the lowest loss. Empty if there is nothing to warn of.
+    """
+    losses = [row["validation_loss"] for row in rows]
+    best = losses.index(min(losses))
+    if losses[-1] <= (1 + margin) * losses[best]:
+        return ""
+    return (
+        f"warning: the validation loss has turned up: {losses[best]:.3f} after "
+        f"{rows[best]['tokens']:,} tokens, now {losses[-1]:.3f}. The model learns the training "
+        f"text by heart: take fewer tokens, a smaller model, or more text."
+    )
+
+
 def check_publishable(recipe: Recipe, folder: Path) -> None:
     """Fail before hours of training where `publish` would fail after them.
 

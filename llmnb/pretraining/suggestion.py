@@ -1,0 +1,96 @@
+"""Before a run: which size, learning rate and number of tokens suit a text and this machine."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmnb.pretraining.loop import Trainer
+from llmnb.pretraining.recipe import PretrainingError, Recipe
+from llmnb.pretraining.tokens import TokenCorpus
+
+# Widths and layers, from small to large; a head is 32 to 64 wide.
+SHAPES = ((32, 2), (48, 2), (64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8))
+MAX_EPOCHS = (
+    4  # repeated up to four times, a text is nearly as good as new: Muennighoff et al. 2023
+)
+STEPS_TIMED = 5
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A recipe for a text and a machine, and what it rests on."""
+
+    recipe: Recipe
+    n_parameters: int
+    tokens_per_second: float  # measured here, with this size
+    epochs: float  # how often the text is read
+
+    def __str__(self) -> str:
+        recipe = self.recipe
+        seconds = recipe.tokens / self.tokens_per_second
+        return (
+            f"-p d_model {recipe.d_model} -p n_layers {recipe.n_layers} -p n_heads "
+            f"{recipe.n_heads} -p tokens {recipe.tokens}: {self.n_parameters:,} parameters, rate "
+            f"{recipe.lr:.3g}, {recipe.tokens / self.n_parameters:.0f} tokens per parameter, "
+            f"{self.epochs:.1f} times the text; about {seconds / 60:.1f} minutes at "
+            f"{self.tokens_per_second:,.0f} tokens a second"
+        )
+
+
+def learning_rate_for(d_model: int) -> float:
+    """AdamW's rate beside Muon: 0.016 up to a width of 192, then falling with its square root.
+
+    0.016 was the best of 0.008, 0.016 and 0.032 for our recipe (benchmarks/pretraining.py); that
+    a wider model wants a lower rate is from Yang et al. 2022, the exponent is a compromise.
+    """
+    return 0.016 * min(1.0, 192 / d_model) ** 0.5
+
+
+def suggest(
+    corpus: TokenCorpus, minutes: float, block_size: int = 128, tokens_per_parameter: float = 20.0
+) -> Suggestion:
+    """The largest model that these minutes and this text can feed enough tokens.
+
+    Every size is timed here for a few steps, from the smallest on. Its tokens are as many as this
+    machine reads in the minutes, but at most MAX_EPOCHS times the text. The smallest size is
+    suggested if even that one gets fewer than tokens_per_parameter (Hoffmann et al. 2022: 20).
+    Raises PretrainingError for minutes or tokens that are not above 0, DataError for too short a
+    text.
+    """
+    if not minutes > 0 or not tokens_per_parameter > 0:
+        raise PretrainingError(
+            f"minutes is {minutes}, tokens_per_parameter {tokens_per_parameter}; both must be "
+            f"above 0."
+        )
+    best = None
+    for d_model, n_layers in SHAPES:
+        recipe = Recipe(
+            d_model=d_model,
+            n_layers=n_layers,
+            n_heads=max(2, d_model // 64),
+            block_size=block_size,
+            model={"tied": False},
+            lr=learning_rate_for(d_model),
+            tokens=10**9,
+        )
+        speed, n_parameters = _speed(corpus, recipe)
+        tokens = int(min(60 * minutes * speed, MAX_EPOCHS * len(corpus.train)))
+        if best and tokens < tokens_per_parameter * n_parameters:
+            break
+        recipe = Recipe.of(recipe.as_dict() | {"tokens": max(tokens, recipe.step_tokens)})
+        epochs = recipe.tokens / len(corpus.train)
+        best = Suggestion(recipe, n_parameters, speed, epochs)
+    return best
+
+
+def _speed(corpus: TokenCorpus, recipe: Recipe) -> tuple[float, int]:
+    """Tokens that a run reads in a second on this machine, and the model's parameters."""
+    trainer = Trainer(corpus, recipe)
+    seconds = []
+    for _ in range(STEPS_TIMED):
+        start = time.perf_counter()
+        with recipe.explaining_memory_errors():
+            trainer.train_step()
+        seconds.append(time.perf_counter() - start)
+    return recipe.step_tokens / float(np.median(seconds[2:])), trainer.n_parameters

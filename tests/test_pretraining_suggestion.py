@@ -1,0 +1,68 @@
+"""What is suggested before a run, and what a run says when its validation loss turns up."""
+
+import itertools
+
+import pytest
+from conftest import small
+
+from llmnb.pretraining import suggestion
+from llmnb.pretraining.checkpoint import turned_up
+from llmnb.pretraining.loop import Trainer
+from llmnb.pretraining.recipe import PretrainingError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every step takes a second on this machine, whatever the size."""
+    ticks = itertools.count()
+    monkeypatch.setattr(suggestion.time, "perf_counter", lambda: float(next(ticks)))
+
+
+@pytest.mark.parametrize("epochs", [4, 0.5])
+def test_the_largest_size_that_gets_enough_tokens_is_suggested(epochs, corpus, clock, monkeypatch):
+    monkeypatch.setattr(suggestion, "MAX_EPOCHS", epochs)
+    longest = 10**6  # minutes, so that the text alone limits the tokens
+    enough = suggestion.suggest(corpus, longest, block_size=16, tokens_per_parameter=1e-9)
+    assert (enough.recipe.d_model, enough.recipe.n_layers) == suggestion.SHAPES[-1]
+    assert enough.recipe.tokens == int(epochs * len(corpus.train))
+    smallest = suggestion.suggest(corpus, longest, block_size=16, tokens_per_parameter=1e9)
+    assert (smallest.recipe.d_model, smallest.recipe.n_layers) == suggestion.SHAPES[0]
+    ratio = enough.recipe.tokens / 200_000  # 64 wide is the largest size with fewer parameters
+    between = suggestion.suggest(corpus, longest, block_size=16, tokens_per_parameter=ratio)
+    assert between.n_parameters < 200_000 and between.recipe.d_model == 64
+
+
+def test_the_minutes_limit_the_tokens_and_the_line_can_be_pasted(corpus, clock):
+    plan = suggestion.suggest(corpus, 0.5, block_size=16)
+    assert plan.recipe.tokens == 30 * 16 * plan.recipe.batch_size  # 30 steps of a second
+    trainer = Trainer(corpus, plan.recipe)
+    assert trainer.n_parameters == plan.n_parameters and trainer.steps == 30
+    assert str(plan).startswith("-p d_model 32 -p n_layers 2 -p n_heads 2 -p tokens 7680: ")
+
+
+@pytest.mark.parametrize("values", [{"minutes": 0}, {"minutes": 1, "tokens_per_parameter": 0}])
+def test_a_budget_of_nothing_is_refused(values, corpus):
+    with pytest.raises(PretrainingError, match="must be above 0"):
+        suggestion.suggest(corpus, **values)
+
+
+@pytest.mark.parametrize(
+    ("losses", "warns"),
+    [([3, 2, 1], False), ([3, 2, 2.01], False), ([3, 2, 2.1], True), ([3], False)],
+)
+def test_a_loss_that_has_turned_up_is_one_above_its_lowest_by_a_hundredth(losses, warns):
+    rows = [{"validation_loss": loss, "tokens": 100 * i} for i, loss in enumerate(losses)]
+    assert bool(turned_up(rows)) == warns
+    assert not warns or "2.000 after 100 tokens, now 2.100" in turned_up(rows)
+
+
+def test_a_run_warns_once_when_it_begins_to_memorize(corpus, monkeypatch):
+    losses = iter([3.0, 2.0, 2.5, 2.6, 1.9, 2.4])
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
+    lines = []
+    Trainer(corpus, small(tokens=5 * 8 * 16), evaluations=5, say=lines.append).run()
+    warnings = [line for line in lines if line.startswith("warning: ")]
+    assert len(warnings) == 2  # at 2.5, and at 2.4 after a new lowest loss
+    assert "2.000 after" in warnings[0] and "1.900 after" in warnings[1]
