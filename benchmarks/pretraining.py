@@ -136,10 +136,10 @@ def against_counting(seeds: int) -> dict:
 
 # For D: the widths tried at each budget in FLOPs. The learning rates are not tuned again.
 ISO_FLOPS = {
+    1.25e10: (8, 12, 16, 24, 32),
     5e10: (16, 24, 32, 48, 64),
     2e11: (24, 32, 48, 64, 96),
     8e11: (32, 48, 64, 96, 128),
-    3.2e12: (48, 64, 96, 128, 192),
 }
 
 

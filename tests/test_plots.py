@@ -54,6 +54,14 @@ def test_the_same_figure_has_the_same_bytes_and_its_alt_text_the_values():
     assert "a 1.50; b 2.25" in one.alt
 
 
+def test_a_line_joins_the_values_that_were_measured_and_only_they_are_described():
+    series = {"a": [float("nan"), 5, float("nan"), 6], "b": [1, 2, 3, 4]}
+    figure = plots.lines([1, 2, 3, 4], series, "x", "y", "title")
+    assert "a goes from 5 to 6; b goes from 1 to 4" in figure.alt
+    (axes,) = figure.axes
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[2, 4], [1, 2, 3, 4]]
+
+
 def test_nothing_to_draw_and_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="nothing to draw"):
         plots.bars({}, "x", "t")

@@ -1,7 +1,7 @@
 """Before a run: which size, learning rate and number of tokens suit a text and this machine."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,18 +23,19 @@ class Suggestion:
 
     recipe: Recipe
     n_parameters: int
+    n_matrix_weights: int  # without the embedding, which is only looked up
     tokens_per_second: float  # measured here, with this size
     epochs: float  # how often the text is read
 
     def __str__(self) -> str:
         recipe = self.recipe
-        seconds = recipe.tokens / self.tokens_per_second
+        minutes = recipe.tokens / self.tokens_per_second / 60
         return (
             f"-p d_model {recipe.d_model} -p n_layers {recipe.n_layers} -p n_heads "
-            f"{recipe.n_heads} -p tokens {recipe.tokens}: {self.n_parameters:,} parameters, rate "
-            f"{recipe.lr:.3g}, {recipe.tokens / self.n_parameters:.0f} tokens per parameter, "
-            f"{self.epochs:.1f} times the text; about {seconds / 60:.1f} minutes at "
-            f"{self.tokens_per_second:,.0f} tokens a second"
+            f"{recipe.n_heads} -p tokens {recipe.tokens}\n{self.n_parameters:,} parameters, rate "
+            f"{recipe.lr:.2g}; {recipe.tokens / self.n_matrix_weights:.1f} tokens for every weight "
+            f"of a matrix;\nthe text is read {self.epochs:.1f} times; about {minutes:.1f} minutes "
+            f"at {self.tokens_per_second:,.0f} tokens a second"
         )
 
 
@@ -48,21 +49,19 @@ def learning_rate_for(d_model: int) -> float:
 
 
 def suggest(
-    corpus: TokenCorpus, minutes: float, block_size: int = 128, tokens_per_parameter: float = 20.0
+    corpus: TokenCorpus, minutes: float, block_size: int = 128, tokens_per_weight: float = 20.0
 ) -> Suggestion:
     """The largest model that these minutes and this text can feed enough tokens.
 
     Every size is timed here for a few steps, from the smallest on. Its tokens are as many as this
-    machine reads in the minutes, but at most MAX_EPOCHS times the text. The smallest size is
-    suggested if even that one gets fewer than tokens_per_parameter (Hoffmann et al. 2022: 20).
-    Raises PretrainingError for minutes or tokens that are not above 0, DataError for too short a
-    text.
+    machine reads in the minutes, but at most MAX_EPOCHS times the text. tokens_per_weight: how many
+    are enough for every weight of a matrix (20: Hoffmann et al. 2022); if even the smallest size
+    gets fewer, it is suggested all the same. Raises PretrainingError for a number that is not
+    above 0, DataError for too short a text.
     """
-    if not minutes > 0 or not tokens_per_parameter > 0:
-        raise PretrainingError(
-            f"minutes is {minutes}, tokens_per_parameter {tokens_per_parameter}; both must be "
-            f"above 0."
-        )
+    for name, value in (("minutes", minutes), ("tokens_per_weight", tokens_per_weight)):
+        if not value > 0:
+            raise PretrainingError(f"{name} is {value}; it must be above 0.")
     best = None
     for d_model, n_layers in SHAPES:
         recipe = Recipe(
@@ -74,23 +73,24 @@ def suggest(
             lr=learning_rate_for(d_model),
             tokens=10**9,
         )
-        speed, n_parameters = _speed(corpus, recipe)
+        trainer = Trainer(corpus, recipe)
+        speed = _tokens_per_second(trainer)
         tokens = int(min(60 * minutes * speed, MAX_EPOCHS * len(corpus.train)))
-        if best and tokens < tokens_per_parameter * n_parameters:
+        tokens = max(tokens, recipe.step_tokens)
+        n_weights = trainer.n_parameters - trainer.model.embedding.weight.numel()
+        if best and tokens < tokens_per_weight * n_weights:
             break
-        recipe = Recipe.of(recipe.as_dict() | {"tokens": max(tokens, recipe.step_tokens)})
-        epochs = recipe.tokens / len(corpus.train)
-        best = Suggestion(recipe, n_parameters, speed, epochs)
+        epochs = tokens / len(corpus.train)
+        recipe = replace(recipe, tokens=tokens)
+        best = Suggestion(recipe, trainer.n_parameters, n_weights, speed, epochs)
     return best
 
 
-def _speed(corpus: TokenCorpus, recipe: Recipe) -> tuple[float, int]:
-    """Tokens that a run reads in a second on this machine, and the model's parameters."""
-    trainer = Trainer(corpus, recipe)
+def _tokens_per_second(trainer: Trainer) -> float:
     seconds = []
     for _ in range(STEPS_TIMED):
         start = time.perf_counter()
-        with recipe.explaining_memory_errors():
+        with trainer.recipe.explaining_memory_errors():
             trainer.train_step()
         seconds.append(time.perf_counter() - start)
-    return recipe.step_tokens / float(np.median(seconds[2:])), trainer.n_parameters
+    return trainer.recipe.step_tokens / float(np.median(seconds[2:]))  # the first two warm up
