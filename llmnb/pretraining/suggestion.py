@@ -49,15 +49,16 @@ def learning_rate_for(d_model: int) -> float:
 
 
 def suggest(
-    corpus: TokenCorpus, minutes: float, block_size: int = 128, tokens_per_weight: float = 20.0
+    corpus: TokenCorpus, minutes: float, block_size: int = 128, tokens_per_weight: float = 10.0
 ) -> Suggestion:
     """The largest model that these minutes and this text can feed enough tokens.
 
     Every size is timed here for a few steps, from the smallest on. Its tokens are as many as this
     machine reads in the minutes, but at most MAX_EPOCHS times the text. tokens_per_weight: how many
-    are enough for every weight of a matrix (20: Hoffmann et al. 2022); if even the smallest size
-    gets fewer, it is suggested all the same. Raises PretrainingError for a number that is not
-    above 0, DataError for too short a text.
+    are enough for every weight of a matrix; the default is half of the 20 of Hoffmann et al. 2022,
+    because a small model uses a machine badly. If even the smallest size gets fewer, it is
+    suggested all the same. Raises PretrainingError for a number that is not above 0, DataError for
+    too short a text.
     """
     for name, value in (("minutes", minutes), ("tokens_per_weight", tokens_per_weight)):
         if not value > 0:
