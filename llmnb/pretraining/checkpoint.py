@@ -147,7 +147,7 @@ def turned_up(rows: list[dict[str, Any]], margin: float = 0.01) -> str:
         return ""
     return (
         f"warning: the validation loss has turned up: {losses[best]:.3f} after "
-        f"{rows[best]['tokens']:,} tokens, now {losses[-1]:.3f}. The model learns the training "
+        f"{rows[best]['tokens']:,} tokens, now {losses[-1]:.3f}.\nThe model learns the training "
         f"text by heart: take fewer tokens, a smaller model, or more text."
     )
 
