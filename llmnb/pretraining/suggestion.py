@@ -65,24 +65,18 @@ def suggest(
             raise PretrainingError(f"{name} is {value}; it must be above 0.")
     best = None
     for d_model, n_layers in SHAPES:
-        recipe = Recipe(
-            d_model=d_model,
-            n_layers=n_layers,
-            n_heads=max(2, d_model // 64),
-            block_size=block_size,
-            model={"tied": False},
-            lr=learning_rate_for(d_model),
-            tokens=10**9,
-        )
+        sizes = {"d_model": d_model, "n_layers": n_layers, "n_heads": max(2, d_model // 64)}
+        recipe = Recipe(**sizes, block_size=block_size, model={"tied": False}, tokens=10**9)
+        recipe = replace(recipe, lr=learning_rate_for(d_model))
         trainer = Trainer(corpus, recipe)
         speed = _tokens_per_second(trainer)
-        tokens = int(min(60 * minutes * speed, MAX_EPOCHS * len(corpus.train)))
-        tokens = max(tokens, recipe.step_tokens)
+        reachable = int(min(60 * minutes * speed, MAX_EPOCHS * len(corpus.train)))
+        tokens = max(reachable, recipe.step_tokens)
         n_weights = trainer.n_parameters - trainer.model.embedding.weight.numel()
         if best and tokens < tokens_per_weight * n_weights:
             break
-        epochs = tokens / len(corpus.train)
         recipe = replace(recipe, tokens=tokens)
+        epochs = tokens / len(corpus.train)
         best = Suggestion(recipe, trainer.n_parameters, n_weights, speed, epochs)
     return best
 
