@@ -53,20 +53,31 @@ def test_a_budget_of_nothing_is_refused(values, corpus):
 
 
 @pytest.mark.parametrize(
-    ("losses", "warns"),
-    [([3, 2, 1], False), ([3, 2, 2.01], False), ([3, 2, 2.1], True), ([3], False)],
+    ("losses", "training", "warns"),
+    [
+        ([3, 2, 2.01, 2.01], 1, False),
+        ([3, 2, 2.1], 1, False),
+        ([3, 2, 2.5, 2.1], 1, True),
+        ([3, 2, 2.5, 2.1], 2.2, False),
+        ([3], None, False),
+    ],
 )
-def test_a_loss_that_has_turned_up_is_one_above_its_lowest_by_a_hundredth(losses, warns):
-    rows = [{"validation_loss": loss, "tokens": 100 * i} for i, loss in enumerate(losses)]
+def test_a_loss_has_turned_up_when_it_is_a_hundredth_above_its_lowest_twice(
+    losses, training, warns
+):
+    rows = [
+        {"validation_loss": loss, "loss": training, "tokens": 100 * i}
+        for i, loss in enumerate(losses)
+    ]
     assert bool(turned_up(rows)) == warns
     assert not warns or "2.000 after 100 tokens, now 2.100" in turned_up(rows)
 
 
 def test_a_run_warns_once_when_it_begins_to_memorize(corpus, monkeypatch):
-    losses = iter([3.0, 2.0, 2.5, 2.6, 1.9, 2.4])
+    losses = iter([30.0, 20.0, 25.0, 26.0, 27.0, 19.0, 24.0, 24.0])
     monkeypatch.setattr(Trainer, "evaluate", lambda self: next(losses))
     lines = []
-    Trainer(corpus, small(tokens=5 * 8 * 16), evaluations=5, say=lines.append).run()
+    Trainer(corpus, small(tokens=7 * 8 * 16), evaluations=7, say=lines.append).run()
     warnings = [line for line in lines if line.startswith("warning: ")]
-    assert len(warnings) == 2  # at 2.5, and at 2.4 after a new lowest loss
-    assert "2.000 after" in warnings[0] and "1.900 after" in warnings[1]
+    assert len(warnings) == 2  # at 26, and at the second 24, after a new lowest loss
+    assert "20.000 after" in warnings[0] and "19.000 after" in warnings[1]

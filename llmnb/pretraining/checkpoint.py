@@ -137,13 +137,14 @@ def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
 
 
 def turned_up(rows: list[dict[str, Any]], margin: float = 0.01) -> str:
-    """A warning if the log's validation loss fell and has since risen by more than the margin.
+    """A warning if the last two validation losses of a log are above its lowest by the margin.
 
-    margin: a share of the lowest loss. Empty if there is nothing to warn of.
+    margin: a share of the lowest loss. One loss alone may be noise, and so may two while the
+    training loss is still above the lowest one. Empty if all is well.
     """
     losses = [row["validation_loss"] for row in rows]
     best = losses.index(min(losses))
-    if losses[-1] <= (1 + margin) * losses[best]:
+    if min(losses[-2:]) <= (1 + margin) * losses[best] or rows[-1]["loss"] >= losses[best]:
         return ""
     return (
         f"warning: the validation loss has turned up: {losses[best]:.3f} after "
