@@ -2,11 +2,13 @@
 
 A. Our recipe, until it has the loss of the tutorials' baseline after its 2,000 steps.
 B. The same baseline, tuned as hard as ours: learning rate, batch and budget (see --sweep).
-C. A larger model of ours, until it beats a Kneser-Ney 5-gram of the same training text.
+C. Notebook 03's network, with several seeds, against n-grams that counted the same documents.
+D. Several sizes at each of four compute budgets: which size is best, and does a line through the
+   best of three budgets predict the fourth? (Hoffmann et al. 2022, approach 2.)
 At last each ingredient: our recipe without it, or with another one, until the same loss.
 
-Only training is timed, not evaluation. A loss counts as reached when three evaluations in a row
-are at most as high.
+In A and B only training is timed, not evaluation. A loss counts as reached when three evaluations
+in a row are at most as high.
 """
 
 import itertools
@@ -17,11 +19,10 @@ import sys
 from dataclasses import replace
 
 import _common
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-from llmnb import concepts
+from llmnb import concepts, cost, data, profiles
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import BASELINE, Recipe
 from llmnb.pretraining.tokens import TokenCorpus, prepare
@@ -38,9 +39,6 @@ OURS = Recipe(
     decay=1.0,
     dtype="bf16",
 )
-# For C: up to 3M parameters, and more than two epochs.
-LARGER = replace(OURS, n_layers=4, d_model=192, n_heads=4)
-LARGER = replace(LARGER, block_size=256, tokens=2_500_000, lr=8e-3)
 TUNED = replace(BASELINE, dtype="bf16", lr=3e-3, tokens=1_050_000)
 
 
@@ -111,15 +109,54 @@ INGREDIENTS = {  # a changed ingredient: the recipe with it, and a function that
 }
 
 
-def against_counting(corpus: TokenCorpus) -> dict[str, float]:
-    """C: nats per character of notebook 01's 5-gram, and seconds until LARGER is below."""
-    model = concepts.NgramModel(corpus.train, 5, len(corpus.tokenizer))
-    nats = float(-np.mean(model.log2_probs(corpus.validation)) * math.log(2))
-    run = trained(corpus, LARGER)
-    seconds = crossing(run.log, nats)
-    print(f"below the 5-gram's {nats:.3f} nats after {seconds:.1f} s", flush=True)
-    facts = {"parameters": run.n_parameters, "final": run.log[-1]["validation_loss"]}
-    return facts | {"nats": nats, "seconds": None if seconds == math.inf else seconds}
+def against_counting(seeds: int) -> dict:
+    """C: bits per byte of the network that notebook 03 trains, by seed, and of the n-grams."""
+    profile = profiles.PROFILES["cpu"]
+    n_bytes = {"train": profile.train_bytes, "validation": profile.train_bytes // 80}
+    corpus = prepare(profile.corpus, "bpe", 2048, *n_bytes.values())
+    texts = {}
+    for name, rows in data.load_corpus(profile.corpus).items():
+        if name in n_bytes:
+            texts[name] = data.joined(rows, corpus.n_bytes[name])
+    result = {"networks": [], "ngrams": {}, "tokens": profile.train_tokens}
+    for order in (5, 8):
+        model = concepts.NgramModel(concepts.to_bytes(texts["train"]), order, 256)
+        held_out = concepts.to_bytes(texts["validation"], context=order - 1)
+        bits = -model.log2_probs(held_out)
+        result["ngrams"][str(order)] = concepts.bits_per_byte(bits, len(texts["validation"]))
+    d_model, n_layers, n_heads, block_size = profile.pretraining
+    recipe = Recipe(d_model=d_model, n_layers=n_layers, n_heads=n_heads, block_size=block_size)
+    recipe = replace(recipe, model={"tied": False}, lr=16e-3, tokens=profile.train_tokens)
+    for seed in range(seeds):
+        loss = trained(corpus, replace(recipe, seed=seed), evaluations=1).log[-1]["validation_loss"]
+        result["networks"].append(loss / math.log(2) / corpus.bytes_per_token)
+        print(f"seed {seed}: {result['networks'][-1]:.4f}, n-grams {result['ngrams']}", flush=True)
+    return result
+
+
+# For D: the widths tried at each budget in FLOPs. The learning rates are not tuned again.
+ISO_FLOPS = {
+    1.25e10: (8, 12, 16, 24, 32),
+    5e10: (16, 24, 32, 48, 64),
+    2e11: (24, 32, 48, 64, 96),
+    8e11: (32, 48, 64),
+}
+
+
+def scaling(budgets: dict[float, tuple[int, ...]] = ISO_FLOPS, seed: int = 0) -> list[dict]:
+    """D: one run for each budget and width, on characters that are not repeated."""
+    corpus = prepare("imdb", "characters", 512, 20_000_000, 100_000)
+    rows = []
+    for flops, d_model in ((flops, d) for flops, widths in budgets.items() for d in widths):
+        recipe = replace(OURS, d_model=d_model, n_layers=2, n_heads=2, block_size=64, seed=seed)
+        recipe = replace(recipe, batch_size=16, model={})
+        per_token = cost.flops_per_token(recipe.config(len(corpus.tokenizer)), recipe.block_size)
+        recipe = replace(recipe, tokens=int(flops / per_token))
+        run = trained(corpus, recipe, evaluations=1)
+        row = {"flops": flops, "d_model": d_model, "parameters": run.n_parameters, "seed": seed}
+        rows.append(row | {"tokens": recipe.tokens, "loss": run.log[-1]["validation_loss"]})
+        print(rows[-1], f"{run.seconds:.0f} s", flush=True)
+    return rows
 
 
 def races(corpus: TokenCorpus, seeds: int) -> dict[str, list[float]]:
@@ -161,16 +198,18 @@ def sweep(corpus: TokenCorpus, target: float) -> None:
 
 def main() -> None:
     """Run it all; --quick: one seed, no ingredients."""
-    flags = {"sweep": "choose learning rates and batches again", "counting": "only C"}
+    flags = {"sweep": "choose learning rates and batches again"}
+    flags |= {"counting": "only C", "scaling": "only D"}
     options = _common.options(__doc__, **flags)
     corpus = prepare("imdb", "characters", 512, 1_000_000, 100_000)
     print(corpus.summary())
     if options.sweep:
         return sweep(corpus, target=1.814)
-    if options.counting:
-        result = json.loads(options.json.read_text()) if options.json else {}
-        result |= {"five_gram": against_counting(corpus)}
-        return _common.finish(result, options.json)
+    parts = {"counting": lambda: against_counting(5), "scaling": scaling}
+    for name, part in parts.items():
+        if getattr(options, name):
+            result = json.loads(options.json.read_text()) if options.json else {}
+            return _common.finish(result | {name: part()}, options.json)
     times = races(corpus, 1 if options.quick else 3)
     pairs = list(zip(times["ours"], times["baseline"], strict=True))
     result = _common.summary("pretraining", pairs, target=1 / 5, rows=[])
@@ -180,8 +219,10 @@ def main() -> None:
         f"{max(tuned):.3f}), target < {1 / 2.5:g}"
     )
     result |= {"seconds": times, "against_tuned": sorted(tuned)}
-    result |= {"five_gram": against_counting(corpus), "recipes": {"ours": OURS.as_dict()}}
-    result["recipes"] |= {"baseline": BASELINE.as_dict(), "tuned": TUNED.as_dict()}
+    recipes = {"ours": OURS, "baseline": BASELINE, "tuned": TUNED}
+    result["recipes"] = {name: recipe.as_dict() for name, recipe in recipes.items()}
+    if not options.quick:
+        result |= {name: part() for name, part in parts.items()}
     target = times["target"][0]
     for name, (recipe, alter) in INGREDIENTS.items() if not options.quick else ():
         ours = seconds_to(corpus, OURS, target)

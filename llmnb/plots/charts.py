@@ -20,7 +20,10 @@ def lines(
     log_y: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """One line per series over x; levels are dashed horizontal lines with a name at the right."""
+    """One line per series over x; levels are dashed horizontal lines with a name at the right.
+
+    A value that is NaN was not measured: the line joins the values that were.
+    """
     need(series, "series")
     alt = _described(x_label, y_label, x, series)
     alt += "".join(f"; {name} at {level:.3g}" for name, level in (levels or {}).items())
@@ -30,7 +33,8 @@ def lines(
             axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
             axes.text(max(x), level, label_of(name), ha="right", va="bottom", fontsize=9)
         for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
-            axes.plot(x, values, color=colour, marker="o", markersize=4, label=label_of(name))
+            points = _measured(x, values)
+            axes.plot(*points, color=colour, marker="o", markersize=4, label=label_of(name))
         axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 40))
         for axis, log in ((axes.xaxis, log_x), (axes.yaxis, log_y)):
             if log:
@@ -152,11 +156,18 @@ def heatmap(
     return figure
 
 
+def _measured(x, values) -> tuple[np.ndarray, np.ndarray]:
+    """The x and y of the values that are not NaN."""
+    x, y = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
+    return x[~np.isnan(y)], y[~np.isnan(y)]
+
+
 def _described(x_label: str, y_label: str, x, series: Mapping[str, Sequence[float]]) -> str:
-    ends = "; ".join(
-        f"{name} goes from {float(values[0]):.3g} to {float(values[-1]):.3g}"
-        for name, values in series.items()
-    )
+    parts = []
+    for name, values in series.items():
+        _, measured = _measured(x, values)
+        parts.append(f"{name} goes from {measured[0]:.3g} to {measured[-1]:.3g}")
+    ends = "; ".join(parts)
     return f"{y_label} over {x_label} from {float(x[0]):.3g} to {float(x[-1]):.3g}: {ends}"
 
 

@@ -136,6 +136,23 @@ def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] <= last_step]
 
 
+def turned_up(rows: list[dict[str, Any]], margin: float = 0.01) -> str:
+    """A warning if the last two validation losses of a log are above its lowest by the margin.
+
+    margin: a share of the lowest loss. One loss alone may be noise, and so may two while the
+    training loss is still above the lowest one. Empty if all is well.
+    """
+    losses = [row["validation_loss"] for row in rows]
+    best = losses.index(min(losses))
+    if min(losses[-2:]) <= (1 + margin) * losses[best] or rows[-1]["loss"] >= losses[best]:
+        return ""
+    return (
+        f"warning: the validation loss has turned up: {losses[best]:.3f} after "
+        f"{rows[best]['tokens']:,} tokens, now {losses[-1]:.3f}.\nThe model learns the training "
+        f"text by heart: take fewer tokens, a smaller model, or more text."
+    )
+
+
 def check_publishable(recipe: Recipe, folder: Path) -> None:
     """Fail before hours of training where `publish` would fail after them.
 

@@ -150,9 +150,7 @@ class Trainer:
         return torch.from_numpy(blocks).to(self.device)
 
     def _share(self, rows: Tensor) -> Tensor:
-        size = len(rows) // self.processes.count
-        start = self.processes.rank * size
-        return rows[start : start + size]
+        return rows.chunk(self.processes.count)[self.processes.rank]
 
     def examples(self, blocks: Tensor, seed: list[int]) -> tuple[Tensor, ...]:
         """The arguments of `loss`: the blocks, and for a masked model what `hide` returns for them.
@@ -281,6 +279,9 @@ class Trainer:
             f"{100 * self.step / self.steps:3.0f} %  {self.seconds:6.1f} s  "
             f"{n_tokens:>12,} tokens  {training}validation {row['validation_loss']:.3f}"
         )
+        warning = checkpoint.turned_up(self.log)
+        if warning and not checkpoint.turned_up(self.log[:-1]):
+            self.say(warning)
 
     def sample(self, seed: int = 0) -> str:
         """A text that continues the prompt, as long as a block holds, at most 200 tokens."""

@@ -102,11 +102,6 @@ class Recipe:
         """Tokens in one batch."""
         return self.batch_size * self.block_size
 
-    @property
-    def schedule(self) -> tuple[float, float]:
-        """Warm-up and decay: the last two arguments of `optimizers.learning_rate`."""
-        return self.warmup, self.decay
-
     def config(self, vocab_size: int) -> TransformerConfig:
         """The model's configuration. Raises PretrainingError if there is no such model."""
         sizes = {
