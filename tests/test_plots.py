@@ -76,6 +76,8 @@ def test_a_surprising_token_stands_on_a_darker_ground_and_lines_end_between_word
     line_starts = [p for p, patch in zip(pieces, grounds, strict=True) if patch.get_x() == 0]
     assert line_starts == [" word", " word", "last"]
     assert "Highest bits: last 15.0" in figure.alt
+
+
 def test_a_line_joins_the_values_that_were_measured_and_only_they_are_described():
     series = {"a": [float("nan"), 5, float("nan"), 6], "b": [1, 2, 3, 4]}
     figure = plots.lines([1, 2, 3, 4], series, "x", "y", "title")

@@ -14,10 +14,12 @@ from conftest import small
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from llmnb import hardware
 from llmnb.data import DataError
 from llmnb.pretraining import loop
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.optimizers import learning_rate
+from llmnb.pretraining.processes import Processes
 from llmnb.pretraining.recipe import PretrainingError
 from llmnb.pretraining.tokens import batch_at, prepare, validation_blocks
 
@@ -299,9 +301,9 @@ def test_a_loss_that_is_no_number_names_the_step(changes, corpus, tmp_path):
 
 
 def test_more_processes_than_gpus_are_refused_before_they_meet(monkeypatch):
-    monkeypatch.setattr(loop.hardware, "has_cuda", lambda: True)
+    monkeypatch.setattr(hardware, "has_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(PretrainingError, match=r"2 processes here.* has 1 GPUs.*per-node=1"):
-        loop.Processes.join()
+        Processes.join()

@@ -15,7 +15,8 @@ hardware.share_the_cpu()  # torch reads the environment variable when it is load
 import torch
 
 from llmnb.pretraining.checkpoint import check_publishable, publish
-from llmnb.pretraining.loop import Trainer, leave_processes
+from llmnb.pretraining.loop import Trainer
+from llmnb.pretraining.processes import leave_processes
 from llmnb.pretraining.recipe import PretrainingError, Recipe, checked_settings
 from llmnb.pretraining.tokens import MIN_VOCAB_SIZE, prepare
 
