@@ -91,6 +91,60 @@ def shifts(
     return table
 
 
+def smallest_shifts(
+    scores: ArrayLike,
+    rows: pd.DataFrame,
+    power: float = 0.8,
+    level: float = 0.95,
+    trials: int = 25,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How large a group's shift must be for `shifts` to flag it in the share `power` of runs.
+
+    By simulation with this run's own words: their scores are dealt to the axis's groups at random,
+    the first group is moved up, and the move at which it is just flagged is found by bisection.
+    Columns: axis, groups, terms (of the first group), shift (infinite where none is flagged).
+    It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
+    Arguments and errors as for shifts.
+    """
+    rows = _with_scores(scores, rows)
+    terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
+    alpha = (1 - level) / len(terms.groupby(["axis", "group"]))
+    generator = np.random.default_rng(seed)
+    parts = []
+    for axis, members in terms.groupby("axis", sort=False):
+        is_member = _membership(members)
+        is_first = is_member[:, 0]
+        deals = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
+        smallest = []
+        for _ in range(trials):
+            dealt = generator.permutation(members["score"].to_numpy())
+
+            def is_flagged(move, dealt=dealt, deals=deals, is_member=is_member):
+                deviations = dealt + move * is_member[:, 0]
+                deviations = deviations - deviations.mean()
+                shift, half = _welch(deviations, is_member, level)
+                n_as_large = (np.abs(deals @ deviations) >= shift[0] - 1e-12).sum()
+                return (1 + n_as_large) / (1 + len(deals)) < alpha and shift[0] > half[0]
+
+            smallest.append(_smallest_move(is_flagged, 4 * np.ptp(dealt)))
+        move = np.quantile(smallest, power, method="higher")
+        row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
+        parts.append(row | {"shift": move * (1 - is_first.mean())})  # its own mean moves too
+    return pd.DataFrame(parts)
+
+
+def _smallest_move(is_flagged, top: float) -> float:
+    """Where is_flagged(move) turns true between 0 and top, to a 64th of top; else infinity."""
+    if not is_flagged(top):
+        return np.inf
+    low, high = 0.0, top
+    for _ in range(6):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_flagged(middle) else (middle, high)
+    return high
+
+
 def _with_scores(scores, rows) -> pd.DataFrame:
     """A copy of the rows with their scores, checked."""
     needed = ["template", "term", "group", "axis"]
@@ -122,23 +176,34 @@ def _with_scores(scores, rows) -> pd.DataFrame:
 def _shifts_of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
     """One axis: the rows of `shifts`, from a mean deviation per term."""
     deviations = terms["deviation"].to_numpy()  # (terms,)
-    groups = terms.groupby("group", sort=False)["deviation"].agg(["size", "var"])
-    sizes = groups["size"].to_numpy()
-    variances = groups["var"].to_numpy()
-    is_member = terms["group"].to_numpy()[:, None] == groups.index.to_numpy()  # (terms, groups)
-    shift = deviations @ (is_member / sizes)  # (groups,)
+    groups, is_member = terms["group"].unique(), _membership(terms)
+    sizes = is_member.sum(axis=0)
+    shift, half = _welch(deviations, is_member, level)
     permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
     random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
     p = (1 + (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
+    columns = {"axis": axis, "group": groups, "terms": sizes, "shift": shift}
+    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
+
+
+def _membership(terms) -> NDArray[np.bool_]:
+    """Which term is in which group: (terms, groups)."""
+    return terms["group"].to_numpy()[:, None] == terms["group"].unique().to_numpy()
+
+
+def _welch(deviations, is_member, level) -> tuple[NDArray, NDArray]:
+    """Each group's mean deviation, and half the width of its interval: (groups,) both."""
+    sizes = is_member.sum(axis=0)
+    shift = deviations @ (is_member / sizes)
+    squares = is_member * (deviations[:, None] - shift) ** 2
+    variances = squares.sum(axis=0) / (sizes - 1)
     # A shift is a weighted sum of the groups' means: each mean adds its own variance.
     weights = np.eye(len(sizes)) - sizes / len(deviations)  # (groups, groups)
     parts = weights**2 * variances / sizes
     variance = parts.sum(axis=1)
     freedom = (parts**2 / (sizes - 1)).sum(axis=1)
     freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
-    half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
-    columns = {"axis": axis, "group": groups.index, "terms": sizes, "shift": shift}
-    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
+    return shift, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
 
 
 def _verdict(row) -> str:

@@ -196,6 +196,22 @@ def items_needed(
     return math.ceil((z / difference) ** 2)
 
 
+def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> float:
+    """The smallest difference in accuracy that n items show with this power, by mcnemar.
+
+    items_needed solved for the difference; discordance: as observed, NaN if it allows none that
+    would be shown. Source: Connor 1987. Raises ValueError for what is no share or number.
+    """
+    if not (n >= 1 and 0 <= discordance <= 1 and 0 < alpha < power < 1):
+        raise ValueError(f"{n} items, discordance {discordance}, alpha {alpha}, power {power}.")
+    a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
+    # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
+    root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
+    if discordance * math.sqrt(n) < a or root < 0:
+        return math.nan
+    return (a * math.sqrt(n) + math.copysign(math.sqrt(root), b)) / (n + b * b)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A against B on the same items: the difference in accuracy, its test, and the verdict."""
