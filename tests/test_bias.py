@@ -94,6 +94,25 @@ def test_a_model_that_does_not_see_the_group_has_no_shift():
     assert not shifts(np.zeros(len(rows)), rows)["flagged"].any()
 
 
+def test_a_shift_of_the_smallest_visible_size_is_flagged_four_times_in_five():
+    rows = counterfactuals()
+    terms = pd.factorize(rows["term"])[0]
+
+    def words(seed):
+        return np.random.default_rng(seed).normal(0.5, 0.03, terms.max() + 1)[terms]
+
+    visible = bias.smallest_shifts(words(0), rows, trials=100).set_index("axis")
+    assert visible["terms"]["gender (names)"] == 10 and visible["groups"]["religion"] == 4
+    for axis, group in (("gender (names)", "female"), ("nationality", "African")):
+        is_group = (rows["axis"] == axis) & (rows["group"] == group)
+        move = visible["shift"][axis] / (1 - 1 / visible["groups"][axis])  # its own mean moves too
+        hits = 0
+        for seed in range(1, 31):
+            table = shifts(words(seed) + move * is_group, rows, resamples=4000)
+            hits += table["flagged"][table["group"] == group].item()
+        assert 17 <= hits <= 30  # 24 of 30, three standard errors below
+
+
 FOUR = [0.1, 0.2, 0.3, 0.4]
 
 

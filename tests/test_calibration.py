@@ -127,6 +127,37 @@ def test_the_calibration_error_by_hand_and_item_by_item():
     assert error == pytest.approx(abs(sums).sum() / 200)
 
 
+def judged(generator, n, gap):
+    """Probabilities, labels, and the true error: right less often than it says by gap."""
+    sure = 0.5 + 0.48 * generator.beta(3, 1.2, n)
+    labels = (generator.random(n) > sure - gap).astype(int)
+    parts = np.array_split(np.argsort(sure), 6)
+    truth = sum(len(part) * gap for part in parts) / n
+    return np.stack([sure, 1 - sure], axis=1), labels, truth
+
+
+@pytest.mark.parametrize(("n", "gap"), [(1280, 0.07), (400, 0.12)])
+def test_the_interval_of_a_clear_calibration_error_covers(n, gap):
+    covered = 0
+    for seed in range(400):
+        p, labels, truth = judged(np.random.default_rng(seed), n, gap)
+        interval = calibration.error_interval(p, labels, 6, True, resamples=400, seed=seed)
+        covered += interval.low <= truth <= interval.high
+    assert 0.92 <= covered / 400 <= 0.98  # 95 % ± three standard errors
+
+
+def test_a_calibrated_model_has_the_simulated_errors():
+    generator = np.random.default_rng(0)
+    p, _, _ = judged(generator, 300, 0)
+    errors = []
+    for _ in range(400):
+        labels = (generator.random(300) > p[:, 0]).astype(int)
+        errors.append(calibration.calibration_error(p, labels, 6, equal_mass=True))
+    simulated = calibration.errors_if_calibrated(p, 6, equal_mass=True)
+    assert simulated.mean() == pytest.approx(np.mean(errors), rel=0.06)
+    assert np.quantile(simulated, 0.95) == pytest.approx(np.quantile(errors, 0.95), rel=0.1)
+
+
 @pytest.mark.parametrize("function", [scores.brier, calibration.calibration_error])
 @pytest.mark.parametrize(
     ("probabilities", "labels", "message"),

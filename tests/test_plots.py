@@ -25,6 +25,10 @@ FIGURES = {
     "diagonal": lambda t: plots.points(
         {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
     ),
+    "intervals": lambda t: plots.intervals(
+        {t: [(1, 0.5, 0.4, 0.6), (2, 0.7, 0.7, 0.8)], "b": [(1, 1, 0, 2)]}, "x", "y", t, "equal"
+    ),
+    "chance": lambda t: plots.bars({t: 1.0, "b": 2.0}, "x", t, chance=[0.5, 1.0]),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
 }
 TITLES = {

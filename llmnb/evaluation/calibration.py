@@ -101,7 +101,7 @@ def error_interval(
     """
     table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
     items, confidence, accuracy = (table[name] for name in ("items", "confidence", "accuracy"))
-    value = float((items * (confidence - accuracy).abs()).sum() / items.sum())
+    value = calibration_error(probabilities, labels, bins=bins, equal_mass=equal_mass)
     generator = np.random.default_rng(seed)
     right = generator.binomial(items, accuracy, (resamples, len(table)))
     draws = np.abs(right - (items * confidence).to_numpy()).sum(axis=1) / items.sum()

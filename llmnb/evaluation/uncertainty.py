@@ -152,7 +152,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, exact: bool = False) -> 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """p-values adjusted for being many, in their order: (m,). Source: Holm 1979.
 
-    Calling those <= alpha significant gives one false positive or more with probability alpha.
+    Calling those <= alpha significant gives a false positive with probability alpha, at most.
     Raises ValueError for values outside [0, 1].
     """
     p = np.asarray(p_values, dtype=float)
@@ -207,9 +207,8 @@ def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> fl
     a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
     # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
     root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
-    if discordance * math.sqrt(n) < a or root < 0:
-        return math.nan
-    return (a * math.sqrt(n) + math.copysign(math.sqrt(root), b)) / (n + b * b)
+    smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
+    return smallest if root >= 0 and smallest <= discordance else math.nan
 
 
 @dataclass(frozen=True)
