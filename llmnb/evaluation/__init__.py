@@ -8,8 +8,8 @@ CAVEATS = """**Meant for** texts like those it was tested on, with their labels.
 **Not for** decisions about people, such as hiring, credit, grades or health; nor for other kinds of
 text, other languages, or texts that were written much later, before it is measured on them.
 
-**Not shown**: bias against groups that the templates don't name, and what training again with
-another seed would give. Intervals cover other texts of the same kind, not mistakes in the labels."""
+**Not shown**: bias against groups that the templates don't name, and what training again would
+give. Intervals cover other texts of the same kind, not mistakes in the labels."""
 
 
 class EvaluationError(LlmnbError, ValueError):

