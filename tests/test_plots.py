@@ -22,9 +22,6 @@ FIGURES = {
         {t: (1, 0.5, 0.4, 0.6), "b": (10, 0.7, 0.7, 0.8)}, "x", "y", t, log_x=True, levels={t: 0.5}
     ),
     "signed bars": lambda t: plots.bars({t: -1.0, "b": 2.0}, "x", t, [-2, None], [1, None]),
-    "diagonal": lambda t: plots.points(
-        {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
-    ),
     "intervals": lambda t: plots.intervals(
         {t: [(1, 0.5, 0.4, 0.6), (2, 0.7, 0.7, 0.8)], "b": [(1, 1, 0, 2)]}, "x", "y", t, "equal"
     ),

@@ -174,11 +174,10 @@ def points(
     title: str,
     log_x: bool = False,
     levels: Mapping[str, float] | None = None,
-    diagonal: str = "",
 ) -> Figure:
     """Named points: places gives each name its x, y, and the interval of y, low and high.
 
-    levels: as in `lines`; diagonal: if given, the name of a dashed line where y equals x.
+    levels: as in `lines`.
     """
     need(places, "places")
     alt = f"{y_label} over {x_label}: " + "; ".join(
@@ -199,11 +198,6 @@ def points(
             vertical = -14 if number % 2 else 6  # keeps the names of neighbours apart
             offset = {"xytext": (8, vertical), "textcoords": "offset points", "color": colour}
             axes.annotate(label_of(name), (x, y), **offset)
-        if diagonal:
-            xs = [x for x, _, _, _ in places.values()]
-            ends = [min(xs), max(xs)]
-            axes.plot(ends, ends, color=COLOURS[6], linestyle="--", lw=1.2, label=diagonal)
-            axes.legend()
         axes.set(
             xlabel=x_label, ylabel=textwrap.fill(y_label, 40), xscale="log" if log_x else "linear"
         )
