@@ -64,12 +64,12 @@ def test_the_table_is_scikit_learns(equal_mass):
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_known_temperature_is_found_again(classes, temperature):
     logits, labels = drawn(20_000, classes)
-    found = fit_temperature(logits * temperature, labels)
-    assert found == pytest.approx(temperature, rel=0.04)
+    fitted = fit_temperature(logits * temperature, labels)
+    assert fitted == pytest.approx(temperature, rel=0.04)
     # exactly: scaling the logits scales T
-    assert found == pytest.approx(temperature * fit_temperature(logits, labels), rel=1e-8)
+    assert fitted == pytest.approx(temperature * fit_temperature(logits, labels), rel=1e-8)
     shifted = logits * temperature + np.arange(20_000)[:, None]  # softmax does not see this
-    assert fit_temperature(shifted, labels) == pytest.approx(found, rel=1e-6)
+    assert fit_temperature(shifted, labels) == pytest.approx(fitted, rel=1e-6)
 
 
 def test_temperature_helps_on_other_items_and_leaves_accuracy():
@@ -88,9 +88,9 @@ def test_the_temperature_by_hand_and_by_a_search():
     # two classes, 8 of 10 right with a margin of 4: the best p is .8, so 4/T = log 4
     logits = np.array([[4.0, 0.0]] * 10)
     labels = np.array([0] * 8 + [1] * 2)
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(4 / math.log(4), rel=1e-9)
-    np.testing.assert_allclose(apply_temperature(logits, found)[0], [0.8, 0.2])
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(4 / math.log(4), rel=1e-9)
+    np.testing.assert_allclose(apply_temperature(logits, fitted)[0], [0.8, 0.2])
     logits, labels = drawn(300, 6, seed=4)
 
     def nll(temperature):

@@ -194,7 +194,7 @@ def scored(answerable, abstained, right, f1=None):
 
 
 def test_a_summary_by_hand():
-    found = summary(
+    measures = summary(
         scored(
             answerable=[1, 1, 1, 1, 1, 0, 0, 0],
             abstained=[0, 0, 0, 1, 1, 1, 0, 0],
@@ -202,7 +202,7 @@ def test_a_summary_by_hand():
             f1=[1, 0.2, 0.5, 0, 0, 1, 0, 0],
         )
     )
-    assert found["value"].to_dict() == pytest.approx(
+    assert measures["value"].to_dict() == pytest.approx(
         {
             "f1_answerable": 1.7 / 5,
             "right_answerable": 2 / 5,
@@ -212,17 +212,17 @@ def test_a_summary_by_hand():
             "hallucinated": 3 / 8,
         }
     )
-    assert found["items"].tolist() == [5, 5, 5, 3, 5, 8]
+    assert measures["items"].tolist() == [5, 5, 5, 3, 5, 8]
     wilson = proportion(3, 8)
-    assert found.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
-    assert found["low"]["f1_answerable"] < 0.34 < found["high"]["f1_answerable"]
-    assert found["note"].tolist() == [""] * 6
+    assert measures.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
+    assert measures["low"]["f1_answerable"] < 0.34 < measures["high"]["f1_answerable"]
+    assert measures["note"].tolist() == [""] * 6
 
 
 def test_a_summary_says_what_it_lacks():
-    found = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
-    assert found["note"]["abstained_unanswerable"] == "fewer than two items"
-    assert math.isnan(found["value"]["abstained_unanswerable"])
+    measures = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
+    assert measures["note"]["abstained_unanswerable"] == "fewer than two items"
+    assert math.isnan(measures["value"]["abstained_unanswerable"])
     assert summary(scored([1, 1], [1, 1], [0, 0]))["value"]["abstained_answerable"] == 1
 
 
