@@ -1,7 +1,7 @@
 """How far a measured number can be trusted: intervals, tests of A against B, sizes of test sets.
 
-Every item of a test set is one draw from all the items there could have been. All functions here
-take the items as independent; several questions on one document are not.
+Every item is one draw from all the items there could have been, and independent of the others;
+several questions on one document are not.
 """
 
 import math
@@ -197,10 +197,10 @@ def items_needed(
 
 
 def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> float:
-    """The smallest difference in accuracy that n items show with this power, by mcnemar.
+    """The smallest difference that n items show with this power: items_needed solved for it.
 
-    items_needed solved for the difference; discordance: as observed, NaN if it allows none that
-    would be shown. Source: Connor 1987. Raises ValueError for what is no share or number.
+    NaN if the discordance, as observed, allows none that would be shown. Source: Connor 1987.
+    Raises ValueError for what is no share or number.
     """
     if not (n >= 1 and 0 <= discordance <= 1 and 0 < alpha < power < 1):
         raise ValueError(f"{n} items, discordance {discordance}, alpha {alpha}, power {power}.")
@@ -230,8 +230,8 @@ def compare(
 ) -> Comparison:
     """Does A beat B? From 0/1 per item, (n,) each, on the same items.
 
-    p is McNemar's mid-p; the interval is Bonett & Price's (2012). They round a step function
-    differently, so the verdict names a winner only where both agree. Raises as mcnemar does.
+    p is McNemar's mid-p; the interval is Bonett & Price's (2012). The verdict names a winner only
+    where both agree: of these two models on items like these, not of other seeds. Raises as mcnemar.
     """
     only_a, only_b, n = _disagreements(correct_a, correct_b)
     p = float(_mcnemar(only_a, only_b))
