@@ -175,9 +175,9 @@ def items_needed(
 ) -> int:
     """How many test items show that accuracies p_a and p_b differ, with this power, by mcnemar.
 
-    discordance: the share of items that one alone gets right; if not given, that of models whose
-    errors are independent, p_a(1-p_b) + p_b(1-p_a): models agree more, and then need fewer items.
-    Source: Connor 1987. Raises ValueError for shares that can't occur together.
+    discordance: the share of items that one alone gets right; if not given, that of independent
+    errors: models agree more, and then need fewer. Source: Connor 1987. Raises ValueError for
+    shares that can't occur together.
     """
     difference = abs(p_a - p_b)
     if not (0 <= p_a <= 1 and 0 <= p_b <= 1 and difference > 0):
@@ -199,13 +199,12 @@ def items_needed(
 def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> float:
     """The smallest difference that n items show with this power: items_needed solved for it.
 
-    NaN if the discordance, as observed, allows none that would be shown. Source: Connor 1987.
-    Raises ValueError for what is no share or number.
+    NaN if the discordance allows none that would be shown. Raises ValueError for other than shares.
     """
     if not (n >= 1 and 0 <= discordance <= 1 and 0 < alpha < power < 1):
         raise ValueError(f"{n} items, discordance {discordance}, alpha {alpha}, power {power}.")
-    a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
     # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
+    a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
     root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
     smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
     return smallest if root >= 0 and smallest <= discordance else math.nan
@@ -231,7 +230,7 @@ def compare(
     """Does A beat B? From 0/1 per item, (n,) each, on the same items.
 
     p is McNemar's mid-p; the interval is Bonett & Price's (2012). The verdict names a winner only
-    where both agree: of these two models on items like these, not of other seeds. Raises as mcnemar.
+    where both agree, and not for other seeds. Raises as mcnemar does.
     """
     only_a, only_b, n = _disagreements(correct_a, correct_b)
     p = float(_mcnemar(only_a, only_b))
