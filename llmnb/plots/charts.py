@@ -73,7 +73,7 @@ def bars(
             if bottom is not None:
                 errors = [[number - bottom], [top - number]]
                 axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
-            right_end = (max(number, top or number), row)
+            right_end = (max(number, top or number, 0), row)  # beside the bar, never on it
             offset = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(form.format(number), right_end, **offset)
         if chance:
