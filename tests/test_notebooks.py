@@ -43,7 +43,7 @@ MUTATIONS = {
     ],
     "05": [
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
-        ("evaluation/calibration.py", '["accuracy"]).abs()', '["accuracy"])'),
+        ("evaluation/contamination.py", "share >= SHARE", "share > SHARE"),
     ],
     "06": [
         ("applications/retrieval.py", "(1 / (60 + ranks))", "(1 / ranks)"),
