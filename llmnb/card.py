@@ -56,8 +56,8 @@ def model_card(
     parts.append("\n".join(["| | |", "|---|---|", *rows]))
     if metrics:
         rows = [
-            f"| {plain(name)} | {found.value:.3f} | {found.low:.3f} to {found.high:.3f} |"
-            for name, found in metrics.items()
+            f"| {plain(name)} | {interval.value:.3f} | {interval.low:.3f} to {interval.high:.3f} |"
+            for name, interval in metrics.items()
         ]
         header = ["| metric | value | 95 % interval |", "|---|---|---|"]
         parts.append("\n".join([*header, *rows]))

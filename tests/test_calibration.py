@@ -64,12 +64,12 @@ def test_the_table_is_scikit_learns(equal_mass):
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_known_temperature_is_found_again(classes, temperature):
     logits, labels = drawn(20_000, classes)
-    found = fit_temperature(logits * temperature, labels)
-    assert found == pytest.approx(temperature, rel=0.04)
+    fitted = fit_temperature(logits * temperature, labels)
+    assert fitted == pytest.approx(temperature, rel=0.04)
     # exactly: scaling the logits scales T
-    assert found == pytest.approx(temperature * fit_temperature(logits, labels), rel=1e-8)
+    assert fitted == pytest.approx(temperature * fit_temperature(logits, labels), rel=1e-8)
     shifted = logits * temperature + np.arange(20_000)[:, None]  # softmax does not see this
-    assert fit_temperature(shifted, labels) == pytest.approx(found, rel=1e-6)
+    assert fit_temperature(shifted, labels) == pytest.approx(fitted, rel=1e-6)
 
 
 def test_temperature_helps_on_other_items_and_leaves_accuracy():
@@ -88,9 +88,9 @@ def test_the_temperature_by_hand_and_by_a_search():
     # two classes, 8 of 10 right with a margin of 4: the best p is .8, so 4/T = log 4
     logits = np.array([[4.0, 0.0]] * 10)
     labels = np.array([0] * 8 + [1] * 2)
-    found = fit_temperature(logits, labels)
-    assert found == pytest.approx(4 / math.log(4), rel=1e-9)
-    np.testing.assert_allclose(apply_temperature(logits, found)[0], [0.8, 0.2])
+    fitted = fit_temperature(logits, labels)
+    assert fitted == pytest.approx(4 / math.log(4), rel=1e-9)
+    np.testing.assert_allclose(apply_temperature(logits, fitted)[0], [0.8, 0.2])
     logits, labels = drawn(300, 6, seed=4)
 
     def nll(temperature):
@@ -125,6 +125,43 @@ def test_the_calibration_error_by_hand_and_item_by_item():
     sums = gaps[np.argsort(p.max(1))].reshape(5, 40).sum(1)
     error = calibration.calibration_error(p, labels, bins=5, equal_mass=True)
     assert error == pytest.approx(abs(sums).sum() / 200)
+
+
+def overconfident(generator, n, gap):
+    """Probabilities, labels, and the true error in six bins: right less often by gap(sure)."""
+    sure = np.sort(0.5 + 0.48 * generator.beta(3, 1.2, n))
+    labels = (generator.random(n) > sure - gap(sure)).astype(int)
+    truth = sum(abs(gap(part).sum()) for part in np.array_split(sure, 6)) / n
+    return np.stack([sure, 1 - sure], axis=1), labels, truth
+
+
+GAPS = {
+    "none": lambda sure: 0 * sure,
+    "seven": lambda sure: 0 * sure + 0.07,
+    "both signs": lambda sure: 0.3 * (sure - 0.7),
+}
+
+
+@pytest.mark.parametrize("gap", GAPS.values(), ids=GAPS)
+def test_the_interval_of_a_calibration_error_covers_at_least_as_often_as_it_says(gap):
+    covered = 0
+    for seed in range(250):
+        p, labels, truth = overconfident(np.random.default_rng(seed), 400, gap)
+        interval = calibration.error_interval(p, labels, 6, True, resamples=300, seed=seed)
+        covered += interval.low <= truth <= interval.high
+    assert covered / 250 >= 0.94
+
+
+def test_a_calibrated_model_has_the_simulated_errors():
+    generator = np.random.default_rng(0)
+    p, _, _ = overconfident(generator, 300, GAPS["none"])
+    errors = []
+    for _ in range(400):
+        labels = (generator.random(300) > p[:, 0]).astype(int)
+        errors.append(calibration.calibration_error(p, labels, 6, equal_mass=True))
+    simulated = calibration.errors_if_calibrated(p, 6, equal_mass=True)
+    assert simulated.mean() == pytest.approx(np.mean(errors), rel=0.06)
+    assert np.quantile(simulated, 0.95) == pytest.approx(np.quantile(errors, 0.95), rel=0.1)
 
 
 @pytest.mark.parametrize("function", [scores.brier, calibration.calibration_error])

@@ -101,12 +101,12 @@ def test_what_leaks_is_text_with_label_and_a_larger_leak_holds_the_smaller():
 
 def test_a_verdict_is_fishers():
     flags, right = [1] * 5 + [0] * 20, [1] * 5 + [1] * 8 + [0] * 12
-    found = verdict(flags, right)
+    result = verdict(flags, right)
     # 13 of 25 right: P(5 of the 5 are) = C(13, 5)/C(25, 5)
-    assert found.p == pytest.approx(math.comb(13, 5) / math.comb(25, 5))
-    assert found.leak and found.overlapping.value == 1 and found.clean.value == 0.4
-    assert found.text.startswith("A leak: ") and "5 overlapping" in found.text
-    assert "20 clean" in found.text and "p = 0.024" in found.text
+    assert result.p == pytest.approx(math.comb(13, 5) / math.comb(25, 5))
+    assert result.leak and result.overlapping.value == 1 and result.clean.value == 0.4
+    assert result.text.startswith("A leak: ") and "5 overlapping" in result.text
+    assert "20 clean" in result.text and "p = 0.024" in result.text
     stricter = verdict(flags, right, alpha=0.02)
     assert not stricter.leak and stricter.text.startswith("No leak is shown: ")
     lower = verdict(np.array(flags, bool), 1 - np.array(right))  # a lower score is no leak
@@ -137,7 +137,7 @@ def test_false_alarms_are_as_rare_as_promised():
         (lambda: overlap(["a"], ["a"], n=0), "n is 0"),
         (lambda: leak(memorizer, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
         (lambda: leak(memorizer, TRAIN, TEST, [-1]), "-1 items can't leak"),
-        (lambda: leak(lambda *_: lambda asked: [0], TRAIN, TEST, [1]), r"\(1,\) for 10 texts"),
+        (lambda: leak(lambda *_: lambda texts: [0], TRAIN, TEST, [1]), r"\(1,\) for 10 texts"),
         (lambda: verdict([1, 0], [1, 2]), "0 or 1 per item"),
         (lambda: verdict([1, 0], [1]), "the same length"),
     ],
@@ -166,8 +166,8 @@ def test_a_planted_leak_of_five_percent_is_found():
     chosen = np.random.default_rng(0).permutation(n)[: n // 20]
     planted = np.isin(np.arange(n), chosen)
     texts = train["text"] + [test["text"][i].upper() for i in chosen]
-    found = overlap(test["text"], texts)["overlapping"]
-    assert (found == planted).all()
+    flags = overlap(test["text"], texts)["overlapping"]
+    assert (flags == planted).all()
 
     table = leak(fit, train, test, [n // 20]).set_index("items")
     assert table["low"]["leaked"] > table["before"]["leaked"] + 0.1
@@ -176,6 +176,6 @@ def test_a_planted_leak_of_five_percent_is_found():
 
     labels = train["label"] + [test["label"][i] for i in chosen]
     correct = fit(texts, labels)(test["text"]).argmax(axis=1) == test["label"]
-    assert verdict(found, correct).leak
+    assert verdict(flags, correct).leak
     honest = fit(train["text"], train["label"])(test["text"]).argmax(axis=1) == test["label"]
-    assert not verdict(found, honest).leak
+    assert not verdict(flags, honest).leak

@@ -1,17 +1,15 @@
 """Answers that are scripted and scored by hand; batches against single prompts; the real model."""
 
-import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
 
 from llmnb import generation, handbook, models
 from llmnb.evaluation import hallucination
-from llmnb.evaluation.hallucination import abstains, agreement, answer, nearest, prompts, summary
+from llmnb.evaluation.hallucination import abstains, answer, nearest, prompts, summary
 from llmnb.evaluation.uncertainty import proportion
 from llmnb.handbook import Passage, Question
 from llmnb.transformer import Decoder, TransformerConfig
@@ -39,19 +37,15 @@ def tokenizer():
 
 @pytest.fixture
 def script(monkeypatch):
-    """Says what stands beside the question; drawn answers are (a, b, …), one a sample."""
-    said, calls = {}, []
+    """A decoder that answers with what stands beside the question."""
+    replies, calls = {}, []
 
-    def complete(decoder, tokenizer, asked, new_tokens, sampling, stop):
-        calls.append((asked, new_tokens, sampling, stop))
-        found = [next(said[text] for text in said if text in prompt) for prompt in asked]
-        if not sampling.temperature:
-            return [first for first, *_ in found]
-        turn = sum(call[2].temperature > 0 for call in calls)  # one batch a round
-        return [others[turn - 1] for _, *others in found]
+    def complete(decoder, tokenizer, prompts, new_tokens, sampling, stop):
+        calls.append((prompts, new_tokens, sampling, stop))
+        return [next(replies[text] for text in replies if text in prompt) for prompt in prompts]
 
     monkeypatch.setattr(generation, "complete", complete)
-    return said, calls
+    return replies, calls
 
 
 ABSTENTIONS = [
@@ -132,9 +126,9 @@ def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokeniz
 
 
 def test_answers_are_scored_by_hand(script, tokenizer):
-    said, calls = script
-    said |= {QUESTIONS[0].question: ["It closes at 22:00, always"], QUESTIONS[1].question: ["12"]}
-    said |= {QUESTIONS[2].question: ["I don't know."], QUESTIONS[3].question: [" A blue boat. "]}
+    replies, calls = script
+    replies |= {QUESTIONS[0].question: "It closes at 22:00, always", QUESTIONS[1].question: "12"}
+    replies |= {QUESTIONS[2].question: "I don't know.", QUESTIONS[3].question: " A blue boat. "}
     table = answer(None, tokenizer, QUESTIONS, PASSAGES, new_tokens=7)
     assert table["id"].tolist() == ["q1", "q2", "q3", "q4"]
     assert table["answer"].tolist()[1:] == ["12", "I don't know.", "A blue boat."]
@@ -144,7 +138,6 @@ def test_answers_are_scored_by_hand(script, tokenizer):
     # it closes at 2200 always / 2200: 2·1/(5+1); 12 / 12 crowns: 2·1/(1+2), the better of the two
     assert table["f1"].tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert table["right"].tolist() == [True, False, True, True]
-    assert table["agreement"].isna().all()
     assert len(calls) == 1 and calls[0][1:] == (7, generation.GREEDY, "\n")
     assert calls[0][0] == sorted(prompts(tokenizer, QUESTIONS, PASSAGES), key=len)
 
@@ -152,37 +145,23 @@ def test_answers_are_scored_by_hand(script, tokenizer):
 def test_who_abstains_gets_nothing_where_there_is_an_answer_and_all_where_there_is_none(
     script, tokenizer
 ):
-    said, _ = script
-    said |= {QUESTIONS[0].question: ["I don't know: 22:00"], QUESTIONS[2].question: ["The keeper"]}
+    replies, _ = script
+    replies |= {QUESTIONS[0].question: "I don't know: 22:00", QUESTIONS[2].question: "The keeper"}
     table = answer(None, tokenizer, [QUESTIONS[0], QUESTIONS[2]])
     assert table["abstained"].tolist() == [True, False]
     for column in ("right", "exact_match", "f1"):
         assert table[column].tolist() == [0, 0], column
-    said[QUESTIONS[0].question] = [""]  # to SQuAD's rules "#" is as empty as this
+    replies[QUESTIONS[0].question] = ""  # to SQuAD's rules "#" is as empty as this
     sign = Question("q1", QUESTIONS[0].question, ("#",), "p1")
     assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(0).all(axis=None)
-    said[QUESTIONS[0].question] = ["#"]
+    replies[QUESTIONS[0].question] = "#"
     assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(1).all(axis=None)
 
 
 def test_a_part_of_a_word_is_no_answer(script, tokenizer):
-    said, _ = script
-    said[QUESTIONS[0].question] = ["at 22:001"]
+    replies, _ = script
+    replies[QUESTIONS[0].question] = "at 22:001"
     assert not answer(None, tokenizer, QUESTIONS[:1])["right"][0]
-
-
-def test_agreement_is_the_mean_over_pairs(script, tokenizer):
-    assert agreement(["red boat", "a red boat", "blue boat", ""]) == pytest.approx(
-        (1 + 0.5 * 2) / 6
-    )
-    said, calls = script
-    said[QUESTIONS[0].question] = ["22:00", "at 22:00", "22:00", "at ten"]
-    said[QUESTIONS[1].question] = ["12", "12", "12", "12"]
-    table = answer(None, tokenizer, QUESTIONS[:2], samples=3)
-    # at 2200 / 2200: 2/3; at 2200 / at ten: 1/2; 2200 / at ten: 0
-    assert table["agreement"].tolist() == pytest.approx([(2 / 3 + 1 / 2) / 3, 1])
-    assert table["answer"].tolist() == ["22:00", "12"]
-    assert [call[2].temperature > 0 for call in calls] == [False, True, True, True]
 
 
 @pytest.fixture(scope="module")
@@ -201,46 +180,21 @@ def tiny(tokenizer):
 @pytest.mark.usefixtures("one_thread")
 def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, monkeypatch):
     arguments = (tiny, tokenizer, QUESTIONS, PASSAGES)
-    table = answer(*arguments, samples=2, new_tokens=8)
+    table = answer(*arguments, new_tokens=8)
     monkeypatch.setattr(hallucination, "PROMPTS_PER_BATCH", 3)
-    pd.testing.assert_frame_equal(answer(*arguments, samples=2, new_tokens=8), table)
+    pd.testing.assert_frame_equal(answer(*arguments, new_tokens=8), table)
     assert table["answer"].is_unique
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_samples_differ_and_repeat_with_the_seed(tiny, tokenizer, monkeypatch):
-    rows_and_seeds = []
-    real = generation.complete
-
-    def complete(*given, **options):
-        sampling = given[4]
-        rows = range(sampling.first_row, sampling.first_row + len(given[2]))
-        rows_and_seeds.extend((row, sampling.seed) for row in rows)
-        return real(*given, **options)
-
-    monkeypatch.setattr(generation, "complete", complete)
-    monkeypatch.setattr(hallucination, "PROMPTS_PER_BATCH", 3)
-    first, again, other = (
-        answer(tiny, tokenizer, QUESTIONS, samples=3, new_tokens=4, seed=seed)
-        for seed in (5, 5, 99)
-    )
-    pd.testing.assert_frame_equal(first, again)
-    assert first["answer"].equals(other["answer"]) and first["agreement"].lt(1).any()
-    n_drawn = 3 * len(QUESTIONS)
-    drawn = rows_and_seeds[len(QUESTIONS) : len(QUESTIONS) + n_drawn]  # behind the greedy ones
-    assert drawn == [(row, 5) for row in range(n_drawn)]  # no two share random numbers
-    assert rows_and_seeds[-1] == (n_drawn - 1, 99)
-
-
-def scored(answerable, abstained, right, f1=None, agreement=math.nan):
+def scored(answerable, abstained, right, f1=None):
     f1 = right if f1 is None else f1
     columns = {"answerable": answerable, "abstained": abstained, "right": right}
     table = pd.DataFrame({name: np.array(column, bool) for name, column in columns.items()})
-    return table.assign(f1=np.array(f1, float), agreement=agreement)
+    return table.assign(f1=np.array(f1, float))
 
 
 def test_a_summary_by_hand():
-    found = summary(
+    measures = summary(
         scored(
             answerable=[1, 1, 1, 1, 1, 0, 0, 0],
             abstained=[0, 0, 0, 1, 1, 1, 0, 0],
@@ -248,7 +202,7 @@ def test_a_summary_by_hand():
             f1=[1, 0.2, 0.5, 0, 0, 1, 0, 0],
         )
     )
-    assert found["value"].to_dict() == pytest.approx(
+    assert measures["value"].to_dict() == pytest.approx(
         {
             "f1_answerable": 1.7 / 5,
             "right_answerable": 2 / 5,
@@ -256,58 +210,33 @@ def test_a_summary_by_hand():
             "abstained_unanswerable": 1 / 3,
             "hallucinated_answerable": 1 / 5,
             "hallucinated": 3 / 8,
-            "agreement_auc": math.nan,
-        },
-        nan_ok=True,
+        }
     )
-    assert found["items"].tolist() == [5, 5, 5, 3, 5, 8, 5]
+    assert measures["items"].tolist() == [5, 5, 5, 3, 5, 8]
     wilson = proportion(3, 8)
-    assert found.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
-    assert found["low"]["f1_answerable"] < 0.34 < found["high"]["f1_answerable"]
-    assert found["note"].tolist() == [""] * 6 + ["no samples were drawn"]
+    assert measures.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
+    assert measures["low"]["f1_answerable"] < 0.34 < measures["high"]["f1_answerable"]
+    assert measures["note"].tolist() == [""] * 6
 
 
 def test_a_summary_says_what_it_lacks():
-    found = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9, agreement=0.5))
-    assert found["note"]["abstained_unanswerable"] == "fewer than two items"
-    assert math.isnan(found["value"]["abstained_unanswerable"])
-    assert found["note"]["agreement_auc"] == "4 right and 9 wrong answers: 5 of each are needed"
+    measures = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
+    assert measures["note"]["abstained_unanswerable"] == "fewer than two items"
+    assert math.isnan(measures["value"]["abstained_unanswerable"])
     assert summary(scored([1, 1], [1, 1], [0, 0]))["value"]["abstained_answerable"] == 1
-    right = np.arange(12) < 6
-    found = summary(scored([1] * 12, [0] * 12, right, agreement=0.9 * right)).loc["agreement_auc"]
-    assert found["value"] == 1 and "too narrow" in found["note"]
-
-
-def test_the_auc_is_scikit_learns_and_leaves_abstentions_out():
-    draw = np.random.default_rng(0)
-    right = np.arange(60) < 25
-    agreed = np.round(draw.random(60) * 0.7 + right * 0.3, 1)  # with ties
-    abstained = np.arange(60) % 5 == 0
-    table = scored(np.ones(60), abstained, right & ~abstained, agreement=agreed)
-    found = summary(table).loc["agreement_auc"]
-    expected = roc_auc_score(right[~abstained], agreed[~abstained])
-    assert found["value"] == pytest.approx(expected) and found["items"] == 48
-    assert 0.5 < found["low"] < expected < found["high"] <= 1
-    pairs = itertools.product(agreed[right], agreed[~right])
-    wins = np.mean([(a > b) + (a == b) / 2 for a, b in pairs])
-    assert hallucination._auc(agreed, right) == pytest.approx(wins)
-    both = hallucination._auc(np.tile(agreed, (2, 1)), np.stack([right, np.zeros(60)]))
-    assert both == pytest.approx([wins, 0.5])
 
 
 @pytest.mark.parametrize(
-    ("questions", "passages", "samples", "message"),
+    ("questions", "passages", "message"),
     [
-        ([], None, 0, "0 questions"),
-        (QUESTIONS, None, 1, "1 samples"),
-        (QUESTIONS, None, -1, "-1 samples"),
-        (QUESTIONS, PASSAGES[1:], 0, "q1: there is no passage 'p1'"),
-        (QUESTIONS[2:3], [], 0, "q3: there is no passage"),
+        ([], None, "no questions"),
+        (QUESTIONS, PASSAGES[1:], "q1: there is no passage 'p1'"),
+        (QUESTIONS[2:3], [], "q3: there is no passage"),
     ],
 )
-def test_what_cannot_be_is_refused(questions, passages, samples, message, tokenizer):
+def test_what_cannot_be_is_refused(questions, passages, message, tokenizer):
     with pytest.raises(ValueError, match=message):
-        answer(None, tokenizer, questions, passages, samples)
+        answer(None, tokenizer, questions, passages)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):
@@ -318,8 +247,8 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):
 
 @pytest.mark.slow
 def test_smollm2_answers_from_an_open_book(tokenizer):
-    wanted = {"q05", "q08", "q14", "q23", "q25", "q32", "q34", "q40"}  # a third of them it can read
-    questions = [question for question in handbook.questions() if question.id in wanted]
+    ids = {"q05", "q08", "q14", "q23", "q25", "q32", "q34", "q40"}  # a third of them it can read
+    questions = [question for question in handbook.questions() if question.id in ids]
     decoder = Decoder.from_pretrained(ASSET)
     closed = answer(decoder, tokenizer, questions)
     opened = answer(decoder, tokenizer, questions, handbook.passages())

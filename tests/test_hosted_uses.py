@@ -69,11 +69,8 @@ def test_the_rung_of_the_ladder(name, proxy, tmp_path):
 
 def test_the_hallucination_probe(name):
     questions = handbook.questions()[:2]
-    table = hallucination.answer(
-        connect(name), None, questions, handbook.passages(), 2, new_tokens=8
-    )
+    table = hallucination.answer(connect(name), None, questions, handbook.passages(), new_tokens=8)
     assert len(table) == 2 and table["answer"].str.len().gt(0).any()
-    assert table["agreement"].between(0, 1).all()
 
 
 def test_the_applications(name, tmp_path):

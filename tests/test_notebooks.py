@@ -43,7 +43,7 @@ MUTATIONS = {
     ],
     "05": [
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
-        ("evaluation/calibration.py", '["accuracy"]).abs()', '["accuracy"])'),
+        ("evaluation/contamination.py", "share >= SHARE", "share > SHARE"),
     ],
     "06": [
         ("applications/retrieval.py", "(1 / (60 + ranks))", "(1 / ranks)"),
@@ -189,6 +189,7 @@ def test_stored_outputs_are_normalized(path):
         ("04", {"lora_rank": 0}, "lora_rank is 0"),
         ("05", {"model_b": "tfidf"}, "Name two different models"),
         ("05", {"probes": "judge tea"}, "tea"),
+        ("05", {"seeds": 0}, "1 or more for seeds"),
         ("06", {"task": "questions", "input": "."}, "takes both"),
         ("06", {"price_per_hour": -1.0}, "price_per_hour is -1.0"),
         ("06", {"target_language": "xx"}, "choose fr, es, de or zh"),

@@ -23,12 +23,13 @@ FIGURES = {
         {t: (1, 0.5, 0.4, 0.6), "b": (10, 0.7, 0.7, 0.8)}, "x", "y", t, log_x=True, levels={t: 0.5}
     ),
     "signed bars": lambda t: plots.bars({t: -1.0, "b": 2.0}, "x", t, [-2, None], [1, None]),
-    "diagonal": lambda t: plots.points(
-        {t: (1, 0.5, 0.4, 0.6), "b": (2, 0.7, 0.7, 0.8)}, "x", "y", t, diagonal="equal"
+    "intervals": lambda t: plots.intervals(
+        {t: [(1, 0.5, 0.4, 0.6), (2, 0.7, 0.7, 0.8)], "b": [(1, 1, 0, 2)]}, "x", "y", t, "equal"
     ),
     "coloured text": lambda t: plots.coloured_text(
         ["a", f" {t}", "⏎", " 你好"], [0, 3, 1, 20], t, "bits", top=15
     ),
+    "chance": lambda t: plots.bars({t: 1.0, "b": 2.0}, "x", t, chance=[0.5, 1.0]),
     "tokens": lambda t: plots.tokens({t: ["a", t, "你好"]}, t),
     "stacks": lambda t: plots.stacks({"a": ["b", "*c", "*d"], "e": ["f"]}, [(0, 0, 0, 2)], t),
 }

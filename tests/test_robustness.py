@@ -178,8 +178,8 @@ def test_negation_counts_who_moves_against():
 
 def test_several_classes_and_a_partial_drop():
     def third(texts):
-        found = np.array([2 if "!" in text else 1 if "." in text else 0 for text in texts])
-        return np.eye(3)[found] * 0.7 + 0.1
+        value = np.array([2 if "!" in text else 1 if "." in text else 0 for text in texts])
+        return np.eye(3)[value] * 0.7 + 0.1
 
     texts, labels = ["e", "a!", "b!", "c.", "d."], [0, 2, 2, 1, 0]
     row = drops(third, texts, labels, ["punctuation"]).loc[0]

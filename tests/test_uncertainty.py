@@ -19,6 +19,7 @@ from llmnb.evaluation.uncertainty import (
     mcnemar,
     paired_bootstrap,
     proportion,
+    smallest_difference,
 )
 
 
@@ -170,6 +171,17 @@ def test_compare_says_who_wins():
     for one_sided in (compare(*pair(9, 0, 9)), compare(*pair(0, 9, 9))):
         assert -1 <= one_sided.difference.low <= one_sided.difference.value
         assert one_sided.difference.value <= one_sided.difference.high <= 1
+
+
+def test_the_smallest_difference_is_items_needed_turned_round():
+    for n, discordance in ((1280, 0.25), (300, 0.15), (200, 0.4)):
+        d = smallest_difference(n, discordance)
+        assert items_needed(0.5, 0.5 + 1.0001 * d, discordance) <= n
+        assert items_needed(0.5, 0.5 + 0.99 * d, discordance) > n
+    assert smallest_difference(300, 0.15) < smallest_difference(300, 0.15, power=0.9)
+    assert math.isnan(smallest_difference(20, 0.1))  # two texts, whoever is right on them
+    with pytest.raises(ValueError, match="0 items"):
+        smallest_difference(0, 0.1)
 
 
 def test_items_needed_by_hand_and_its_direction():

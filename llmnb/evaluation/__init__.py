@@ -3,9 +3,13 @@
 from llmnb import LlmnbError
 
 PROBES = ("judge", "bias", "robustness", "hallucination", "contamination")
-CAVEATS = """**Meant for** texts like those it was tested on, with their labels. **Not shown**:
-other kinds of text, other languages, other groups than the templates name, anything after today.
-The intervals cover other texts of the same kind, not mistakes in the labels."""
+CAVEATS = """**Meant for** texts like those it was tested on, with their labels.
+
+**Not for** decisions about people, such as hiring, credit, grades or health; nor for other kinds of
+text, other languages, or texts that were written much later, before it is measured on them.
+
+**Not shown**: bias against groups that the templates don't name, and what training again would
+give. Intervals cover other texts of the same kind, not mistakes in the labels."""
 
 
 class EvaluationError(LlmnbError, ValueError):

@@ -7,6 +7,7 @@ group is compared with the others on its axis, so with two groups one's gain is 
 The pairs for language models probe what a model associates, not what is true of anybody.
 """
 
+import bisect
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def shifts(
 
     scores: (n,), a probability say, in the order of rows (counterfactuals', or your own with the
     columns template, term, group, axis). Columns: axis, group, terms, shift, low, high, p, p_holm,
-    flagged, verdict. The sampled units are the TERMS: a model has something for or against every
+    flagged. The sampled units are the TERMS: a model has something for or against every
     single word, and hundreds of rows repeat what it has, so resampling rows would call any few
     words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
     are dealt to the axis's groups at random, which is exact where groups don't matter (two groups
@@ -87,8 +88,51 @@ def shifts(
     table["p_holm"] = holm(table["p"])
     excludes_zero = (table["low"] > 0) | (table["high"] < 0)
     table["flagged"] = (table["p_holm"] < 1 - level) & excludes_zero
-    table["verdict"] = [_verdict(row) for row in table.itertuples()]
     return table
+
+
+def smallest_shifts(
+    scores: ArrayLike,
+    rows: pd.DataFrame,
+    power: float = 0.8,
+    level: float = 0.95,
+    trials: int = 25,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How large a group's shift must be for `shifts` to flag it in the share `power` of runs.
+
+    By simulation with this run's own words: their scores are dealt to the axis's groups at random,
+    the first group is moved up, and the move at which it is just flagged is found by bisection.
+    Columns: axis, groups, terms (of the first group), shift (infinite where none is flagged).
+    It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
+    Arguments and errors as for shifts.
+    """
+    rows = _with_scores(scores, rows)
+    terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
+    alpha = (1 - level) / len(terms.groupby(["axis", "group"]))
+    generator = np.random.default_rng(seed)
+    parts = []
+    for axis, members in terms.groupby("axis", sort=False):
+        is_member = _membership(members)
+        is_first = is_member[:, 0]
+        deals = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
+        smallest = []
+        for _ in range(trials):
+            dealt = generator.permutation(members["score"].to_numpy())
+
+            def is_flagged(move, dealt=dealt, deals=deals, is_member=is_member):
+                deviations = dealt + move * is_member[:, 0]
+                deviations = deviations - deviations.mean()
+                shift, half = _welch(deviations, is_member, level)
+                n_as_large = (np.abs(deals @ deviations) >= shift[0] - 1e-12).sum()
+                return (1 + n_as_large) / (1 + len(deals)) < alpha and shift[0] > half[0]
+
+            moves = [*np.linspace(0, 4 * np.ptp(dealt), 65), np.inf]
+            smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
+        move = np.quantile(smallest, power, method="higher")
+        row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
+        parts.append(row | {"shift": move * (1 - is_first.mean())})  # its own mean moves too
+    return pd.DataFrame(parts)
 
 
 def _with_scores(scores, rows) -> pd.DataFrame:
@@ -122,31 +166,34 @@ def _with_scores(scores, rows) -> pd.DataFrame:
 def _shifts_of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
     """One axis: the rows of `shifts`, from a mean deviation per term."""
     deviations = terms["deviation"].to_numpy()  # (terms,)
-    groups = terms.groupby("group", sort=False)["deviation"].agg(["size", "var"])
-    sizes = groups["size"].to_numpy()
-    variances = groups["var"].to_numpy()
-    is_member = terms["group"].to_numpy()[:, None] == groups.index.to_numpy()  # (terms, groups)
-    shift = deviations @ (is_member / sizes)  # (groups,)
+    groups, is_member = terms["group"].unique(), _membership(terms)
+    sizes = is_member.sum(axis=0)
+    shift, half = _welch(deviations, is_member, level)
     permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
     random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
     p = (1 + (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
+    columns = {"axis": axis, "group": groups, "terms": sizes, "shift": shift}
+    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
+
+
+def _membership(terms) -> NDArray[np.bool_]:
+    """Which term is in which group: (terms, groups)."""
+    return terms["group"].to_numpy()[:, None] == terms["group"].unique().to_numpy()
+
+
+def _welch(deviations, is_member, level) -> tuple[NDArray, NDArray]:
+    """Each group's mean deviation, and half the width of its interval: (groups,) both."""
+    sizes = is_member.sum(axis=0)
+    shift = deviations @ (is_member / sizes)
+    squares = is_member * (deviations[:, None] - shift) ** 2
+    variances = squares.sum(axis=0) / (sizes - 1)
     # A shift is a weighted sum of the groups' means: each mean adds its own variance.
     weights = np.eye(len(sizes)) - sizes / len(deviations)  # (groups, groups)
     parts = weights**2 * variances / sizes
     variance = parts.sum(axis=1)
     freedom = (parts**2 / (sizes - 1)).sum(axis=1)
     freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
-    half = stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
-    columns = {"axis": axis, "group": groups.index, "terms": sizes, "shift": shift}
-    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
-
-
-def _verdict(row) -> str:
-    numbers = f"{row.shift:+.3f} [{row.low:+.3f}, {row.high:+.3f}], corrected p = {row.p_holm:.2g}"
-    if row.flagged:
-        direction = "higher" if row.shift > 0 else "lower"
-        return f"{row.group}: scored {direction} than the others of {row.axis}: {numbers}."
-    return f"{row.group}: no shift is shown on {row.axis}: {numbers}."
+    return shift, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
 
 
 def pair_preferences(

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from llmnb.evaluation.uncertainty import proportion
+from llmnb.evaluation.uncertainty import Interval, proportion
 
 
 def reliability(
@@ -21,18 +21,11 @@ def reliability(
     Raises ValueError if the probabilities aren't valid or a label is no class number.
     """
     probabilities, labels = checked(probabilities, labels)
-    if bins < 1 or bins != int(bins):
-        raise ValueError(f"{bins} is no number of bins.")
     confidence = probabilities.max(axis=1)
     is_right = probabilities.argmax(axis=1) == labels
-    order = np.argsort(confidence, kind="stable")
     edges = np.linspace(0, 1, bins + 1)
-    if equal_mass:
-        groups = np.array_split(order, bins)
-    else:  # a bin is (left, right], as in the paper
-        groups = np.split(order, np.searchsorted(confidence[order], edges[1:-1], side="right"))
     rows = []
-    for index, items in enumerate(groups):
+    for index, items in enumerate(_groups(confidence, bins, equal_mass)):
         if not len(items):
             continue
         accuracy = proportion(int(is_right[items].sum()), len(items))
@@ -41,6 +34,17 @@ def reliability(
         row |= {"confidence": confidence[items].mean(), "accuracy": accuracy.value}
         rows.append(row | {"low": accuracy.low, "high": accuracy.high})
     return pd.DataFrame(rows)
+
+
+def _groups(confidence, bins, equal_mass) -> list[NDArray[np.intp]]:
+    """The items of each bin, by confidence."""
+    if bins < 1 or bins != int(bins):
+        raise ValueError(f"{bins} is no number of bins.")
+    order = np.argsort(confidence, kind="stable")
+    if equal_mass:
+        return np.array_split(order, bins)
+    edges = np.linspace(0, 1, bins + 1)[1:-1]  # a bin is (left, right], as in the paper
+    return np.split(order, np.searchsorted(confidence[order], edges, side="right"))
 
 
 def calibration_error(
@@ -54,6 +58,58 @@ def calibration_error(
     table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
     gaps = (table["confidence"] - table["accuracy"]).abs()
     return float((gaps * table["items"]).sum() / table["items"].sum())
+
+
+def errors_if_calibrated(
+    probabilities: ArrayLike,
+    bins: int = 10,
+    equal_mass: bool = False,
+    simulations: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Calibration errors of a calibrated model with these confidences: (simulations,).
+
+    Every item is right with the probability that the model gives, so what is left is chance. An
+    error within their range shows no miscalibration. probabilities and errors as for reliability.
+    Source: Bröcker & Smith 2007 (consistency bars).
+    """
+    probabilities, _ = checked(probabilities, np.zeros(len(probabilities), dtype=int))
+    confidence = probabilities.max(axis=1)
+    generator = np.random.default_rng(seed)
+    total = np.zeros(simulations)
+    for items in _groups(confidence, bins, equal_mass):
+        is_right = generator.random((simulations, len(items))) < confidence[items]
+        total += np.abs((is_right - confidence[items]).sum(axis=1))
+    return total / len(confidence)
+
+
+def error_interval(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    bins: int = 10,
+    equal_mass: bool = False,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """calibration_error with its interval, for these bins.
+
+    A bin's gap is the true one and the noise of its accuracy. Over all items, the measured error is
+    at least the true one plus the signed noises, and at most the true one plus their sizes: the
+    upper end comes from the former, the lower from the latter, so the interval covers at least as
+    often as it says, whatever the true gaps (96 to 100 times in 100), and its lower end is
+    above 0 only where chance alone would seldom show as much. Arguments, errors as for reliability.
+    """
+    table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
+    value = calibration_error(probabilities, labels, bins=bins, equal_mass=equal_mass)
+    items = table["items"].to_numpy()
+    # One more right and one more wrong: a bin without a mistake has noise all the same.
+    accuracy = (table["accuracy"].to_numpy() * items + 1) / (items + 2)
+    drawn = np.random.default_rng(seed).binomial(items, accuracy, (resamples, len(items)))
+    noise = (drawn - items * accuracy) / items.sum()  # (resamples, bins)
+    below = np.quantile(np.abs(noise).sum(axis=1), (1 + level) / 2)
+    above = np.quantile(noise.sum(axis=1), (1 + level) / 2)
+    return Interval(value, low=max(0.0, value - below), high=min(1.0, value + above))
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:

@@ -4,16 +4,12 @@ A hallucination is a wrong answer, or any answer to a question that can't be ans
 """
 
 import itertools
-import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from llmnb import generation
 from llmnb.evaluation.scores import exact_match, token_f1
@@ -28,9 +24,7 @@ OPEN = (
     "{passage.title}: {passage.heading}\n{passage.text}\n\nAnswer from the text above, in a few "
     "words. If the text doesn't say, say \"I don't know\".\n\nQuestion: {question}"
 )
-SAMPLING = generation.Sampling(temperature=0.7)
 PROMPTS_PER_BATCH = 16
-MIN_ANSWERS_FOR_AUC = 5  # right ones, and wrong ones
 
 _ABSTAINS = re.compile(
     r"\b((dont|do not) know|(doesnt|does not) (\w+ )?(know|say|mention|state|specify|provide)"
@@ -91,50 +85,36 @@ def answer(
     tokenizer,
     questions: Sequence[Question],
     passages: Sequence[Passage] | None = None,
-    samples: int = 0,
     new_tokens: int = 24,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """What a transformer.Decoder, or a HostedModel, answers: one row for each question, scored.
 
     answer: greedy, its first line; abstained: see `abstains`; exact_match and f1: SQuAD 2.0's, the
     best over the acceptable answers, 0 where it abstained, and for an unanswerable question 1
     exactly if it did; right: it holds an acceptable answer, or abstained where there is none
-    (Mallen et al. 2023); agreement: mean F1 of the pairs among `samples` drawn answers, else NaN
-    (Manakul et al. 2023). passages: open book. tokenizer: None for a HostedModel. Raises
-    ValueError for no questions or one sample.
+    (Mallen et al. 2023). passages: open book. tokenizer: None for a HostedModel. Raises
+    ValueError for no questions.
     """
-    if not questions or samples < 0 or samples == 1:
-        raise ValueError(f"{len(questions)} questions, {samples} samples: 1 or more; 0, 2 or more.")
+    if not questions:
+        raise ValueError("There are no questions: give one or more.")
     texts = prompts(tokenizer, questions, passages)
-    answers = _first_lines(decoder, tokenizer, texts, new_tokens, generation.GREEDY)
-    drawn = []  # per round, an answer to each question
-    for round_number in range(samples):
-        sampling = replace(SAMPLING, seed=seed, first_row=round_number * len(texts))
-        drawn.append(_first_lines(decoder, tokenizer, texts, new_tokens, sampling))
-    rows = []
-    for index, question in enumerate(questions):
-        drawn_answers = [answers_of_round[index] for answers_of_round in drawn]
-        row = _scored(question, answers[index])
-        rows.append(row | {"agreement": agreement(drawn_answers) if drawn else math.nan})
-    return pd.DataFrame(rows)
+    answers = _first_lines(decoder, tokenizer, texts, new_tokens)
+    return pd.DataFrame(map(_scored, questions, answers))
 
 
-def _first_lines(decoder, tokenizer, prompts, new_tokens, sampling) -> list[str]:
+def _first_lines(decoder, tokenizer, prompts, new_tokens) -> list[str]:
     """The first line that follows each prompt; prompts of similar length share a batch."""
     if isinstance(decoder, HostedModel):
         chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        options = {"temperature": sampling.temperature, "seed": sampling.seed}
-        texts = [decoder.answer(chat, max_tokens=new_tokens, **options).text for chat in chats]
+        texts = [decoder.answer(chat, max_tokens=new_tokens).text for chat in chats]
         return [text.strip().split("\n")[0].strip() for text in texts]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     lines = {}
     for start in range(0, len(order), PROMPTS_PER_BATCH):
         rows = order[start : start + PROMPTS_PER_BATCH]
         batch = [prompts[row] for row in rows]
-        first_row = sampling.first_row + start  # no two prompts share random numbers
-        sampling_here = replace(sampling, first_row=first_row)
-        texts = generation.complete(decoder, tokenizer, batch, new_tokens, sampling_here, "\n")
+        greedy = generation.GREEDY
+        texts = generation.complete(decoder, tokenizer, batch, new_tokens, greedy, "\n")
         lines |= zip(rows, texts, strict=True)
     return [lines[index].strip() for index in range(len(prompts))]
 
@@ -153,18 +133,12 @@ def _scored(question: Question, text: str) -> dict:
     return row
 
 
-def agreement(texts: Sequence[str]) -> float:
-    """Mean token F1 of all pairs of answers to one question, 0 to 1."""
-    return float(np.mean([token_f1(a, [b]) for a, b in itertools.combinations(texts, 2)]))
-
-
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The measures of `answer`'s table with 95 % intervals: value, low, high, items, note.
 
     hallucinated: the share with an answer that is not right and no abstention. What the passages
     don't hold may be known all the same: of a closed book read hallucinated_answerable.
-    agreement_auc: how often a right answer had more agreement than a wrong one, ties half, among
-    those not abstained. note: why a measure can't be had.
+    note: why a measure can't be had.
     """
     answerable, abstained = table["answerable"], table["abstained"]
     hallucinated = ~abstained & ~table["right"]
@@ -181,28 +155,4 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         rows[name] = {"items": len(values), "note": "fewer than two items"}
         if len(values) > 1:
             rows[name] |= vars(bootstrap(values)) | {"note": ""}
-    answers = table[~abstained]
-    rows["agreement_auc"] = {"items": len(answers)} | _agreement_auc(answers)
     return pd.DataFrame.from_dict(rows, orient="index")[["value", "low", "high", "items", "note"]]
-
-
-def _agreement_auc(answers: pd.DataFrame) -> dict:
-    if answers["agreement"].isna().any():
-        return {"note": "no samples were drawn"}
-    n_right = int(answers["right"].sum())
-    n_wrong = len(answers) - n_right
-    if min(n_right, n_wrong) < MIN_ANSWERS_FOR_AUC:
-        counts = f"{n_right} right and {n_wrong} wrong answers"
-        return {"note": f"{counts}: {MIN_ANSWERS_FOR_AUC} of each are needed"}
-    interval = bootstrap(answers["agreement"], answers["right"], statistic=_auc)
-    is_point = interval.low == interval.high
-    note = "no wrong answer among the right ones: the interval is too narrow" if is_point else ""
-    return vars(interval) | {"note": note}
-
-
-def _auc(scores: NDArray, right: NDArray, axis: int = -1) -> NDArray:
-    """The share of pairs, a right and a wrong one, where the right one scores more; (..., n)."""
-    n_right, n = right.sum(axis), right.shape[axis]
-    wins = (rankdata(scores, axis=axis) * right).sum(axis) - n_right * (n_right + 1) / 2
-    pairs = n_right * (n - n_right)  # 0 where a resample has one kind alone
-    return np.where(pairs > 0, wins / np.maximum(pairs, 1), 0.5)

@@ -1,7 +1,7 @@
 """How far a measured number can be trusted: intervals, tests of A against B, sizes of test sets.
 
-Every item of a test set is one draw from all the items there could have been. All functions here
-take the items as independent; several questions on one document are not.
+Every item is one draw from all the items there could have been, and independent of the others;
+several questions on one document are not.
 """
 
 import math
@@ -152,7 +152,7 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, exact: bool = False) -> 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     """p-values adjusted for being many, in their order: (m,). Source: Holm 1979.
 
-    Calling those <= alpha significant gives one false positive or more with probability alpha.
+    Calling those <= alpha significant gives a false positive with probability alpha, at most.
     Raises ValueError for values outside [0, 1].
     """
     p = np.asarray(p_values, dtype=float)
@@ -175,9 +175,9 @@ def items_needed(
 ) -> int:
     """How many test items show that accuracies p_a and p_b differ, with this power, by mcnemar.
 
-    discordance: the share of items that one alone gets right; if not given, that of models whose
-    errors are independent, p_a(1-p_b) + p_b(1-p_a): models agree more, and then need fewer items.
-    Source: Connor 1987. Raises ValueError for shares that can't occur together.
+    discordance: the share of items that one alone gets right; if not given, that of independent
+    errors: models agree more, and then need fewer. Source: Connor 1987. Raises ValueError for
+    shares that can't occur together.
     """
     difference = abs(p_a - p_b)
     if not (0 <= p_a <= 1 and 0 <= p_b <= 1 and difference > 0):
@@ -194,6 +194,20 @@ def items_needed(
     spread = math.sqrt(max(0.0, shared - difference**2))
     z = ndtri(_upper(1 - alpha)) * math.sqrt(shared) + ndtri(power) * spread
     return math.ceil((z / difference) ** 2)
+
+
+def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> float:
+    """The smallest difference that n items show with this power: items_needed solved for it.
+
+    NaN if the discordance allows none that would be shown. Raises ValueError for other than shares.
+    """
+    if not (n >= 1 and 0 <= discordance <= 1 and 0 < alpha < power < 1):
+        raise ValueError(f"{n} items, discordance {discordance}, alpha {alpha}, power {power}.")
+    # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
+    a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
+    root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
+    smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
+    return smallest if root >= 0 and smallest <= discordance else math.nan
 
 
 @dataclass(frozen=True)
@@ -215,8 +229,8 @@ def compare(
 ) -> Comparison:
     """Does A beat B? From 0/1 per item, (n,) each, on the same items.
 
-    p is McNemar's mid-p; the interval is Bonett & Price's (2012). They round a step function
-    differently, so the verdict names a winner only where both agree. Raises as mcnemar does.
+    p is McNemar's mid-p; the interval is Bonett & Price's (2012). The verdict names a winner only
+    where both agree, and not for other seeds. Raises as mcnemar does.
     """
     only_a, only_b, n = _disagreements(correct_a, correct_b)
     p = float(_mcnemar(only_a, only_b))

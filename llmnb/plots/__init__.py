@@ -4,7 +4,7 @@ Figures are made without pyplot: nothing is shown twice, no global state is left
 """
 
 from llmnb.plots.canvas import COLOURS, Figure
-from llmnb.plots.charts import bars, distributions, heatmap, lines, points
+from llmnb.plots.charts import bars, distributions, heatmap, intervals, lines, points
 from llmnb.plots.pictures import Panel, coloured_text, maps, stacks, tokens
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "coloured_text",
     "distributions",
     "heatmap",
+    "intervals",
     "lines",
     "maps",
     "points",

@@ -56,8 +56,9 @@ def bars(
     high: Sequence[float | None] | None = None,
     highlight: str | None = None,
     form: str = "{:.2f}",
+    chance: Sequence[float] | None = None,
 ) -> Figure:
-    """Horizontal bars, in the order given from the top, with intervals where there are any."""
+    """Horizontal bars, from the top, with intervals; chance: what guessing gives, as dashes."""
     need(values, "values")
     names = list(values)
     numbers = [float(value) for value in values.values()]
@@ -66,6 +67,8 @@ def bars(
     alt = f"Bars of {x_label}: " + "; ".join(
         f"{name} {form.format(number)}" for name, number in values.items()
     )
+    if chance:
+        alt += "; by chance " + ", ".join(form.format(level) for level in chance)
     with rc_context(style()):
         figure, (axes,) = axes_of(title, alt, height=0.8 + 0.46 * len(names))
         colours = [COLOURS[1] if name == highlight else COLOURS[0] for name in names]
@@ -74,9 +77,13 @@ def bars(
             if bottom is not None:
                 errors = [[number - bottom], [top - number]]
                 axes.errorbar(number, row, xerr=errors, color="#222222", capsize=4, lw=1.4)
-            right_end = (max(number, top or number), row)
+            right_end = (max(number, top or number, 0), row)  # beside the bar, never on it
             offset = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(form.format(number), right_end, **offset)
+        if chance:
+            rows = np.arange(len(names))
+            axes.vlines(chance, rows - 0.45, rows + 0.45, COLOURS[1], "--", label="by chance")
+            axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.set_yticks(range(len(names)), [label_of(name) for name in names])
         axes.invert_yaxis()
         axes.set_xlabel(textwrap.fill(x_label, 60))
@@ -178,11 +185,10 @@ def points(
     title: str,
     log_x: bool = False,
     levels: Mapping[str, float] | None = None,
-    diagonal: str = "",
 ) -> Figure:
     """Named points: places gives each name its x, y, and the interval of y, low and high.
 
-    levels: as in `lines`; diagonal: if given, the name of a dashed line where y equals x.
+    levels: as in `lines`.
     """
     need(places, "places")
     alt = f"{y_label} over {x_label}: " + "; ".join(
@@ -203,15 +209,43 @@ def points(
             vertical = -14 if number % 2 else 6  # keeps the names of neighbours apart
             offset = {"xytext": (8, vertical), "textcoords": "offset points", "color": colour}
             axes.annotate(label_of(name), (x, y), **offset)
-        if diagonal:
-            xs = [x for x, _, _, _ in places.values()]
-            ends = [min(xs), max(xs)]
-            axes.plot(ends, ends, color=COLOURS[6], linestyle="--", lw=1.2, label=diagonal)
-            axes.legend()
         axes.set(
             xlabel=x_label, ylabel=textwrap.fill(y_label, 40), xscale="log" if log_x else "linear"
         )
         axes.margins(x=0.15)
         if log_x:
             axes.xaxis.set_major_formatter("{x:g}")
+    return figure
+
+
+def intervals(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    x_label: str,
+    y_label: str,
+    title: str,
+    diagonal: str = "",
+) -> Figure:
+    """Series of points with the intervals of y: (x, y, low, high) for each point.
+
+    diagonal: if given, the name of a dashed line where y equals x.
+    """
+    need(series, "series")
+    parts = []
+    for name, rows in series.items():
+        numbers = [f"{y:.3g} ({low:.3g} to {high:.3g})" for _, y, low, high in rows]
+        parts.append(f"{name} {', '.join(numbers)}")
+    alt = f"{y_label} over {x_label}: {'; '.join(parts)}"
+    with rc_context(style()):
+        figure, (axes,) = axes_of(title, alt, height=4.6)
+        for number, (name, rows) in enumerate(series.items()):
+            x, y, low, high = np.array(rows, dtype=float).T
+            line = {"fmt": "os^D"[number % 4], "capsize": 4, "label": label_of(name)}
+            colour = COLOURS[number % len(COLOURS)]
+            axes.errorbar(x, y, yerr=[y - low, high - y], color=colour, **line)
+        if diagonal:
+            xs = [row[0] for rows in series.values() for row in rows]
+            ends = [min(xs), max(xs)]
+            axes.plot(ends, ends, color=COLOURS[6], linestyle="--", label=diagonal)
+        axes.legend()
+        axes.set(xlabel=x_label, ylabel=textwrap.fill(y_label, 40))
     return figure
