@@ -17,24 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmnb import files, hardware, models
-from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, proportion
+from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, compare, holm, proportion
 from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
 from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
 
 if TYPE_CHECKING:
     import datasets
 
-METHODS = {  # the cheapest first
+METHODS = {  # the cheapest first: what it takes to train and to classify many texts
     "majority": "the most frequent class",
     "tfidf": "word counts and logistic regression",
-    "zero_shot": "the decoder is asked, without an example",
-    "few_shot": "the decoder is asked, with examples",
     "frozen": "the encoder's vectors and logistic regression",
+    "contrastive": "the encoder tuned on pairs of texts, and logistic regression",
     "lora": "LoRA in the encoder",
     "full": "the whole encoder fine-tuned",
+    "zero_shot": "the decoder is asked, without an example",
+    "few_shot": "the decoder is asked, with examples",
     "decoder_lora": "LoRA in the decoder",
     "hosted": "a hosted model is asked (openai:NAME)",
 }
+
+ALPHA = 0.05  # a difference is shown where its p is lower
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
@@ -93,6 +96,57 @@ class Result:
             "ms a text": round(self.ms_per_text, 2),
             "MB on disk": round(self.bytes_on_disk / 1e6, 2),
         }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more accurate one rung is than another, on the same texts."""
+
+    method: str
+    other: str
+    interval: Interval  # the accuracy of method minus that of other
+    p: float  # McNemar's, adjusted by Holm for all the differences that were tested
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether chance is an unlikely explanation."""
+        return self.p < ALPHA
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which rung to take, and the differences behind it."""
+
+    best: str  # right on the most texts
+    method: str  # the cheapest rung that is not shown to be worse than the best
+    differences: tuple[Difference, ...]
+
+
+def recommend(results: Mapping[str, Result]) -> Recommendation:
+    """The cheapest rung, in the order of METHODS, that no test shows to be worse than the best.
+
+    The best is compared with every other rung, and all of them with word counts (tfidf).
+    Raises FineTuningError without results, or where the rungs were tested on different texts.
+    """
+    labels = [result.labels for result in results.values()]
+    if not labels or not all(np.array_equal(labels[0], others) for others in labels):
+        raise FineTuningError(
+            "A recommendation takes results of one rung or more, all on the same texts."
+        )
+    names = [name for name in METHODS if name in results]
+    best = max(names, key=lambda name: results[name].correct.sum())  # the cheapest of equals
+    pairs = [(best, name) for name in names if name != best]
+    if "tfidf" in names and best != "tfidf":
+        pairs += [(name, "tfidf") for name in names if name not in (best, "tfidf")]
+    tests = [compare(results[a].correct, results[b].correct) for a, b in pairs]
+    adjusted = holm([test.p for test in tests]) if tests else []
+    differences = tuple(
+        Difference(*pair, test.difference, float(p))
+        for pair, test, p in zip(pairs, tests, adjusted, strict=True)
+    )
+    worse = {d.other for d in differences if d.method == best and d.is_shown}
+    method = next(name for name in names if name not in worse)
+    return Recommendation(best, method, differences)
 
 
 def run(
@@ -154,6 +208,10 @@ def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier
         from llmnb.fine_tuning.hosted_prompting import Hosted
 
         return Hosted(label_names, settings).fit(*parts["train"])
+    if method == "contrastive":
+        from llmnb.fine_tuning.contrastive import Contrastive
+
+        return Contrastive(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
     base = _base(method, settings)
@@ -234,6 +292,7 @@ def load(name: str | Path) -> Classifier:
         classifier = classifier_class(facts["label_names"], Settings(**facts["settings"]))
         classifier.method = facts["method"]
         classifier.trainable_parameters = facts["trainable_parameters"]
+        classifier.unsure_below = facts.get("unsure_below", 0.0)
         base_digest = facts.get("base_digest")
         if base_digest and base_digest != models.digest(classifier.base):
             raise FineTuningError(
@@ -259,6 +318,10 @@ def _class_of_kind(kind: str) -> type[Classifier]:
         from llmnb.fine_tuning.encoders import Encoded
 
         return Encoded
+    if kind == "Contrastive":
+        from llmnb.fine_tuning.contrastive import Contrastive
+
+        return Contrastive
     if kind == "Prompted":
         from llmnb.fine_tuning.prompting import Prompted
 
