@@ -168,11 +168,8 @@ def label_rows(seeds) -> Iterator[tuple[str, dict, Settings]]:
     for seed in seeds:
         for method, sizes in CURVE.items():
             for n in sizes:
-                yield (
-                    "curve",
-                    {"method": method, "labels": n, "seed": seed},
-                    short_training(n, seed),
-                )
+                identity = {"method": method, "labels": n, "seed": seed}
+                yield "curve", identity, short_training(n, seed)
         for rank, alpha, rate in SWEEP:
             changes = {"lora_rank": rank, "lora_alpha": alpha, "lr": rate}
             settings = dataclasses.replace(short_training(SWEEP_TEXTS, seed), **changes)

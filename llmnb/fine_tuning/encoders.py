@@ -176,7 +176,7 @@ def train(
                 "and are cut"
             )
     if method == "lora":
-        model = _with_adapter(model, settings)
+        model = with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with _training_folder(checkpoints, method, base, rows, settings) as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
@@ -191,7 +191,7 @@ def train(
     return classifier
 
 
-def _with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
+def with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
     """The model with LoRA in all linear layers, as Dettmers et al. 2023 (QLoRA) found best.
 
     Source: Hu et al. 2022.
