@@ -32,7 +32,7 @@ def columns(part):
 
 
 # The test of lora is in test_fine_tuning_encoders.py.
-@pytest.mark.parametrize("method", ["tfidf", "frozen", "full", "decoder_lora"])
+@pytest.mark.parametrize("method", ["tfidf", "frozen", "contrastive", "full", "decoder_lora"])
 def test_every_trained_rung_learns_and_comes_back_from_disk(
     method, made_up, settings, tmp_path, monkeypatch
 ):
@@ -293,48 +293,3 @@ def test_every_module_that_decides_a_result_is_in_the_digest_of_the_code():
     others = {path for path in paths if path.startswith(("evaluation", "files.", "card."))}
     assert {"embedding.py", "text.py", "fine_tuning/prompting.py"} <= paths
     assert paths - others <= deciding, paths - others - deciding
-
-
-def results_of(**correct):
-    """Results on 200 texts of class 1, given how many of the first or last of them are right."""
-    results = {}
-    for method, right in correct.items():
-        predictions = np.zeros(200, dtype=int)
-        predictions[right] = 1
-        probabilities = np.eye(2)[predictions]
-        classifier = baselines.Majority(LABELS, Settings())
-        labels = np.ones(200, dtype=int)
-        results[method] = ladder.Result(classifier, labels, probabilities, 1.0, 1.0, 1)
-    return results
-
-
-def test_the_cheapest_rung_that_isnt_shown_to_be_worse_is_recommended():
-    results = results_of(full=slice(160), tfidf=slice(120), lora=slice(158), majority=slice(100))
-    advice = fine_tuning.recommend(results)
-    assert (advice.best, advice.method) == ("full", "lora")
-    pairs = {(d.method, d.other): d for d in advice.differences}
-    assert set(pairs) == {
-        ("full", "majority"), ("full", "tfidf"), ("full", "lora"),
-        ("majority", "tfidf"), ("lora", "tfidf"),
-    }  # fmt: skip
-    assert pairs["full", "tfidf"].is_shown and not pairs["full", "lora"].is_shown
-    assert pairs["full", "lora"].interval.value == pytest.approx(0.01)
-    assert pairs["full", "lora"].p == pytest.approx(0.25)  # the largest p of five stays as it is
-    assert fine_tuning.recommend(results_of(full=slice(160), tfidf=slice(160))).method == "tfidf"
-
-
-def test_several_differences_are_held_to_a_higher_standard_than_one():
-    two = results_of(full=slice(110), tfidf=slice(103))
-    assert fine_tuning.recommend(two).method == "full"  # p = 0.016, and there is no other test
-    more = two | results_of(frozen=slice(104), lora=slice(105), zero_shot=slice(104))
-    assert fine_tuning.recommend(more).method == "tfidf"
-
-
-def test_rungs_tested_on_different_texts_are_not_compared():
-    results = results_of(full=slice(160), tfidf=slice(120))
-    shorter = ladder.Result(
-        results["tfidf"].classifier, np.ones(20, int), np.eye(2)[[1] * 20], 1.0, 1.0, 1
-    )
-    for wrong in (results | {"tfidf": shorter}, {}):
-        with pytest.raises(FineTuningError, match="all on the same texts"):
-            fine_tuning.recommend(wrong)

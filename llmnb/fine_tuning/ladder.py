@@ -5,6 +5,7 @@ Each method is a rung; what a rung's classifier does is in baselines.py, prompti
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import re
 import time
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from llmnb import files, hardware, models
 from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, compare, holm, proportion
 from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
-from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
 
 if TYPE_CHECKING:
     import datasets
@@ -37,6 +37,15 @@ METHODS = {  # the cheapest first: what it takes to train and to classify many t
     "hosted": "a hosted model is asked (openai:NAME)",
 }
 
+KINDS = {  # module and class of the methods that train by their own `fit`
+    "majority": "baselines.Majority",
+    "tfidf": "baselines.Tfidf",
+    "frozen": "baselines.Frozen",
+    "contrastive": "contrastive.Contrastive",
+    "zero_shot": "prompting.Prompted",
+    "few_shot": "prompting.Prompted",
+    "hosted": "hosted_prompting.Hosted",
+}
 ALPHA = 0.05  # a difference is shown where its p is lower
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
@@ -195,23 +204,11 @@ def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
 
 def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier:
     """parts: for each split, its texts and labels."""
-    baselines = {"majority": Majority, "tfidf": Tfidf, "frozen": Frozen}
-    if method in baselines:
-        return baselines[method](label_names, settings).fit(*parts["train"])
-    if method in ("zero_shot", "few_shot"):
-        from llmnb.fine_tuning.prompting import Prompted
-
-        if method == "zero_shot":
-            settings = dataclasses.replace(settings, shots=0)
-        return Prompted(label_names, settings).fit(*parts["train"])
-    if method == "hosted":
-        from llmnb.fine_tuning.hosted_prompting import Hosted
-
-        return Hosted(label_names, settings).fit(*parts["train"])
-    if method == "contrastive":
-        from llmnb.fine_tuning.contrastive import Contrastive
-
-        return Contrastive(label_names, settings).fit(*parts["train"])
+    if method == "zero_shot":
+        settings = dataclasses.replace(settings, shots=0)
+    if method in KINDS:
+        kind = KINDS[method].partition(".")[2]
+        return _class_of_kind(kind)(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
     base = _base(method, settings)
@@ -313,21 +310,7 @@ def load(name: str | Path) -> Classifier:
 
 
 def _class_of_kind(kind: str) -> type[Classifier]:
-    """The class that `save` noted; only the module that it needs is imported."""
-    if kind == "Encoded":
-        from llmnb.fine_tuning.encoders import Encoded
-
-        return Encoded
-    if kind == "Contrastive":
-        from llmnb.fine_tuning.contrastive import Contrastive
-
-        return Contrastive
-    if kind == "Prompted":
-        from llmnb.fine_tuning.prompting import Prompted
-
-        return Prompted
-    if kind == "Hosted":
-        from llmnb.fine_tuning.hosted_prompting import Hosted
-
-        return Hosted
-    return {"Majority": Majority, "Tfidf": Tfidf, "Frozen": Frozen}[kind]
+    """The class that `save` noted; only its module is imported, as some take a second."""
+    paths = [*KINDS.values(), "encoders.Encoded"]
+    module = {path.partition(".")[2]: path.partition(".")[0] for path in paths}[kind]
+    return getattr(importlib.import_module(f"llmnb.fine_tuning.{module}"), kind)
