@@ -18,7 +18,7 @@ from llmnb.fine_tuning.baselines import Frozen
 from llmnb.fine_tuning.encoders import autocast
 
 LEARNING_RATE = 5e-5
-STEPS = 50
+STEPS = 25
 TEXTS_PER_STEP = 16  # 120 pairs
 
 
