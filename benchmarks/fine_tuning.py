@@ -166,33 +166,40 @@ def short_training(n: int, seed: int) -> Settings:
 def label_rows(seeds) -> Iterator[tuple[str, dict, Settings]]:
     """The name of a list in the result, what identifies a row of it, and its settings."""
     for seed in seeds:
+        identity = {"seed": seed, "test_texts": CURVE_TEST_TEXTS}
         for method, sizes in CURVE.items():
             for n in sizes:
-                identity = {"method": method, "labels": n, "seed": seed}
-                yield "curve", identity, short_training(n, seed)
+                settings = short_training(n, seed)
+                training = {"method": method, "labels": n, "epochs": settings.epochs}
+                yield "curve", identity | training, settings
         for rank, alpha, rate in SWEEP:
             changes = {"lora_rank": rank, "lora_alpha": alpha, "lr": rate}
             settings = dataclasses.replace(short_training(SWEEP_TEXTS, seed), **changes)
-            identity = {"method": "lora", "labels": SWEEP_TEXTS, "seed": seed, **changes}
-            yield "sweep", identity, settings
+            training = {"method": "lora", "labels": SWEEP_TEXTS, "epochs": settings.epochs}
+            yield "sweep", identity | training | changes, settings
 
 
 def measure_labels(splits, seeds, result: dict, file) -> None:
-    """Add the rows that are missing, and write the file after each of them."""
-    for part, identity, settings in label_rows(seeds):
-        rows = result.setdefault(part, [])
-        if any(identity.items() <= row.items() for row in rows):
+    """Add the rows that are missing, and write the file after each; rows of other sizes go."""
+    plan = list(label_rows(seeds))
+    for part in ("curve", "sweep"):
+        identities = [identity for name, identity, _ in plan if name == part]
+        rows = result.get(part, [])
+        result[part] = [row for row in rows if any(i.items() <= row.items() for i in identities)]
+    for part, identity, settings in plan:
+        if any(identity.items() <= row.items() for row in result[part]):
             continue
         parts = first(splits, n_test=CURVE_TEST_TEXTS)
         # A prompt's calibration reads texts without their labels.
         unlabelled = CALIBRATION_TEXTS if identity["method"] == "few_shot" else 0
         parts["train"] = draw(splits["train"], identity["labels"], settings.seed, unlabelled)
         row, outcome = rung(identity["method"], parts, settings)
+        names = ("accuracy", "low", "high", "train_seconds", "trainable_parameters")
+        measured = {name: row[name] for name in names}
         # One character a text, so that rows can be compared text by text.
         correct = "".join(map(str, outcome.correct.astype(int)))
-        names = ("accuracy", "low", "high", "train_seconds", "trainable_parameters", "test_texts")
-        measured = {name: row[name] for name in names}
-        rows.append(identity | measured | {"correct": correct, "date": time.strftime("%Y-%m-%d")})
+        dated = {"correct": correct, "date": time.strftime("%Y-%m-%d")}
+        result[part].append(identity | measured | dated)
         finish(result, file)
 
 
