@@ -31,6 +31,13 @@ def test_the_cheapest_rung_that_isnt_shown_to_be_worse_is_recommended():
     assert fine_tuning.recommend(results_of(full=160, tfidf=160)).method == "tfidf"
 
 
+def test_the_majority_is_not_recommended_where_too_few_texts_show_a_difference():
+    advice = fine_tuning.recommend(results_of(majority=104, frozen=103, lora=102))
+    assert (advice.best, advice.method) == ("frozen", "frozen")
+    assert not advice.differences[0].is_shown
+    assert fine_tuning.recommend(results_of(majority=100)).method == "majority"
+
+
 def test_several_differences_are_held_to_a_higher_standard_than_one():
     assert fine_tuning.recommend(results_of(full=110, tfidf=103)).method == "full"  # p = 0.008
     many = results_of(full=110, tfidf=103, frozen=104, lora=105, zero_shot=104)

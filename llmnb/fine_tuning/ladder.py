@@ -134,7 +134,8 @@ class Recommendation:
 def recommend(results: Mapping[str, Result]) -> Recommendation:
     """The cheapest rung, in the order of METHODS, that no test shows to be worse than the best.
 
-    The best is compared with every other rung, and all of them with word counts (tfidf).
+    The best is compared with every other rung, and all of them with word counts (tfidf). The
+    majority is never the best, even where too few texts show that another is better.
     Raises FineTuningError without results, or where the rungs were tested on different texts.
     """
     labels = [result.labels for result in results.values()]
@@ -143,7 +144,8 @@ def recommend(results: Mapping[str, Result]) -> Recommendation:
             "A recommendation takes results of one rung or more, all on the same texts."
         )
     names = [name for name in METHODS if name in results]
-    best = max(names, key=lambda name: results[name].correct.sum())  # the cheapest of equals
+    candidates = [name for name in names if name != "majority"] or names
+    best = max(candidates, key=lambda name: results[name].correct.sum())  # the cheapest of equals
     pairs = [(best, name) for name in names if name != best]
     if "tfidf" in names and best != "tfidf":
         pairs += [(name, "tfidf") for name in names if name not in (best, "tfidf")]
@@ -154,7 +156,7 @@ def recommend(results: Mapping[str, Result]) -> Recommendation:
         for pair, test, p in zip(pairs, tests, adjusted, strict=True)
     )
     worse = {d.other for d in differences if d.method == best and d.is_shown}
-    method = next(name for name in names if name not in worse)
+    method = next(name for name in candidates if name not in worse)
     return Recommendation(best, method, differences)
 
 
