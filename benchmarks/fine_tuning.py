@@ -2,14 +2,20 @@
 
 The headline is the seconds of our full fine-tuning over those of the plain loop that most guides
 show (fp32, batches in random order, AdamW as it comes), same model, data, epochs and learning
-rate, its accuracy beside it. Then the learning curve, word counts on the long reviews (IMDb), and
-two rungs on random splits of the same texts.
+rate, its accuracy beside it. Then word counts on the long reviews (IMDb), two rungs on random
+splits of the same texts, the learning curve from 8 labels on, and LoRA's rank, scale and rate.
+
+The last two take longest, so FILE is written after each of their rows, and rows that it holds
+are not measured again: run the same command once more after an interruption, and with --again
+after a change of the code.
 """
 
 import dataclasses
+import json
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 
 import datasets
 import numpy as np
@@ -21,12 +27,31 @@ from _common import finish, options, summary
 from llmnb import data, fine_tuning, models
 from llmnb.evaluation import uncertainty
 from llmnb.fine_tuning import Settings, encoders
+from llmnb.fine_tuning.prompting import CALIBRATION_TEXTS
 
 LABELS = ("negative", "positive")
 SETTINGS = Settings(max_length=64)
 SEEDS = (0, 1, 2)
-SIZES = (100, 300, 1000, 3000)
-MIN_STEPS = 100  # two epochs of 100 texts would be only 8
+CURVE_TEST_TEXTS = 400  # the same for every row of the curve and of the sweep
+FEW = (8, 16, 32, 64)  # labelled texts, half of them of each class
+MANY = (300, 1000, 3000)
+CURVE = {  # from how many labelled texts each method learns
+    "tfidf": FEW + MANY,
+    "frozen": FEW + MANY,
+    "few_shot": FEW,  # all of them stand in the prompt
+    "contrastive": FEW,
+    "full": MANY,
+}
+SWEEP_TEXTS = 1000
+SWEEP = [  # rank, alpha, learning rate: the default, then one of them changed
+    (8, 16, 1e-3),
+    (8, 16, 3e-4),
+    (8, 16, 3e-3),
+    (2, 4, 1e-3),
+    (32, 64, 1e-3),
+    (8, 8, 1e-3),
+    (8, 32, 1e-3),
+]
 
 
 def plain_loop(splits, settings: Settings) -> tuple[float, float]:
@@ -118,25 +143,86 @@ def on_other_splits(splits, seeds) -> list[dict]:
     return rows
 
 
-def curve(splits, seeds) -> list[dict]:
-    """Accuracy for more and more labelled texts."""
-    rows = []
-    for n in SIZES:
-        epochs = max(2.0, MIN_STEPS * SETTINGS.batch_size / n)
-        for method in ("tfidf", "frozen", "lora", "full"):
-            for seed in seeds if method in ("lora", "full") else seeds[:1]:
-                settings = dataclasses.replace(SETTINGS, seed=seed, epochs=epochs)
-                rows.append(rung(method, first(splits, n), settings)[0])
-    return rows
+def draw(train, n: int, seed: int, unlabelled: int = 0):
+    """n training texts at random, as many of either class; then others, whose label isn't used."""
+    generator = np.random.default_rng(seed)
+    labels = np.array(train["label"][:])
+    shuffled = generator.permutation(len(labels))
+    rows = [shuffled[labels[shuffled] == label][: n // 2] for label in (0, 1)]
+    rows = generator.permutation(np.concatenate(rows))
+    others = shuffled[~np.isin(shuffled, rows)][:unlabelled]
+    return train.select(np.concatenate([rows, others]))
+
+
+def short_training(n: int, seed: int) -> Settings:
+    """Two epochs and at least 100 steps; small batches where there are few texts."""
+    batch_size = 16 if n <= 1000 else 32
+    epochs = max(2.0, 100 * batch_size / n)
+    shots = n // len(LABELS) if n in FEW else 1
+    changes = {"seed": seed, "batch_size": batch_size, "epochs": epochs, "shots": shots}
+    return dataclasses.replace(SETTINGS, **changes)
+
+
+def label_rows(seeds) -> Iterator[tuple[str, dict, Settings]]:
+    """The name of a list in the result, what identifies a row of it, and its settings."""
+    for seed in seeds:
+        identity = {"seed": seed, "test_texts": CURVE_TEST_TEXTS}
+        for method, sizes in CURVE.items():
+            for n in sizes:
+                settings = short_training(n, seed)
+                training = {"method": method, "labels": n, "epochs": settings.epochs}
+                yield "curve", identity | training, settings
+        for rank, alpha, rate in SWEEP:
+            changes = {"lora_rank": rank, "lora_alpha": alpha, "lr": rate}
+            settings = dataclasses.replace(short_training(SWEEP_TEXTS, seed), **changes)
+            training = {"method": "lora", "labels": SWEEP_TEXTS, "epochs": settings.epochs}
+            yield "sweep", identity | training | changes, settings
+
+
+def measure_labels(splits, seeds, result: dict, file) -> None:
+    """Add the rows that are missing, and write the file after each; rows of other sizes go."""
+    plan = list(label_rows(seeds))
+    for part in ("curve", "sweep"):
+        identities = [identity for name, identity, _ in plan if name == part]
+        rows = result.get(part, [])
+        result[part] = [row for row in rows if any(i.items() <= row.items() for i in identities)]
+    for part, identity, settings in plan:
+        if any(identity.items() <= row.items() for row in result[part]):
+            continue
+        parts = first(splits, n_test=CURVE_TEST_TEXTS)
+        # A prompt's calibration reads texts without their labels.
+        unlabelled = CALIBRATION_TEXTS if identity["method"] == "few_shot" else 0
+        parts["train"] = draw(splits["train"], identity["labels"], settings.seed, unlabelled)
+        row, outcome = rung(identity["method"], parts, settings)
+        names = ("accuracy", "low", "high", "train_seconds", "trainable_parameters")
+        measured = {name: row[name] for name in names}
+        # One character a text, so that rows can be compared text by text.
+        correct = "".join(map(str, outcome.correct.astype(int)))
+        dated = {"correct": correct, "date": time.strftime("%Y-%m-%d")}
+        result[part].append(identity | measured | dated)
+        finish(result, file)
 
 
 def main() -> None:
-    """All rows, then the race."""
-    chosen = options(__doc__, counting="only the rungs that take seconds")
+    """All rows, then the race, then the curve and the sweep."""
+    chosen = options(
+        __doc__,
+        counting="only the rungs that take seconds",
+        labels="only the learning curve and LoRA's sweep; the rest of FILE stays",
+        again="measure the rows of the curve and the sweep again that FILE holds",
+    )
     splits = data.load_reviews("rotten_tomatoes")
     seeds = SEEDS
     if chosen.quick:
         splits, seeds = first(splits, 512, 256), SEEDS[:1]
+    stored = {}
+    if chosen.json and chosen.json.is_file():
+        stored = json.loads(chosen.json.read_text(encoding="utf-8"))
+    if chosen.again:
+        stored |= {"curve": [], "sweep": []}
+    if chosen.labels:
+        measure_labels(splits, seeds, stored, chosen.json)
+        return
     few = first(splits, n_test=200)
     rows = [rung(name, splits, SETTINGS)[0] for name in ("majority", "tfidf", "frozen")]
     rows += [rung(name, few, SETTINGS)[0] for name in ("zero_shot", "few_shot")]
@@ -165,8 +251,9 @@ def main() -> None:
     means["plain loop"] = statistics.mean(accuracy for _, accuracy in plain)
     print("mean accuracy:", {name: round(value, 4) for name, value in means.items()})
     result |= {"plain": [{"seconds": s, "accuracy": a} for s, a in plain], "means": means}
-    result |= {"lora_minus_full": pairs, "curve": curve(splits, seeds[:1])}
-    result |= {"other_splits": on_other_splits(splits, seeds)}
+    result |= {"lora_minus_full": pairs, "other_splits": on_other_splits(splits, seeds)}
+    result |= {part: stored.get(part, []) for part in ("curve", "sweep")}
+    measure_labels(splits, seeds, result, chosen.json)
     finish(result, chosen.json)
 
 

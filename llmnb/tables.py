@@ -114,6 +114,24 @@ def load_table(source: str | Path, text_column: str = "", label_column: str = ""
     return _checked_table(frame, name, positions, notes)
 
 
+def load_texts(source: str | Path, text_column: str = "") -> "tuple[pd.DataFrame, list[str]]":
+    """The rows of a file that has no labels, or whose labels don't count; and the text of each.
+
+    The rows are as in the file, also those whose text is empty. source: a file, as for load_table;
+    text_column: only needed where names and cells leave a doubt. Raises DataError.
+    """
+    path = Path(source).expanduser()
+    frame = read_table_file(path, [], min_columns=1)
+    if frame.empty:
+        raise DataError(f"{path.name} has no rows of data.")
+    frame.columns = [str(column).strip() for column in frame.columns]
+    position = 0
+    if text_column or len(frame.columns) > 1:
+        position = _find_columns(frame, path.name, {"text": text_column})["text"]
+    texts = _as_strings(frame.iloc[:, position], path.name, [])
+    return frame, [data.clean(text) for text in texts]
+
+
 def _load_reviews(source: str) -> Table:
     import datasets
 

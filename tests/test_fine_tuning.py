@@ -32,7 +32,7 @@ def columns(part):
 
 
 # The test of lora is in test_fine_tuning_encoders.py.
-@pytest.mark.parametrize("method", ["tfidf", "frozen", "full", "decoder_lora"])
+@pytest.mark.parametrize("method", ["tfidf", "frozen", "contrastive", "full", "decoder_lora"])
 def test_every_trained_rung_learns_and_comes_back_from_disk(
     method, made_up, settings, tmp_path, monkeypatch
 ):
@@ -283,7 +283,7 @@ def test_a_saved_head_is_not_put_on_a_retrained_encoder(made_up, settings, retra
 
 
 def test_every_module_that_decides_a_result_is_in_the_digest_of_the_code():
-    code = "import sys; from llmnb.fine_tuning import encoders, prompting; "
+    code = "import sys; from llmnb.fine_tuning import contrastive, prompting; "
     process = python(code + "print(*(name for name in sys.modules if name.startswith('llmnb.')))")
     assert process.returncode == 0, process.stderr
     paths = {name.split(".", 1)[1].replace(".", "/") + ".py" for name in process.stdout.split()}

@@ -187,6 +187,8 @@ def test_stored_outputs_are_normalized(path):
         ("03", {"vocab_size": 10}, "vocab_size"),
         ("04", {"methods": "tfidf magic"}, "magic"),
         ("04", {"lora_rank": 0}, "lora_rank is 0"),
+        ("04", {"model": "nowhere"}, "there is no such folder"),
+        ("04", {"predict": "new.csv"}, "name a folder for the new classifier"),
         ("05", {"model_b": "tfidf"}, "Name two different models"),
         ("05", {"probes": "judge tea"}, "tea"),
         ("05", {"seeds": 0}, "1 or more for seeds"),

@@ -1,7 +1,7 @@
 """Your labels, your model: every sensible way to a text classifier, and an honest comparison."""
 
 from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
-from llmnb.fine_tuning.ladder import METHODS, Result, load, run, trained
+from llmnb.fine_tuning.ladder import METHODS, Result, load, recommend, run, trained
 
 __all__ = [
     "FACTS",
@@ -11,6 +11,7 @@ __all__ = [
     "Result",
     "Settings",
     "load",
+    "recommend",
     "run",
     "save",
     "trained",

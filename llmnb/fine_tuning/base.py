@@ -42,6 +42,7 @@ class Settings:
     max_length: int = 128  # tokens read of each text
     keep: str = "head"  # what is read of a longer text: "head", or "head+tail", half from each end
     lora_rank: int = 8  # r of LoRA's matrices
+    lora_alpha: float = 0.0  # LoRA's change is scaled by lora_alpha / lora_rank; 0 means 2r
     balanced: bool = False  # whether a rare class weighs as much as a frequent one
     shots: int = 1  # examples per class in a few-shot prompt
     patience: int = 2  # stop after so many evaluations without a better validation macro-F1
@@ -49,7 +50,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        minimum = dict.fromkeys(("epochs", "lr", "shots", "seed"), 0)
+        minimum = dict.fromkeys(("epochs", "lr", "lora_alpha", "shots", "seed"), 0)
         minimum |= {"batch_size": 1, "max_length": 8, "lora_rank": 1, "patience": 1}
         for name, low in minimum.items():
             value = getattr(self, name)
@@ -73,6 +74,7 @@ class Classifier(ABC):
     base: str = ""  # the pretrained model's name, if there is one
     needs_base: bool = False  # whether it reads that model again where it is loaded
     trainable_parameters: int = 0
+    unsure_below: float = 0.0  # less probable predictions are marked as unsure, see scoring.py
 
     def __init__(self, label_names: Sequence[str], settings: Settings) -> None:
         self.label_names = tuple(label_names)
@@ -120,6 +122,7 @@ def save(
         "metrics": dict(metrics or {}),
         "data": data,
         "trainable_parameters": classifier.trainable_parameters,
+        "unsure_below": classifier.unsure_below,
         "settings": dataclasses.asdict(classifier.settings),
         "base_digest": models.digest(classifier.base) if classifier.needs_base else "",
     }

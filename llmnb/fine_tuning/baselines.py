@@ -8,6 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from llmnb import embedding, models
 from llmnb.fine_tuning.base import Classifier
 from llmnb.text import WORD, folded
+
+if TYPE_CHECKING:
+    import transformers
 
 WEIGHTS_FILE = "head.safetensors"
 MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and bring nothing
@@ -164,7 +168,7 @@ class Frozen(_Linear):
 
     needs_base = True
     penalty = 0.01
-    _model = None
+    model: "transformers.PreTrainedModel | None" = None
 
     @property
     def base(self) -> str:
@@ -173,11 +177,14 @@ class Frozen(_Linear):
 
     def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, d_model), each of length √d_model, so that one penalty fits every width."""
-        if self._model is None:
-            self._tokenizer = models.load_tokenizer(self.base)
-            self._model = models.load_encoder(self.base, self.settings.dtype)
+        if self.model is None:
+            self._load(self.base, self.settings.dtype)
         encoded, _ = embedding.encode(
-            self._tokenizer, texts, self.settings.max_length, self.settings.keep
+            self.tokenizer, texts, self.settings.max_length, self.settings.keep
         )
-        means = embedding.mean_pooled(self._model, self._tokenizer, encoded)
+        means = embedding.mean_pooled(self.model, self.tokenizer, encoded)
         return means / np.linalg.norm(means, axis=1, keepdims=True) * means.shape[1] ** 0.5
+
+    def _load(self, name: str, dtype: str) -> None:
+        self.tokenizer = models.load_tokenizer(name)
+        self.model = models.load_encoder(name, dtype)

@@ -50,7 +50,7 @@ class Encoded(Classifier):
         probabilities = np.zeros((len(ids), len(self.label_names)))
         device = next(self.model.parameters()).device
         self.model.eval()
-        with torch.inference_mode(), _autocast(self.settings.dtype, device.type):
+        with torch.inference_mode(), autocast(self.settings.dtype, device.type):
             for rows, inputs in batches(self.tokenizer, ids, device=device):
                 logits = self.model(**inputs).logits.double()
                 probabilities[rows] = torch.softmax(logits, dim=-1).cpu().numpy()
@@ -133,7 +133,8 @@ def load_with_head(
     return model
 
 
-def _autocast(dtype: str, device: str):
+def autocast(dtype: str, device: str) -> torch.autocast:
+    """A context for products in the precision of that name; fp32 is left as it is."""
     resolved = hardware.dtype(dtype, device)
     return torch.autocast(device, resolved, enabled=resolved != torch.float32)
 
@@ -175,7 +176,7 @@ def train(
                 "and are cut"
             )
     if method == "lora":
-        model = _with_adapter(model, settings)
+        model = with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with _training_folder(checkpoints, method, base, rows, settings) as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
@@ -190,7 +191,7 @@ def train(
     return classifier
 
 
-def _with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
+def with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
     """The model with LoRA in all linear layers, as Dettmers et al. 2023 (QLoRA) found best.
 
     Source: Hu et al. 2022.
@@ -199,7 +200,10 @@ def _with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
 
     rank = settings.lora_rank
     config = peft.LoraConfig(
-        task_type="SEQ_CLS", r=rank, lora_alpha=2 * rank, target_modules="all-linear"
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=settings.lora_alpha or 2 * rank,
+        target_modules="all-linear",
     )
     return peft.get_peft_model(model, config)
 

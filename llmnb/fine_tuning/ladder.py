@@ -5,6 +5,7 @@ Each method is a rung; what a rung's classifier does is in baselines.py, prompti
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import re
 import time
@@ -17,24 +18,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmnb import files, hardware, models
-from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, proportion
+from llmnb.evaluation.uncertainty import Interval, bootstrap_f1, compare, holm, proportion
 from llmnb.fine_tuning.base import FACTS, Classifier, FineTuningError, Settings, save
-from llmnb.fine_tuning.baselines import Frozen, Majority, Tfidf
 
 if TYPE_CHECKING:
     import datasets
 
-METHODS = {  # the cheapest first
+METHODS = {  # the cheapest first: what it takes to train and to classify many texts
     "majority": "the most frequent class",
     "tfidf": "word counts and logistic regression",
-    "zero_shot": "the decoder is asked, without an example",
-    "few_shot": "the decoder is asked, with examples",
     "frozen": "the encoder's vectors and logistic regression",
+    "contrastive": "the encoder tuned on pairs of texts, and logistic regression",
     "lora": "LoRA in the encoder",
     "full": "the whole encoder fine-tuned",
+    "zero_shot": "the decoder is asked, without an example",
+    "few_shot": "the decoder is asked, with examples",
     "decoder_lora": "LoRA in the decoder",
     "hosted": "a hosted model is asked (openai:NAME)",
 }
+
+KINDS = {  # module and class of the methods that train by their own `fit`
+    "majority": "baselines.Majority",
+    "tfidf": "baselines.Tfidf",
+    "frozen": "baselines.Frozen",
+    "contrastive": "contrastive.Contrastive",
+    "zero_shot": "prompting.Prompted",
+    "few_shot": "prompting.Prompted",
+    "hosted": "hosted_prompting.Hosted",
+}
+ALPHA = 0.05  # a difference is shown where its p is lower
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
@@ -95,6 +107,59 @@ class Result:
         }
 
 
+@dataclass(frozen=True)
+class Difference:
+    """How much more accurate one rung is than another, on the same texts."""
+
+    method: str
+    other: str
+    interval: Interval  # the accuracy of method minus that of other
+    p: float  # McNemar's, adjusted by Holm for all the differences that were tested
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether chance is an unlikely explanation."""
+        return self.p < ALPHA
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Which rung to take, and the differences behind it."""
+
+    best: str  # right on the most texts
+    method: str  # the cheapest rung that is not shown to be worse than the best
+    differences: tuple[Difference, ...]
+
+
+def recommend(results: Mapping[str, Result]) -> Recommendation:
+    """The cheapest rung, in the order of METHODS, that no test shows to be worse than the best.
+
+    The best is compared with every other rung, and all of them with word counts (tfidf). The
+    majority is never the best, even where too few texts show that another is better.
+    Raises FineTuningError without results, or where the rungs were tested on different texts.
+    """
+    labels = [result.labels for result in results.values()]
+    if not labels or not all(np.array_equal(labels[0], others) for others in labels):
+        raise FineTuningError(
+            "A recommendation takes results of one rung or more, all on the same texts."
+        )
+    names = [name for name in METHODS if name in results]
+    candidates = [name for name in names if name != "majority"] or names
+    best = max(candidates, key=lambda name: results[name].correct.sum())  # the cheapest of equals
+    pairs = [(best, name) for name in names if name != best]
+    if "tfidf" in names and best != "tfidf":
+        pairs += [(name, "tfidf") for name in names if name not in (best, "tfidf")]
+    tests = [compare(results[a].correct, results[b].correct) for a, b in pairs]
+    adjusted = holm([test.p for test in tests]) if tests else []
+    differences = tuple(
+        Difference(*pair, test.difference, float(p))
+        for pair, test, p in zip(pairs, tests, adjusted, strict=True)
+    )
+    worse = {d.other for d in differences if d.method == best and d.is_shown}
+    method = next(name for name in candidates if name not in worse)
+    return Recommendation(best, method, differences)
+
+
 def run(
     method: str,
     splits: "Mapping[str, datasets.Dataset]",
@@ -141,19 +206,11 @@ def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
 
 def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier:
     """parts: for each split, its texts and labels."""
-    baselines = {"majority": Majority, "tfidf": Tfidf, "frozen": Frozen}
-    if method in baselines:
-        return baselines[method](label_names, settings).fit(*parts["train"])
-    if method in ("zero_shot", "few_shot"):
-        from llmnb.fine_tuning.prompting import Prompted
-
-        if method == "zero_shot":
-            settings = dataclasses.replace(settings, shots=0)
-        return Prompted(label_names, settings).fit(*parts["train"])
-    if method == "hosted":
-        from llmnb.fine_tuning.hosted_prompting import Hosted
-
-        return Hosted(label_names, settings).fit(*parts["train"])
+    if method == "zero_shot":
+        settings = dataclasses.replace(settings, shots=0)
+    if method in KINDS:
+        kind = KINDS[method].partition(".")[2]
+        return _class_of_kind(kind)(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
     base = _base(method, settings)
@@ -234,6 +291,7 @@ def load(name: str | Path) -> Classifier:
         classifier = classifier_class(facts["label_names"], Settings(**facts["settings"]))
         classifier.method = facts["method"]
         classifier.trainable_parameters = facts["trainable_parameters"]
+        classifier.unsure_below = facts.get("unsure_below", 0.0)
         base_digest = facts.get("base_digest")
         if base_digest and base_digest != models.digest(classifier.base):
             raise FineTuningError(
@@ -254,17 +312,7 @@ def load(name: str | Path) -> Classifier:
 
 
 def _class_of_kind(kind: str) -> type[Classifier]:
-    """The class that `save` noted; only the module that it needs is imported."""
-    if kind == "Encoded":
-        from llmnb.fine_tuning.encoders import Encoded
-
-        return Encoded
-    if kind == "Prompted":
-        from llmnb.fine_tuning.prompting import Prompted
-
-        return Prompted
-    if kind == "Hosted":
-        from llmnb.fine_tuning.hosted_prompting import Hosted
-
-        return Hosted
-    return {"Majority": Majority, "Tfidf": Tfidf, "Frozen": Frozen}[kind]
+    """The class that `save` noted; only its module is imported, as some take a second."""
+    paths = [*KINDS.values(), "encoders.Encoded"]
+    module = {path.partition(".")[2]: path.partition(".")[0] for path in paths}[kind]
+    return getattr(importlib.import_module(f"llmnb.fine_tuning.{module}"), kind)

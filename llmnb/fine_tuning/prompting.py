@@ -52,15 +52,15 @@ class Prompted(Classifier):
         names = self.label_names
         parts = [f"Classify each text as {', '.join(names[:-1])} or {names[-1]}."]
         rows_of_class = [np.flatnonzero(labels == number) for number in range(len(names))]
-        shown_rows = set()
+        example_rows = set()
         for shot in range(self.settings.shots):
             for name, rows in zip(names, rows_of_class, strict=True):
                 if shot < len(rows):
                     parts.append(f"Text: {_on_one_line(texts[rows[shot]])}\nLabel: {name}")
-                    shown_rows.add(rows[shot])
+                    example_rows.add(rows[shot])
         self.instruction = "\n\n".join(parts) + "\n\n"
         self.prefix = None  # an earlier instruction's
-        others = [text for row, text in enumerate(texts) if row not in shown_rows]
+        others = [text for row, text in enumerate(texts) if row not in example_rows]
         self.usual = self._label_scores(others[:CALIBRATION_TEXTS] or texts).mean(0).tolist()
         return self
 
