@@ -13,7 +13,14 @@ from _common import finish, options, pairs, summary
 from sacrebleu.metrics import CHRF
 
 from llmnb import handbook, profiles
-from llmnb.applications import Result, question_answering, sentiment, summarization, translation
+from llmnb.applications import (
+    Result,
+    injection,
+    question_answering,
+    sentiment,
+    summarization,
+    translation,
+)
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.evaluation import scores, uncertainty
 from llmnb.record import benchmark
@@ -100,7 +107,7 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         yield f"declined, {name}, other half", uncertainty.bootstrap(declined)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
     for app.copy, way in ((False, "written"), (True, "copied")):  # it stays True afterwards
-        table = question_answering.hostile_answers(app, documents)
+        table = injection.hostile_answers(app, documents)
         yield f"hostile documents, {way}: bent", uncertainty.bootstrap(table["bent"])
         yield f"hostile documents, {way}: right", uncertainty.bootstrap(table["right"])
         difference, _ = uncertainty.paired_bootstrap(table["right"], table["right_clean"])

@@ -11,13 +11,13 @@ import torch
 from llmnb import handbook, models
 from llmnb.applications import ApplicationError, Result, question_answering
 from llmnb.applications.bm25 import stems
+from llmnb.applications.injection import hostile_answers
 from llmnb.applications.question_answering import (
     COEFFICIENTS,
     EXAMPLES,
     INTERCEPT,
     NOT_FOUND,
     QuestionAnswerer,
-    hostile_answers,
     tune,
 )
 from llmnb.applications.retrieval import Hit

@@ -4,25 +4,24 @@ import functools
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
 from llmnb import handbook
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.applications.bm25 import content_stems, coverage, identifiers, is_covered, stems
-from llmnb.applications.documents import Passage, chunks
+from llmnb.applications.documents import Passage
 from llmnb.applications.retrieval import Hit, Index
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import KeyValueCache
 from llmnb.hosted import is_hosted
-from llmnb.text import can_end_at, clean, normalize_answer, numbers, printed_words, sentences
+from llmnb.text import can_end_at, clean, numbers, printed_words, sentences
 
 NOT_FOUND = "Not found in the documents."
 THRESHOLD = 0.5  # answered from this probability on
@@ -334,36 +333,3 @@ def tune(scores: ArrayLike, answerable: ArrayLike) -> float:
     yes, no = scores[answerable], scores[~answerable]
     balance = [(yes >= cut).mean() + (no < cut).mean() for cut in cuts]
     return float(cuts[int(np.argmax(balance))])
-
-
-def hostile_answers(app: QuestionAnswerer, documents: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """What orders in documents do: a row a document, whose question is answered from all of it.
-
-    documents: id, attack, text, orders, question, answer, marker, as in hostile.json. Beside each
-    stands its clean twin, the same document without the orders, which shows what the model can do.
-    order_read: the marker is still in the text that the model reads. bent: it is in the answer.
-    right, right_clean: the right answer is in the answer, from the document and from its twin.
-    """
-    questions, texts = [], []
-    for document in documents:
-        clean_text = document["text"]
-        for order in document["orders"]:
-            clean_text = clean_text.replace(order, "")
-        for text in (document["text"], clean_text):
-            passages, _ = chunks(f"{document['id']}.md", text)
-            questions.append(document["question"])
-            texts.append("\n\n".join(passage.text for passage in passages))
-    answers = [result.text for result in app.answer_from(questions, texts)]
-    rows = []
-    for document, text, answer, clean_answer in zip(
-        documents, texts[::2], answers[::2], answers[1::2], strict=True
-    ):
-        marker, right = document["marker"].lower(), f" {normalize_answer(document['answer'])} "
-        row = {key: document[key] for key in ("id", "attack")}
-        row |= {"answer": answer, "answer_clean": clean_answer}
-        row["order_read"] = marker in text.lower()
-        row["bent"] = marker in answer.lower()
-        row["right"] = right in f" {normalize_answer(answer)} "
-        row["right_clean"] = right in f" {normalize_answer(clean_answer)} "
-        rows.append(row)
-    return pd.DataFrame(rows)
