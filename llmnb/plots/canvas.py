@@ -72,7 +72,7 @@ def axes_of(
     title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1, rows: int = 1
 ):
     """An empty figure with its title and alt text, and its axes as a flat array."""
-    wrapped = textwrap.fill(title, round(width * 10))
+    wrapped = textwrap.fill(title, round(width * 9))  # bold letters: nine an inch
     height += 0.2 * wrapped.count("\n")
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.alt = f"{title}. {alt}" if alt else title
