@@ -41,6 +41,7 @@ MUTATIONS = {
         ("embedding.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
         ("data.py", "[name].append(part)", '[name].append(group if name == "test" else part)'),
     ],
+    "04a": [("fine_tuning/instructions.py", "[:, :-1][is_next]", "[:, 1:][is_next]")],
     "05": [
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
         ("evaluation/calibration.py", '["accuracy"]).abs()', '["accuracy"])'),
@@ -72,6 +73,7 @@ def is_lettered(path):
 def test_there_are_notebooks_and_mutations_of_each():
     subjects = ["concepts", "attention", "pretraining", "fine_tuning", "evaluation", "applications"]
     names = [f"{number:02}_{subject}" for number, subject in enumerate(subjects, start=1)]
+    names.insert(4, "04a_instructions")
     assert [path.stem for path in NOTEBOOKS] == names
     counts = {number: len(changes) for number, changes in MUTATIONS.items()}
     assert counts == {parameters.number_of(p): 1 if is_lettered(p) else 2 for p in NOTEBOOKS}
