@@ -30,21 +30,8 @@ DPO_LR = 3e-4
 SAMPLES_FOR_KL = 60
 SETTINGS = instructions.Settings(lr=1e-3, lora_rank=16, batch_size=8)
 CACHE = files.cache_dir() / "derived" / "instructions"
-NUMBERS = [
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-NUMBERS = {word: number for number, word in enumerate(NUMBERS, start=1)}
+WORDS = "one two three four five six seven eight nine ten eleven twelve"
+NUMBERS = {word: number for number, word in enumerate(WORDS.split(), start=1)}
 NUMBERS |= {"a dozen": 12, "two dozen": 24, "half a dozen": 6, "twenty": 20, "thirty": 30}
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sep|Oct|Nov|Dec)\w*"
 DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
@@ -56,7 +43,7 @@ def by_rules(message: str) -> dict:
     kinds = {
         "return": r"return|refund|send (?:it|them|back)|back\b|cancel|swap|exchange|take .* away",
         "question": r"\?",
-        "complaint": r"broke|crack|wrong|stop|doesn|does not|won|never|torn|leak|missing|died|split",
+        "complaint": r"broke|crack|wrong|stop|doesn|does not|won|never|torn|leak|missing|died",
     }
     kind = next((kind for kind, words in kinds.items() if re.search(words, lower)), "order")
     hurry = r"!!|urgent|at once|immediate|asap|hurry|quick|fast|this minute|right now|emergency"
@@ -75,7 +62,8 @@ def by_rules(message: str) -> dict:
         amount = int(amount) if amount.isdigit() else NUMBERS[amount]
     product = counted[2] if counted else named[1] if named else message.split()[0]
     date = date[0] if date else None
-    return dict(kind=kind, product=product, amount=amount, date=date, urgency=urgency)
+    values = (kind, product, amount, date, urgency)
+    return dict(zip(messages.SCHEMA["required"], values, strict=True))
 
 
 def test_sets() -> dict[str, list[dict]]:

@@ -200,6 +200,10 @@ def margins(policy, reference):
     return better - worse
 
 
+def squeezed(text):
+    return " ".join(text.lower().split())
+
+
 def copies(train, test, normal):
     known = {normal(text) for text in train}
     return [n for n, text in enumerate(test) if normal(text) in known]
@@ -221,7 +225,7 @@ INSTRUCTIONS = {
     instructions.check_leaks: [
         (lambda train, test: copies(train, test, str), "Only exact copies"),
         (lambda train, test: copies(train, test, str.lower), "not white space"),
-        (lambda train, test: copies(test, train, lambda t: t.lower().split()[-1]), "Expected"),
+        (lambda train, test: copies(test, train, squeezed), "return the test's"),
         (lambda train, test: copies(train, test, lambda t: " ".join(t.split())), "but not case"),
     ],
 }
