@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from llmnb.fine_tuning.base import FineTuningError
 from llmnb.pretraining.checkpoint import load_state, save_state
 from llmnb.pretraining.optimizers import learning_rate
 from llmnb.structured import Grammar
+
+# peft calls a method of transformers that is deprecated.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 FACTS = "assistant.json"  # a file beside the weights: settings, metrics, the data's fingerprint
 SECONDS_PER_SNAPSHOT = 60
@@ -82,6 +86,13 @@ def with_chat_format(tokenizer):
         tokenizer.chat_template = TEMPLATE.replace("START", start).replace("END", end)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Strings that the tokenizer reads as commands: a text of the user's must not hold them."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    markers = [marker for pair in MARKERS for marker in pair if marker in tokenizer.get_vocab()]
+    return sorted({*added, *markers})
 
 
 def rendered(tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
@@ -259,6 +270,10 @@ class Assistant:
                 f"No conversation has at most max_length = {self.settings.max_length} tokens."
             )
         return rows
+
+    def batch(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Batch:
+        """The conversations as one batch, on the model's device."""
+        return batch_of(self.rows(conversations), self.device)
 
     def fit(
         self,
