@@ -6,6 +6,8 @@ intervals and paired comparisons can be computed from it.
 """
 
 import argparse
+import dataclasses
+import math
 import re
 import statistics
 import sys
@@ -21,7 +23,7 @@ from llmnb.fine_tuning import instructions, messages, preferences
 
 SIZES = (250, 25, 100, 50)
 SEEDS = (0, 1, 2)
-EPOCHS = 4
+EPOCHS = 3
 MIN_STEPS = 40
 SHOTS = 4
 BETAS = (0.3, 0.1, 0.03)
@@ -137,18 +139,17 @@ def forgetting(assistant) -> dict:
 def tuned(seed: int, n: int = 250, **changes):
     """The assistant after SFT on the first n training messages; its weights are kept."""
     rows = messages.load()["train"][:n]
-    steps = max(MIN_STEPS, EPOCHS * n // SETTINGS.batch_size)
-    settings = SETTINGS.__class__(**{**vars(SETTINGS), "seed": seed, "steps": steps})
+    steps = max(MIN_STEPS, math.ceil(EPOCHS * n / SETTINGS.batch_size))
+    settings = dataclasses.replace(SETTINGS, seed=seed, steps=steps)
     assistant = instructions.Assistant(settings)
-    file = CACHE / f"sft-{n}-{seed}-{assistant.digest()}.safetensors"
+    file = CACHE / f"sft-{n}-{steps}-{seed}-{assistant.digest()}.safetensors"
     if file.is_file():
         assistant.restore(load_file(file))
     else:
         conversations = [messages.conversation(row["message"], row["record"]) for row in rows]
         assistant.fit(conversations, CACHE, say=print)
         save_file(assistant.adapter(), file)
-    settings = settings.__class__(**{**vars(settings), **changes})
-    assistant.settings = settings
+    assistant.settings = dataclasses.replace(settings, **changes)
     return assistant
 
 

@@ -162,6 +162,8 @@ def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tenso
     ).last_hidden_state  # (rows, seq, d_model)
     is_next = batch.is_answer[:, 1:]
     logits = model.get_output_embeddings()(hidden[:, :-1][is_next])  # 2-D: much faster than 3-D
+    if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
+        logits = cap * torch.tanh(logits / cap)
     return logits.float(), batch.input_ids[:, 1:][is_next], is_next.nonzero()[:, 0]
 
 
@@ -428,6 +430,8 @@ def complete(
     max_new_tokens is returned as it is. stop_at_line_end: for prompts that are no chat.
     """
     stop_ids = generation.stop_ids_of(tokenizer)
+    own_ends = model.config.eos_token_id  # a base model ends a text as it was pretrained to
+    stop_ids = stop_ids + (own_ends if isinstance(own_ends, list) else [own_ends or stop_ids[0]])
     if stop_at_line_end:
         breaks = [id for token, id in tokenizer.get_vocab().items() if token[:1] in ("\n", "Ċ")]
         stop_ids = stop_ids + breaks

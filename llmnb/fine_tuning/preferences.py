@@ -32,6 +32,11 @@ class Pair:
         return [[*self.prompt, {"role": "assistant", "content": text}] for text in answers]
 
 
+def best(example: Pair | Messages) -> Messages:
+    """The conversation to imitate: the example itself, or a pair's prompt and better answer."""
+    return example.conversations()[0] if isinstance(example, Pair) else example
+
+
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
     """-log σ(β (log π(y₊)/π₀(y₊) - log π(y₋)/π₀(y₋))), the mean over the pairs.
 
@@ -115,11 +120,3 @@ def train(
         return dpo_loss(policy, torch.stack([reference[n] for n in chosen]), settings.beta)
 
     return assistant.optimize(loss_at, len(rows), rows, snapshots, say)
-
-
-def divergence(policy: Tensor, reference: Tensor) -> Tensor:
-    """log π(y)/π₀(y) of answers y that were sampled from π: (n,). Their mean estimates KL(π, π₀).
-
-    In nats an answer: how far the trained model has moved away from the reference.
-    """
-    return policy - reference
