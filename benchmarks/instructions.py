@@ -19,7 +19,7 @@ from _common import facts, files
 from safetensors.torch import load_file, save_file
 
 from llmnb import data, handbook, profiles
-from llmnb.fine_tuning import instructions, messages, preferences
+from llmnb.fine_tuning import conversations, instructions, messages, preferences
 
 SIZES = (250, 25, 100, 50)
 SEEDS = (0, 1, 2)
@@ -129,7 +129,7 @@ def forgetting(assistant) -> dict:
         for name, encoded in rows.items():
             nats = n_tokens = 0.0
             for start in range(0, len(encoded), 8):
-                batch = instructions.batch_of(encoded[start : start + 8], assistant.device)
+                batch = conversations.batch_of(encoded[start : start + 8], assistant.device)
                 nats -= instructions.answer_log_probs(assistant.model, batch).sum().item()
                 n_tokens += batch.is_answer[:, 1:].sum().item()
             result[name] = nats / n_tokens
@@ -146,8 +146,8 @@ def tuned(seed: int, n: int = 250, **changes):
     if file.is_file():
         assistant.restore(load_file(file))
     else:
-        conversations = [messages.conversation(row["message"], row["record"]) for row in rows]
-        assistant.fit(conversations, CACHE, say=print)
+        examples = [messages.conversation(row["message"], row["record"]) for row in rows]
+        assistant.fit(examples, CACHE, say=print)
         save_file(assistant.adapter(), file)
     assistant.settings = dataclasses.replace(settings, **changes)
     return assistant

@@ -16,7 +16,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from llmnb import models as llmnb_models
 from llmnb.card import CardError
-from llmnb.fine_tuning import FineTuningError, instruction_files, instructions, messages
+from llmnb.fine_tuning import (
+    FineTuningError,
+    conversations,
+    instruction_files,
+    instructions,
+    messages,
+)
 from llmnb.fine_tuning.instructions import Assistant, Settings
 from llmnb.text_files import DataError
 from llmnb.transformer import Decoder
@@ -61,7 +67,7 @@ def settings(tiny):
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny):
-    return instructions.with_chat_format(llmnb_models.load_tokenizer(tiny))
+    return conversations.with_chat_format(llmnb_models.load_tokenizer(tiny))
 
 
 def chats(n=8):
@@ -72,12 +78,12 @@ def chats(n=8):
 
 
 def test_only_what_the_assistant_wrote_and_its_end_of_turn_count(tokenizer):
-    ids, is_answer = instructions.encode(tokenizer, CHAT)
+    ids, is_answer = conversations.encode(tokenizer, CHAT)
     answers = tokenizer.decode([i for i, counts in zip(ids, is_answer, strict=True) if counts])
     assert answers == "Yes.<|im_end|>Until nine.<|im_end|>"
-    prompt_ids, _ = instructions.encode(tokenizer, CHAT[:3])
+    prompt_ids, _ = conversations.encode(tokenizer, CHAT[:3])
     assert ids[: len(prompt_ids)] == prompt_ids
-    asked = tokenizer(instructions.rendered(tokenizer, CHAT[:4]), add_special_tokens=False)
+    asked = tokenizer(conversations.rendered(tokenizer, CHAT[:4]), add_special_tokens=False)
     assert ids[: len(asked["input_ids"])] == asked["input_ids"]  # as in generation
 
 
@@ -85,12 +91,12 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny):
     tokenizer = llmnb_models.load_tokenizer(tiny)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
     with pytest.raises(FineTuningError, match="changes earlier turns"):
-        instructions.encode(tokenizer, CHAT)
+        conversations.encode(tokenizer, CHAT)
 
 
 @pytest.fixture
 def batch(tokenizer):
-    return instructions.batch_of([instructions.encode(tokenizer, c) for c in (CHAT, *chats(2))])
+    return conversations.batch_of([conversations.encode(tokenizer, c) for c in (CHAT, *chats(2))])
 
 
 def test_the_loss_is_transformers_loss(tiny, batch):
@@ -196,7 +202,7 @@ def test_what_is_saved_is_merged_and_others_load_it(settings, tmp_path):
     assistant.fit(chats())
     folder = assistant.save(tmp_path / "mine", "chats (0123)", notes="It forgot | nothing.")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor([instructions.encode(assistant.tokenizer, CHAT)[0]])
+    ids = torch.tensor([conversations.encode(assistant.tokenizer, CHAT)[0]])
     with torch.inference_mode():
         logits = assistant.model(ids).logits
         torch.testing.assert_close(theirs(ids).logits, logits, atol=1e-3, rtol=0)

@@ -8,7 +8,8 @@ from test_instructions import SPECIAL, chats, settings, tiny, tokenizer, write  
 
 from llmnb import models
 from llmnb.fine_tuning import FineTuningError, instruction_files, preferences
-from llmnb.fine_tuning.instructions import Assistant, answer_log_probs, batch_of, encode
+from llmnb.fine_tuning.conversations import Batch, batch_of, encode
+from llmnb.fine_tuning.instructions import Assistant, answer_log_probs
 from llmnb.fine_tuning.preferences import Pair
 from llmnb.text_files import DataError
 
@@ -45,8 +46,6 @@ def test_the_loss_is_trls_on_the_same_batch(tiny, tokenizer, tmp_path):  # noqa:
     inputs = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, inputs)
     ids, attention = inputs["input_ids"], inputs["attention_mask"]
-    from llmnb.fine_tuning.instructions import Batch
-
     batch = Batch(ids, attention, inputs["completion_mask"].bool())
     both = [answer_log_probs(m, batch).reshape(2, -1).T for m in (model, reference)]
     ours = preferences.dpo_loss(*both, beta=0.3)

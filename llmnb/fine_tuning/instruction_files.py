@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llmnb import data, files, text_files
+from llmnb.fine_tuning.conversations import Messages
 from llmnb.fine_tuning.preferences import Pair
 from llmnb.text_files import DataError
 
@@ -81,7 +82,7 @@ def is_same(prompt: str, other: str) -> bool:
     return data.fingerprint(prompt) == data.fingerprint(other)
 
 
-def prompt_of(example: Pair | Sequence[Mapping[str, str]]) -> str:
+def prompt_of(example: Pair | Messages) -> str:
     """All that stands before the last answer, as one text."""
     messages = example.prompt if isinstance(example, Pair) else example[:-1]
     return "\n".join(message["content"] for message in messages)

@@ -1,7 +1,6 @@
-"""Supervised fine-tuning on instructions: the format of a chat, the mask, the loss, the training.
+"""Supervised fine-tuning on instructions: the loss on the answers alone, the training, the result.
 
-A conversation is a list of messages, {"role": …, "content": …}. Only the assistant's answers
-count in the loss. preferences.py trains further, on pairs of answers.
+conversations.py has the format and the mask; preferences.py trains further, on pairs of answers.
 """
 
 import dataclasses
@@ -21,25 +20,23 @@ from torch import Tensor, nn
 
 from llmnb import card, files, generation, models
 from llmnb.fine_tuning.base import FineTuningError
+from llmnb.fine_tuning.completion import complete
+from llmnb.fine_tuning.conversations import (
+    Batch,
+    Messages,
+    batch_of,
+    encode,
+    rendered,
+    with_chat_format,
+)
 from llmnb.pretraining.checkpoint import load_state, save_state
 from llmnb.pretraining.optimizers import learning_rate
-from llmnb.structured import Grammar
 
 # peft calls a method of transformers that is deprecated.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 FACTS = "assistant.json"  # a file beside the weights: settings, metrics, the data's fingerprint
 SECONDS_PER_SNAPSHOT = 60
-ROWS_PER_BATCH = 32  # prompts that are answered together
-IGNORED = -100  # the label of a token that doesn't count, in transformers' losses
-# How a turn begins and ends, where the tokenizer has no chat template of its own.
-MARKERS = (("<start_of_turn>", "<end_of_turn>"), ("<|im_start|>", "<|im_end|>"))
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}START{{ message['role'] }}\n"
-    "{{ message['content'] }}END\n{% endfor %}"
-    "{% if add_generation_prompt %}STARTassistant\n{% endif %}"
-)
-
 _CAVEATS = """It has learned to answer as that data does, mistakes and prejudice included. Outside
 of it it can be wrong in the same confident form. A constraint on the form of an answer does not
 make its content right."""
@@ -69,87 +66,6 @@ class Settings:
             value = getattr(self, name)
             if not 0 < value <= high:
                 raise FineTuningError(f"{name} is {value!r}; it is over 0 and at most {high}.")
-
-
-def with_chat_format(tokenizer):
-    """The tokenizer, with a chat template; its own, or else one with the markers that it has.
-
-    The end of a turn becomes the end-of-sequence token, so generation stops there.
-    """
-    if tokenizer.chat_template is None:
-        vocabulary = tokenizer.get_vocab()
-        start, end = "### ", tokenizer.eos_token
-        for markers in MARKERS:
-            if vocabulary.keys() >= set(markers):
-                start, end = markers
-        tokenizer.eos_token = end
-        tokenizer.chat_template = TEMPLATE.replace("START", start).replace("END", end)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    return tokenizer
-
-
-def control_tokens(tokenizer) -> list[str]:
-    """Strings that the tokenizer reads as commands: a text of the user's must not hold them."""
-    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-    markers = [marker for pair in MARKERS for marker in pair if marker in tokenizer.get_vocab()]
-    return sorted({*added, *markers})
-
-
-def rendered(tokenizer, messages: Sequence[Mapping[str, str]]) -> str:
-    """The conversation as one text, up to where the assistant begins to answer."""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-
-
-def encode(tokenizer, messages: Sequence[Mapping[str, str]]) -> tuple[list[int], list[bool]]:
-    """The ids of a conversation, and for each of them whether the assistant wrote it.
-
-    The end of its turn counts as written by it: that is how it learns to stop. Raises
-    FineTuningError for a chat template that changes earlier turns when a later one comes.
-    """
-    ids: list[int] = []
-    is_answer: list[bool] = []
-    text = ""  # what has been encoded so far
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = rendered(tokenizer, messages[:number])
-        turns = list(messages[: number + 1])
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()
-        if not before.startswith(text) or not after.startswith(before):
-            raise FineTuningError("This chat template changes earlier turns: use another one.")
-        for piece, counts in ((before[len(text) :], False), (after[len(before) :], True)):
-            piece_ids = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            ids += piece_ids
-            is_answer += [counts] * len(piece_ids)
-        text = after
-    return ids, is_answer
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Conversations of a step, padded on the right: (rows, seq) each."""
-
-    input_ids: Tensor
-    attention_mask: Tensor  # 1 for tokens, 0 for padding
-    is_answer: Tensor  # bool; which tokens the assistant wrote
-
-    @property
-    def labels(self) -> Tensor:
-        """The ids as transformers' losses take them: IGNORED where no answer is."""
-        return self.input_ids.masked_fill(~self.is_answer, IGNORED)
-
-
-def batch_of(rows: Sequence[tuple[list[int], list[bool]]], device: str | None = None) -> Batch:
-    """Encoded conversations, one below the other."""
-    width = max(len(ids) for ids, _ in rows)
-    ids, attention, answers = [], [], []
-    for row_ids, is_answer in rows:
-        padding = width - len(row_ids)
-        ids.append(row_ids + row_ids[:1] * padding)
-        attention.append([1] * len(row_ids) + [0] * padding)
-        answers.append(is_answer + [False] * padding)
-    tensors = (torch.tensor(part, device=device) for part in (ids, attention, answers))
-    return Batch(*tensors)
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -260,7 +176,7 @@ class Assistant:
         self.adapted.peft_config["default"].base_model_name_or_path = settings.base
         self.model = self.adapted.get_base_model()  # LoRA's matrices are in it
 
-    def rows(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> list[tuple]:
+    def rows(self, conversations: Sequence[Messages]) -> list[tuple]:
         """The conversations that are short enough, encoded.
 
         Raises FineTuningError where none is.
@@ -273,13 +189,13 @@ class Assistant:
             )
         return rows
 
-    def batch(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Batch:
+    def batch(self, conversations: Sequence[Messages]) -> Batch:
         """The conversations as one batch, on the model's device."""
         return batch_of(self.rows(conversations), self.device)
 
     def fit(
         self,
-        conversations: Sequence[Sequence[Mapping[str, str]]],
+        conversations: Sequence[Messages],
         snapshots: Path | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> list[float]:
@@ -396,74 +312,3 @@ class Assistant:
 _USAGE = """import transformers
 assistant = transformers.pipeline("text-generation", {folder!r})
 assistant([{{"role": "user", "content": "…"}}], max_new_tokens=100)"""
-
-
-class _Constraint(transformers.LogitsProcessor):
-    """A grammar, as transformers' generate calls it before each choice."""
-
-    def __init__(self, grammar: Grammar) -> None:
-        self.grammar = grammar
-        self.is_first = True
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if not self.is_first:
-            self.grammar.accept(input_ids[:, -1])
-        self.is_first = False
-        return self.grammar.restrict(scores)
-
-
-@torch.inference_mode()
-def complete(
-    model: nn.Module,
-    tokenizer,
-    prompts: Sequence[str],
-    schema: Mapping[str, Any] | None = None,
-    *,
-    max_new_tokens: int = 80,
-    temperature: float = 0.0,
-    seed: int = 0,
-    stop_at_line_end: bool = False,
-) -> list[str]:
-    """The continuation of each prompt by a model of transformers, of any architecture.
-
-    schema: the answer must match it (see structured.py); one that isn't complete after
-    max_new_tokens is returned as it is. stop_at_line_end: for prompts that are no chat.
-    """
-    stop_ids = generation.stop_ids_of(tokenizer)
-    own_ends = model.config.eos_token_id  # a base model ends a text as it was pretrained to
-    stop_ids = stop_ids + (own_ends if isinstance(own_ends, list) else [own_ends or stop_ids[0]])
-    if stop_at_line_end:
-        breaks = [id for token, id in tokenizer.get_vocab().items() if token[:1] in ("\n", "Ċ")]
-        stop_ids = stop_ids + breaks
-    config = transformers.GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=temperature > 0,
-        temperature=temperature or None,
-        top_k=0 if temperature else None,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stop_ids,
-    )
-    if schema is not None:
-        import llguidance
-
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            dict(schema), overrides={"whitespace_flexible": False}
-        )
-    texts = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(prompts), ROWS_PER_BATCH):
-            batch = prompts[start : start + ROWS_PER_BATCH]
-            ids, mask = generation.padded(tokenizer, batch, model.device)
-            processors = []
-            if schema is not None:
-                n_tokens = model.get_output_embeddings().weight.shape[0]
-                processors.append(_Constraint(Grammar(tokenizer, n_tokens, grammar, len(batch))))
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=processors,
-            )
-            texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return texts

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmnb.fine_tuning.base import FineTuningError
-from llmnb.fine_tuning.instructions import Assistant, answer_log_probs, batch_of, encode, rows_at
-
-Messages = Sequence[Mapping[str, str]]
+from llmnb.fine_tuning.conversations import Messages, batch_of, encode
+from llmnb.fine_tuning.instructions import Assistant, answer_log_probs, rows_at
 
 
 @dataclass(frozen=True)

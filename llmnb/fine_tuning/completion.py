@@ -1,0 +1,87 @@
+"""Texts continued by a model of transformers, with a JSON schema or without.
+
+structured.py does this for our own decoder; here is every other architecture.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from llmnb import generation
+from llmnb.structured import Grammar
+
+ROWS_PER_BATCH = 32  # prompts that are answered together
+
+
+class _Constraint(transformers.LogitsProcessor):
+    """A grammar, as transformers' generate calls it before each choice."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        self.is_first = True
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not self.is_first:
+            self.grammar.accept(input_ids[:, -1])
+        self.is_first = False
+        return self.grammar.restrict(scores)
+
+
+@torch.inference_mode()
+def complete(
+    model: nn.Module,
+    tokenizer,
+    prompts: Sequence[str],
+    schema: Mapping[str, Any] | None = None,
+    *,
+    max_new_tokens: int = 80,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop_at_line_end: bool = False,
+) -> list[str]:
+    """The continuation of each prompt by a model of transformers, of any architecture.
+
+    schema: the answer must match it (see structured.py); one that isn't complete after
+    max_new_tokens is returned as it is. stop_at_line_end: for prompts that are no chat.
+    """
+    stop_ids = generation.stop_ids_of(tokenizer)
+    own_ends = model.config.eos_token_id  # a base model ends a text as it was pretrained to
+    stop_ids = stop_ids + (own_ends if isinstance(own_ends, list) else [own_ends or stop_ids[0]])
+    if stop_at_line_end:
+        breaks = [id for token, id in tokenizer.get_vocab().items() if token[:1] in ("\n", "Ċ")]
+        stop_ids = stop_ids + breaks
+    config = transformers.GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        top_k=0 if temperature else None,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=stop_ids,
+    )
+    if schema is not None:
+        import llguidance
+
+        grammar = llguidance.LLMatcher.grammar_from_json_schema(
+            dict(schema), overrides={"whitespace_flexible": False}
+        )
+    texts = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(prompts), ROWS_PER_BATCH):
+            batch = prompts[start : start + ROWS_PER_BATCH]
+            ids, mask = generation.padded(tokenizer, batch, model.device)
+            processors = []
+            if schema is not None:
+                n_tokens = model.get_output_embeddings().weight.shape[0]
+                processors.append(_Constraint(Grammar(tokenizer, n_tokens, grammar, len(batch))))
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+            )
+            texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
