@@ -295,7 +295,7 @@ def test_a_byte_order_mark_and_one_list_are_read(tmp_path):
     [
         ("none.jsonl", "", "none.jsonl is empty"),
         ("one.jsonl", json.dumps(QUESTION), "has 1 usable examples; 8 are the least"),
-        ("broken.jsonl", '{"prompt": "Is', "is not JSON, one example a line"),
+        ("broken.jsonl", '{"prompt": "Is', "line 1 is not JSON"),
         ("table.csv", "prompt,answer", "can't be read: save it as JSON"),
     ],
 )

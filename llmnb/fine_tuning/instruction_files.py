@@ -53,14 +53,15 @@ class Instructions:
 
         So the same prompt, with whatever answers, stands on one side only.
         """
-        ordered = sorted(self.examples(), key=lambda example: data.fingerprint(prompt_of(example)))
-        cut = max(1, len(ordered) // 10)
-        edge = prompt_of(ordered[cut - 1])
-        while cut < len(ordered) and is_same(prompt_of(ordered[cut]), edge):
-            cut += 1
-        if cut == len(ordered):
+        prints = [data.fingerprint(prompt_of(example)) for example in self.examples()]
+        different = sorted(set(prints))
+        if len(different) < 2:
             raise DataError(f"{self.name} has one prompt only: nothing is left to validate on.")
-        return ordered[cut:], ordered[:cut]
+        held_out = set(different[: max(1, len(different) // 10)])
+        train, validation = [], []
+        for example, fingerprint in zip(self.examples(), prints, strict=True):
+            (validation if fingerprint in held_out else train).append(example)
+        return train, validation
 
     def fingerprint(self) -> str:
         """12 hex digits that depend on the examples, but not on their order."""
@@ -75,11 +76,6 @@ class Instructions:
             few = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
             lines.append(f"Left out: {len(numbers):,} ({few}), {reason}.")
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
-
-
-def is_same(prompt: str, other: str) -> bool:
-    """Whether two prompts are equal after normalization, see data.fingerprint."""
-    return data.fingerprint(prompt) == data.fingerprint(other)
 
 
 def prompt_of(example: Pair | Messages) -> str:
@@ -134,24 +130,24 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
     if len(examples) < MIN_EXAMPLES:
         raise DataError(
             f"{path.name} has {len(examples)} usable examples; {MIN_EXAMPLES} are the least. "
-            f"{result.summary()} A row is one of: {SHAPES}."
+            f"{' '.join(result.summary().split())} A row is one of: {SHAPES}."
         )
     return result
 
 
 def _rows(text: str, name: str) -> list[Any]:
     """A JSON value a line, or one list of them."""
-    if not text.strip():
+    is_list = text.lstrip().startswith("[")
+    rows = []
+    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            reason = f"line {number} is not JSON ({files.first_line(error)})"
+            raise DataError(f"{name}: {reason}. Write one example a line.") from error
+    if not rows:
         raise DataError(f"{name} is empty.")
-    try:
-        if text.lstrip().startswith("["):
-            return json.loads(text)
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "doc", "")[:60]
-        raise DataError(
-            f"{name} is not JSON, one example a line: {files.first_line(error)} in {line!r}."
-        ) from error
+    return rows[0] if is_list else rows
 
 
 def _example(row: Any) -> list[dict[str, str]] | Pair:
@@ -191,13 +187,12 @@ def _pair(row: Mapping[str, Any]) -> Pair:
     (before, chosen), (other_before, rejected) = sides
     if "prompt" in row:
         prompt = row["prompt"]
-        before = (
-            _messages(prompt)
-            if isinstance(prompt, list)
-            else [{"role": "user", "content": _text(prompt, "prompt")}]
-        )
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before = _messages(prompt)
     elif before != other_before or not before:
         raise _Refused("a pair without one prompt for both answers")
+    if before[-1]["role"] != "user":
+        raise _Refused("a pair whose prompt doesn't end with the user")
     if chosen == rejected:
         raise _Refused("a pair of equal answers")
     return Pair(before, chosen, rejected)
