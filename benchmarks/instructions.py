@@ -111,7 +111,7 @@ def of_prompt(assistant, shots: int, schema):
 
 def forgetting(assistant) -> dict:
     """Nats a token on film reviews, and on the handbook's answers after passage and question."""
-    reviews = data.load_reviews("imdb")["test"]["text"][:48]
+    reviews = data.load_reviews("imdb")["test"]["text"][:24]
     tokenizer = assistant.tokenizer
     rows = {"reviews": [], "handbook": []}
     for review in reviews:
@@ -205,15 +205,18 @@ def grid() -> dict[str, object]:
         return lambda: judged(of_prompt(instructions.Assistant(SETTINGS), shots, schema))
 
     rules = lambda texts: [messages.written(by_rules(text)) for text in texts]  # noqa: E731
-    cells = {"rules": lambda: judged(rules)}
-    for n in SIZES:
-        for seed in SEEDS:
-            cells[f"sft/{n}/{seed}"] = lambda n=n, seed=seed: sft_cell(n, seed)
+
+    def sft(n, seed):
+        return lambda: sft_cell(n, seed)
+
+    cells = {"rules": lambda: judged(rules), "sft/250/0": sft(250, 0)}
     cells["few-shot, constrained"] = prompted(SHOTS, messages.SCHEMA)
+    cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
     cells["prompt, constrained"] = prompted(0, messages.SCHEMA)
+    for seed in SEEDS:
+        cells |= {f"sft/{n}/{seed}": sft(n, seed) for n in SIZES}
     cells["few-shot"] = prompted(SHOTS, None)
     cells["prompt"] = prompted(0, None)
-    cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
     for seed in SEEDS:
         for goal in ("right", "short"):
             for beta in BETAS:

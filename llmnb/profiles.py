@@ -81,7 +81,7 @@ PROFILES = {
         train_texts=128,
         test_texts=64,
         prompted_texts=16,
-        instruction_steps=4,
+        instruction_steps=2,
         instruction_messages=4,
     ),
     "cpu": _CPU,
