@@ -188,6 +188,8 @@ def test_stored_outputs_are_normalized(path):
         ("03", {"vocab_size": 10}, "vocab_size"),
         ("04", {"methods": "tfidf magic"}, "magic"),
         ("04", {"lora_rank": 0}, "lora_rank is 0"),
+        ("04a", {"data": "no such file.jsonl"}, "no such file.jsonl"),
+        ("04a", {"lr": 5.0}, "lr is 5.0"),
         ("05", {"model_b": "tfidf"}, "Name two different models"),
         ("05", {"probes": "judge tea"}, "tea"),
         ("06", {"task": "questions", "input": "."}, "takes both"),
@@ -206,7 +208,7 @@ def test_the_first_cells_refuse_an_impossible_parameter(number, values, message,
         exec("\n".join(cell.source for cell in cells), namespace)
 
 
-@pytest.mark.parametrize("number", ["03", "04", "06"])
+@pytest.mark.parametrize("number", ["03", "04", "04a", "06"])
 def test_colab_opens_with_a_gpu_what_gains_from_it(number):
     metadata = read(notebook_with(number)).metadata
     assert metadata["accelerator"] == "GPU" and metadata["colab"] == {"gpuType": "T4"}
