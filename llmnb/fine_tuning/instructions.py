@@ -117,7 +117,6 @@ def optimize(
     lr: float,
     snapshot: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
-    seconds_per_snapshot: float = SECONDS_PER_SNAPSHOT,
 ) -> list[float]:
     """Train what requires gradients, with AdamW; returns the loss of each step.
 
@@ -146,7 +145,7 @@ def optimize(
         now = time.monotonic()
         if (step + 1) % max(1, steps // 8) == 0 or step + 1 == steps:
             say(f"step {step + 1:4} of {steps} {now - start:6.1f} s   loss {losses[-1]:.3f}")
-        if snapshot is not None and now - last_saved >= seconds_per_snapshot:
+        if snapshot is not None and now - last_saved >= SECONDS_PER_SNAPSHOT:
             save_state(snapshot, trained, [optimizer], {"losses": losses})
             last_saved = now
     return losses
