@@ -186,6 +186,16 @@ def test_an_untrained_assistant_answers_as_its_base_and_an_adapter_can_be_put_ba
     assert assistant.complete(prompts) == plain != trained
 
 
+def test_the_output_layer_gets_no_slice_of_a_larger_tensor(tiny):
+    """torch would copy the layer's matrix for every row of the batch."""
+    model = llmnb_models.load_decoder(tiny, "fp32")
+    seen = []
+    layer = model.get_output_embeddings()
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    model.generate(torch.ones(2, 5, dtype=torch.long), max_new_tokens=2, pad_token_id=0)
+    assert seen == [True, True]
+
+
 def test_a_schema_holds_whatever_the_model_wants_and_a_batch_answers_as_alone(settings):
     assistant = Assistant(settings)
     schema = {"type": "object", "properties": {"n": {"enum": ["one", "two"]}}, "required": ["n"]}

@@ -37,9 +37,13 @@ def test_the_loss_is_trls_on_the_same_batch(tiny, tokenizer, tmp_path):  # noqa:
         for pair in pairs()
     ]
     arguments = trl.DPOConfig(
-        str(tmp_path), beta=0.3, per_device_train_batch_size=6, use_cpu=True, report_to="none"
+        str(tmp_path),
+        beta=0.3,
+        per_device_train_batch_size=6,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
     )
-    arguments.disable_dropout = False
     dataset = datasets.Dataset.from_list(rows)
     options = {"train_dataset": dataset, "processing_class": tokenizer}
     trainer = trl.DPOTrainer(model, reference, arguments, **options)
