@@ -279,13 +279,7 @@ class Assistant:
                 for layer, original in zip(layers, originals, strict=True):
                     layer.base_layer.weight.data = original
 
-    def save(
-        self,
-        folder: str | Path,
-        data: str,
-        metrics: Mapping[str, card.Interval] | None = None,
-        notes: str = "",
-    ) -> Path:
+    def save(self, folder: str | Path, data: str, notes: str = "") -> Path:
         """Write the merged model in fp32, its tokenizer, the adapter, and a model card.
 
         data: what it was trained on, with its fingerprint; notes: a paragraph for the card, such
@@ -308,7 +302,6 @@ class Assistant:
                 f"An assistant: {name}",
                 {"base model": self.settings.base, "data": data, **facts["settings"]},
                 intro="A base model, tuned to follow instructions with LoRA.",
-                metrics=metrics,
                 usage=_USAGE.format(folder=name),
                 caveats=f"{card.plain(notes)}\n\n{_CAVEATS}",
                 tags={"pipeline_tag": "text-generation"},
