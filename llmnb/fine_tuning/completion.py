@@ -67,6 +67,9 @@ def complete(
         grammar = llguidance.LLMatcher.grammar_from_json_schema(
             dict(schema), overrides={"whitespace_flexible": False}
         )
+    # Some models, Gemma among them, need the token that begins a text; chat templates write it.
+    begin = tokenizer.decode(tokenizer("")["input_ids"])
+    prompts = [text if text.startswith(begin) else begin + text for text in prompts]
     texts = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
