@@ -267,7 +267,7 @@ class Assistant:
 
         Taken back by putting the old matrix there: subtracting would leave rounding errors.
         """
-        layers = [layer for layer in self.model.modules() if hasattr(layer, "get_delta_weight")]
+        layers = self._layers().values()
         originals = [layer.base_layer.weight.data for layer in layers]
         with self.adapted.disable_adapter():
             try:
@@ -289,7 +289,7 @@ class Assistant:
         facts["base_digest"] = models.digest(self.settings.base)
 
         def write(partial: Path) -> None:
-            self.adapted.save_pretrained(partial / "adapter")
+            self.adapted.save_pretrained(partial / "adapter", save_embedding_layers=False)
             merged = self.merged()
             merged.generation_config = transformers.GenerationConfig(
                 eos_token_id=generation.stop_ids_of(self.tokenizer),
@@ -312,13 +312,17 @@ class Assistant:
 
     def merged(self) -> nn.Module:
         """A new model in fp32, on the CPU: W + α/r · B A in the place of each W."""
-        import peft
+        merged = models.load_decoder(self.settings.base, "fp32", "cpu")
+        with torch.no_grad():
+            for name, layer in self._layers().items():
+                change = layer.get_delta_weight("default")
+                merged.get_submodule(name).weight += change.float().cpu()
+        return merged
 
-        base = models.load_decoder(self.settings.base, "fp32", "cpu")
-        state = peft.get_peft_model_state_dict(self.adapted)
-        adapted = peft.get_peft_model(base, self.adapted.peft_config["default"])
-        peft.set_peft_model_state_dict(adapted, state)
-        return adapted.merge_and_unload()
+    def _layers(self) -> dict[str, nn.Module]:
+        """peft's layers by name; each has LoRA's matrices and, as base_layer, the model's own."""
+        modules = self.model.named_modules()
+        return {name: layer for name, layer in modules if hasattr(layer, "get_delta_weight")}
 
 
 _USAGE = """import transformers
