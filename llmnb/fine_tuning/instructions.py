@@ -300,7 +300,7 @@ class Assistant:
             name = Path(folder).expanduser().resolve().name
             page = card.model_card(
                 f"An assistant: {name}",
-                {"base model": self.settings.base, "data": data, **facts["settings"]},
+                {"data": data, **facts["settings"]},
                 intro="A base model, tuned to follow instructions with LoRA.",
                 usage=_USAGE.format(folder=name),
                 caveats=f"{card.plain(notes)}\n\n{_CAVEATS}",
