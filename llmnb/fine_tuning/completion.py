@@ -47,19 +47,13 @@ def complete(
     schema: the answer must match it (see structured.py); one that isn't complete after
     max_new_tokens is returned as it is. stop_at_line_end: for prompts that are no chat.
     """
-    stop_ids = generation.stop_ids_of(tokenizer)
-    own_ends = model.config.eos_token_id  # a base model ends a text as it was pretrained to
-    stop_ids = stop_ids + (own_ends if isinstance(own_ends, list) else [own_ends or stop_ids[0]])
-    if stop_at_line_end:
-        breaks = [id for token, id in tokenizer.get_vocab().items() if token[:1] in ("\n", "Ċ")]
-        stop_ids = stop_ids + breaks
     config = transformers.GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         temperature=temperature or None,
         top_k=0 if temperature else None,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=stop_ids,
+        eos_token_id=_stop_ids(model, tokenizer, stop_at_line_end),
     )
     if schema is not None:
         import llguidance
@@ -88,3 +82,14 @@ def complete(
             )
             texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
+
+
+def _stop_ids(model: nn.Module, tokenizer, stop_at_line_end: bool) -> list[int]:
+    """The end of a turn, of a text as the base model was pretrained to end it, and of a line."""
+    stop_ids = generation.stop_ids_of(tokenizer)
+    ends = model.config.eos_token_id
+    stop_ids += ends if isinstance(ends, list) else [ends] if ends is not None else []
+    if stop_at_line_end:
+        vocabulary = tokenizer.get_vocab().items()
+        stop_ids += [number for token, number in vocabulary if token[:1] in ("\n", "Ċ")]
+    return stop_ids
