@@ -55,12 +55,6 @@ def complete(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=_stop_ids(model, tokenizer, stop_at_line_end),
     )
-    if schema is not None:
-        import llguidance
-
-        grammar = llguidance.LLMatcher.grammar_from_json_schema(
-            dict(schema), overrides={"whitespace_flexible": False}
-        )
     # Some models, Gemma among them, need the token that begins a text; chat templates write it.
     begin = tokenizer.decode(tokenizer("")["input_ids"])
     prompts = [text if text.startswith(begin) else begin + text for text in prompts]
@@ -70,15 +64,11 @@ def complete(
         for start in range(0, len(prompts), ROWS_PER_BATCH):
             batch = prompts[start : start + ROWS_PER_BATCH]
             ids, mask = generation.padded(tokenizer, batch, model.device)
-            processors = []
-            if schema is not None:
-                n_tokens = model.get_output_embeddings().weight.shape[0]
-                processors.append(_Constraint(Grammar(tokenizer, n_tokens, grammar, len(batch))))
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=processors,
+                logits_processor=_constraints(model, tokenizer, schema, len(batch)),
             )
             texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
@@ -93,3 +83,15 @@ def _stop_ids(model: nn.Module, tokenizer, stop_at_line_end: bool) -> list[int]:
         vocabulary = tokenizer.get_vocab().items()
         stop_ids += [number for token, number in vocabulary if token[:1] in ("\n", "Ċ")]
     return stop_ids
+
+
+def _constraints(model: nn.Module, tokenizer, schema, rows: int) -> list[_Constraint]:
+    """One for a schema, none without."""
+    if schema is None:
+        return []
+    import llguidance
+
+    options = {"whitespace_flexible": False}
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
+    n_tokens = model.get_output_embeddings().weight.shape[0]
+    return [_Constraint(Grammar(tokenizer, n_tokens, grammar, rows))]
