@@ -82,7 +82,7 @@ PROFILES = {
         test_texts=64,
         prompted_texts=16,
         instruction_steps=2,
-        instruction_messages=4,
+        instruction_messages=2,
     ),
     "cpu": _CPU,
     "gpu": replace(
