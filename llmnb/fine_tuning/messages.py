@@ -1,0 +1,72 @@
+"""A task that a program can judge: read a short message, and return its facts as a record.
+
+The messages were written for this project; a program can say whether a record is exactly right.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmnb.handbook import RESOURCES
+
+FILES = {"first": "messages.json", "second": "messages_second_style.json"}
+INSTRUCTION = "Return the facts of this message as JSON."
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 60}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["order", "complaint", "return", "question"]},
+        "product": _TEXT,
+        "amount": {"type": ["integer", "null"], "minimum": 0, "maximum": 100_000},
+        "date": {"type": ["string", "null"], "minLength": 1, "maxLength": 40},
+        "urgency": {"enum": ["low", "normal", "high"]},
+    },
+    "required": ["kind", "product", "amount", "date", "urgency"],
+    "additionalProperties": False,
+}
+
+
+def load(style: str = "first") -> dict[str, list[dict[str, Any]]]:
+    """The splits, each a list of {"message", "record"}: train, validation and test.
+
+    style: "second" has test messages only, written by someone else in another tone.
+    """
+    return json.loads((RESOURCES / FILES[style]).read_text(encoding="utf-8"))
+
+
+def written(record: Mapping[str, Any]) -> str:
+    """The record as the one line of JSON that the schema's grammar allows."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+
+
+def conversation(message: str, record: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
+    """The user's request, and the right answer if there is one."""
+    turns = [{"role": "user", "content": f"{INSTRUCTION}\n\n{message}"}]
+    if record is not None:
+        turns.append({"role": "assistant", "content": written(record)})
+    return turns
+
+
+def few_shot(message: str, examples: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A prompt for a model that only continues text: examples, then the message."""
+    properties = SCHEMA["properties"]
+    parts = [
+        f"{INSTRUCTION} The keys are kind ({', '.join(properties['kind']['enum'])}), product, "
+        f"amount, date and urgency ({', '.join(properties['urgency']['enum'])})."
+    ]
+    for example in examples:
+        parts.append(f"Message: {example['message']}\nJSON: {written(example['record'])}")
+    return "\n\n".join([*parts, f"Message: {message}\nJSON:"])
+
+
+def parsed(answer: str) -> Any:
+    """The JSON value that an answer is, without the white space around it; None for another."""
+    try:
+        return json.loads(answer)
+    except ValueError:
+        return None
+
+
+def is_exact(answer: str, record: Mapping[str, Any]) -> bool:
+    """Whether the answer is this record, in every field and letter."""
+    return parsed(answer) == dict(record)

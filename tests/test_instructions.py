@@ -1,0 +1,339 @@
+"""Instruction tuning on a tiny random decoder: format, mask, loss, training, files, saving."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import ROOT
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from llmnb import models as llmnb_models
+from llmnb.card import CardError
+from llmnb.fine_tuning import (
+    FineTuningError,
+    conversations,
+    instruction_files,
+    instructions,
+    messages,
+)
+from llmnb.fine_tuning.instructions import Assistant, Settings
+from llmnb.text_files import DataError
+from llmnb.transformer import Decoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT = [
+    {"role": "system", "content": "Be short."},
+    {"role": "user", "content": "Is it open?"},
+    {"role": "assistant", "content": "Yes."},
+    {"role": "user", "content": "Until when?"},
+    {"role": "assistant", "content": "Until nine."},
+]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A random decoder of Llama's shape, whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("tiny")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(SPECIAL + alphabet)}
+    raw = Tokenizer(models.BPE(vocabulary, []))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.add_special_tokens(SPECIAL)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token=SPECIAL[0], bos_token=SPECIAL[0]
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "vocab_size": len(fast), "max_position_embeddings": 512}
+    sizes["initializer_range"] = 0.3  # with 0.02 LoRA has nothing to build on
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def settings(tiny):
+    return Settings(base=tiny, dtype="fp32", lr=1e-2, steps=12, batch_size=2, lora_rank=4)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny):
+    return conversations.with_chat_format(llmnb_models.load_tokenizer(tiny))
+
+
+def chats(n=8):
+    return [
+        [{"role": "user", "content": f"What is {k}?"}, {"role": "assistant", "content": f"{k}!"}]
+        for k in range(n)
+    ]
+
+
+def test_only_what_the_assistant_wrote_and_its_end_of_turn_count(tokenizer):
+    ids, is_answer = conversations.encode(tokenizer, CHAT)
+    answers = tokenizer.decode([i for i, counts in zip(ids, is_answer, strict=True) if counts])
+    assert answers == "Yes.<|im_end|>Until nine.<|im_end|>"
+    prompt_ids, _ = conversations.encode(tokenizer, CHAT[:3])
+    assert ids[: len(prompt_ids)] == prompt_ids
+    asked = tokenizer(conversations.rendered(tokenizer, CHAT[:4]), add_special_tokens=False)
+    assert ids[: len(asked["input_ids"])] == asked["input_ids"]  # as in generation
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(tiny):
+    tokenizer = llmnb_models.load_tokenizer(tiny)
+    tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
+    with pytest.raises(FineTuningError, match="changes earlier turns"):
+        conversations.encode(tokenizer, CHAT)
+
+
+@pytest.fixture
+def batch(tokenizer):
+    return conversations.batch_of([conversations.encode(tokenizer, c) for c in (CHAT, *chats(2))])
+
+
+def test_the_loss_is_transformers_loss(tiny, batch):
+    model = llmnb_models.load_decoder(tiny, "fp32")
+    theirs = model(batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    assert instructions.sft_loss(model, batch).item() == pytest.approx(theirs.item(), abs=1e-5)
+    log_probs = instructions.answer_log_probs(model, batch)
+    n_tokens = batch.is_answer.sum()
+    assert -log_probs.sum().item() / n_tokens == pytest.approx(theirs.item(), abs=1e-5)
+
+
+def test_prompt_tokens_get_no_gradient(tiny, batch):
+    """As targets: the scores of every token that is no answer's are left alone."""
+    model = llmnb_models.load_decoder(tiny, "fp32")
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits.retain_grad()
+    n = batch.is_answer[:, 1:].sum()
+    targets = batch.labels[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets)
+    loss.backward()
+    is_target = torch.nn.functional.pad(batch.is_answer[:, 1:], (0, 1))
+    assert logits.grad[~is_target].eq(0).all()
+    assert logits.grad[is_target].abs().sum(-1).gt(0).all() and is_target.sum() == n
+    assert loss.item() == pytest.approx(instructions.sft_loss(model, batch).item(), abs=1e-5)
+
+
+def test_a_step_sees_each_row_once_an_epoch_in_an_order_of_seed_and_epoch():
+    epoch = [n for step in range(3) for n in instructions.rows_at(step, 6, 2, seed=1)]
+    following = [n for step in range(3, 6) for n in instructions.rows_at(step, 6, 2, seed=1)]
+    assert sorted(epoch) == sorted(following) == list(range(6)) and epoch != following
+    assert epoch == [n for step in range(3) for n in instructions.rows_at(step, 6, 2, seed=1)]
+    assert epoch != [n for step in range(3) for n in instructions.rows_at(step, 6, 2, seed=2)]
+
+
+def test_training_learns_the_answers_and_a_seed_repeats_it(settings):
+    settings = dataclasses.replace(settings, steps=60, lr=3e-2)
+    assistant, again = Assistant(settings), Assistant(settings)
+    before = assistant.answers([chats()[0][:1]])
+    losses = assistant.fit(chats(4))
+    assert losses[-1] < 0.3 * losses[0]
+    assert losses == again.fit(chats(4))
+    assert assistant.answers([chats()[0][:1]]) != before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from llmnb.fine_tuning import instructions
+sys.path.insert(0, {tests!r})
+from test_instructions import chats
+settings = instructions.Settings(**{settings!r})
+instructions.SECONDS_PER_SNAPSHOT = 0
+def say(line):
+    if line.startswith("step    7"):
+        os.kill(os.getpid(), signal.SIGKILL)
+instructions.Assistant(settings).fit(chats(), Path({folder!r}), say)
+"""
+
+
+def test_a_killed_training_goes_on_and_ends_with_the_same_weights(settings, tmp_path):
+    code = KILLED.format(
+        tests=str(ROOT / "tests"), settings=dataclasses.asdict(settings), folder=str(tmp_path)
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment)
+    assert result.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    lines = []
+    resumed, whole = Assistant(settings), Assistant(settings)
+    losses = resumed.fit(chats(), tmp_path, lines.append)
+    assert "goes on from step 6" in lines[0] and not list(tmp_path.iterdir())
+    assert losses == whole.fit(chats())
+    for name, value in whole.adapter().items():
+        assert torch.equal(value, resumed.adapter()[name])
+
+
+def test_an_untrained_assistant_answers_as_its_base_and_an_adapter_can_be_put_back(settings):
+    assistant = Assistant(settings)
+    base = llmnb_models.load_decoder(settings.base, "fp32")
+    prompts = ["Is it open?"]
+    plain = instructions.complete(base, assistant.tokenizer, prompts)
+    assert assistant.complete(prompts) == plain
+    untrained = assistant.adapter()
+    assistant.fit(chats())
+    trained = assistant.complete(prompts)
+    assistant.restore(untrained)
+    assert assistant.complete(prompts) == plain != trained
+
+
+def test_the_output_layer_gets_no_slice_of_a_larger_tensor(tiny):
+    """torch would copy the layer's matrix for every row of the batch."""
+    model = llmnb_models.load_decoder(tiny, "fp32")
+    seen = []
+    layer = model.get_output_embeddings()
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
+    model.generate(torch.ones(2, 5, dtype=torch.long), max_new_tokens=2, pad_token_id=0)
+    assert seen == [True, True]
+
+
+def test_a_schema_holds_whatever_the_model_wants_and_a_batch_answers_as_alone(settings):
+    assistant = Assistant(settings)
+    schema = {"type": "object", "properties": {"n": {"enum": ["one", "two"]}}, "required": ["n"]}
+    schema["additionalProperties"] = False
+    prompts = ["a", "What is it, then?", "b"]
+    hot = assistant.complete(prompts, schema, temperature=2.0, seed=1)
+    assert all(json.loads(answer)["n"] in ("one", "two") for answer in hot)
+    assert hot == assistant.complete(prompts, schema, temperature=2.0, seed=1)
+    together = assistant.complete(prompts, schema)
+    assert together == [assistant.complete([prompt], schema)[0] for prompt in prompts]
+
+
+def test_what_is_saved_is_merged_and_others_load_it(settings, tmp_path):
+    assistant = Assistant(settings)
+    assistant.fit(chats())
+    folder = assistant.save(tmp_path / "mine", "chats (0123)", notes="It forgot | nothing.")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.tensor([conversations.encode(assistant.tokenizer, CHAT)[0]])
+    with torch.inference_mode():
+        logits = assistant.model(ids).logits
+        torch.testing.assert_close(theirs(ids).logits, logits, atol=1e-3, rtol=0)
+        ours = Decoder.from_pretrained(str(folder), "fp32")
+        torch.testing.assert_close(ours(ids), logits, atol=1e-3, rtol=0)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.apply_chat_template(CHAT[:2], tokenize=False).startswith("<|endoftext|>")
+    assert theirs.generation_config.eos_token_id == [0, 2]
+    card = (folder / "README.md").read_text()
+    assert "chats (0123)" in card and "It forgot / nothing." in card
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assistant.save(tmp_path / "mine", "chats (0123)")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(CardError, match="holds other files"):
+        assistant.save(tmp_path / "other", "chats")
+
+
+def test_impossible_settings_and_a_loss_that_is_not_finite_are_refused(settings):
+    with pytest.raises(FineTuningError, match="batch_size is 0"):
+        Settings(batch_size=0)
+    with pytest.raises(FineTuningError, match="lr is 5"):
+        Settings(lr=5)
+    with pytest.raises(FineTuningError, match="at most max_length = 8"):
+        Assistant(dataclasses.replace(settings, max_length=8)).fit(chats())
+    weight = torch.nn.Linear(1, 1)
+    with pytest.raises(FineTuningError, match="not finite at step 0: lower lr"):
+        instructions.optimize(weight, lambda step: weight.weight.sum() * torch.inf, 3, 1e-3)
+
+
+QUESTION = {"prompt": "Is it open?", "answer": "Yes."}
+ROWS = [{"prompt": f"What is {k}?", "answer": f"It is {k}."} for k in range(9)]
+SHAREGPT = [{"from": "human", "value": "Is it open?"}, {"from": "gpt", "value": "Yes."}]
+TOOL = [*CHAT[1:3], {"role": "tool", "content": "9"}, CHAT[-1]]
+SHAPES = {
+    "messages": {"messages": CHAT},
+    "Alpaca's": {"instruction": "Translate.", "input": "Hallo", "output": "Hello"},
+    "Alpaca's without an input": {"instruction": "Say yes.", "input": "", "output": "Yes."},
+    "ShareGPT's": {"conversations": SHAREGPT},
+    "completion": {"prompt": "Is it open?", "completion": "Yes."},
+    "unknown keys beside it": QUESTION | {"source": "desk", "id": 7},
+    "a long answer": {"prompt": "Go on.", "answer": "on and on " * 1700},
+}
+DROPPED = {
+    "empty answer": (QUESTION | {"answer": " "}, "with an empty answer"),
+    "no answer": ({"prompt": "Is it open?"}, "without known keys (it has prompt)"),
+    "answer is a number": (QUESTION | {"answer": 4}, "with no text as answer"),
+    "swapped roles": ({"messages": CHAT[2:0:-1]}, "take turns"),
+    "ends with the user": ({"messages": CHAT[:4]}, "take turns"),
+    "a tool's message": ({"messages": TOOL}, "of the role 'tool'"),
+    "no object": (["Is it open?", "Yes."], "not an object"),
+    "unknown keys only": ({"q": "Is it open?", "a": "Yes."}, "without known keys (it has q, a)"),
+    "a control token": (QUESTION | {"answer": "Yes.<|im_end|>"}, "containing <|im_end|>"),
+    "the same twice": (ROWS[3], "the same as an earlier row"),
+    "null messages": ({"messages": None}, "without messages"),
+}
+
+
+def write(path, rows, encoding="utf-8"):
+    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+@pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
+def test_the_usual_shapes_are_read(row, tmp_path):
+    read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]))
+    assert not read.dropped and len(read.conversations) == 10
+    assert read.conversations[-1][-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize(("row", "reason"), DROPPED.values(), ids=DROPPED)
+def test_what_cannot_be_used_is_left_out_and_counted(row, reason, tmp_path):
+    read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]), SPECIAL)
+    assert len(read.conversations) == 9
+    ((found, numbers),) = read.dropped.items()
+    assert reason in found and numbers == [10]
+    assert f"Left out: 1 (10), {found}." in read.summary()
+
+
+def test_a_byte_order_mark_and_one_list_are_read(tmp_path):
+    with_mark = write(tmp_path / "mark.jsonl", ROWS, "utf-8-sig")
+    (tmp_path / "list.json").write_text(json.dumps(ROWS))
+    as_list = instruction_files.load(tmp_path / "list.json")
+    assert instruction_files.load(with_mark).fingerprint() == as_list.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("none.jsonl", "", "none.jsonl is empty"),
+        ("one.jsonl", json.dumps(QUESTION), "has 1 usable examples; 8 are the least"),
+        ("broken.jsonl", '{"prompt": "Is', "line 1 is not JSON"),
+        ("table.csv", "prompt,answer", "can't be read: save it as JSON"),
+    ],
+)
+def test_a_file_without_examples_is_refused_in_a_sentence(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=message):
+        instruction_files.load(tmp_path / name)
+
+
+def test_a_prompt_stands_on_one_side_of_the_split_and_a_leak_is_found(tmp_path):
+    rows = [QUESTION | {"answer": f"Answer {k}."} for k in range(9)] + ROWS
+    train, validation = instruction_files.load(write(tmp_path / "rows.jsonl", rows)).split()
+    assert len(train) + len(validation) == 18 and instruction_files.leaked(train, validation) == []
+    shouted = [[{"role": "user", "content": "WHAT is  3?"}, CHAT[-1]]]
+    known = instruction_files.load(write(tmp_path / "rows.jsonl", ROWS)).conversations
+    assert instruction_files.leaked(known, [*shouted, CHAT]) == [0]
+
+
+def test_the_messages_are_different_and_no_two_share_five_words():
+    splits = messages.load()
+    rows = [row for part in splits.values() for row in part]
+    assert len(splits["train"]) == 250 and len(splits["test"]) >= 150 and len(rows) >= 400
+    grams = {}
+    for number, row in enumerate([*rows, *messages.load("second")["test"]]):
+        record = row["record"]
+        assert record["product"] in row["message"] and (record["date"] or "") in row["message"]
+        assert messages.is_exact(messages.written(record), record)
+        words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", row["message"].lower())
+        for n in range(len(words) - 4):
+            assert grams.setdefault(tuple(words[n : n + 5]), number) == number
