@@ -8,8 +8,9 @@ CAVEATS = """**Meant for** texts like those it was tested on, with their labels.
 **Not for** decisions about people, such as hiring, credit, grades or health; nor for other kinds of
 text, other languages, or texts that were written much later, before it is measured on them.
 
-**Not shown**: bias against groups that the templates don't name, and what training again would
-give. Intervals cover other texts of the same kind, not mistakes in the labels."""
+**Not shown**: that all groups are treated alike (small shifts, and groups that the templates don't
+name, aren't seen), nor what training again would give. Intervals cover other texts of the same
+kind, not mistakes in the labels."""
 
 
 class EvaluationError(LlmnbError, ValueError):
