@@ -1,4 +1,4 @@
-"""Six notebooks about language models, and the package under them.
+"""Notebooks about language models, in six chapters, and the package under them.
 
 Importing llmnb costs nothing: every module imports what it needs itself.
 """
