@@ -84,8 +84,8 @@ def test_only_what_the_assistant_wrote_and_its_end_of_turn_count(tokenizer):
     assert answers == "Yes.<|im_end|>Until nine.<|im_end|>"
     prompt_ids, _ = conversations.encode(tokenizer, CHAT[:3])
     assert ids[: len(prompt_ids)] == prompt_ids
-    asked = tokenizer(conversations.rendered(tokenizer, CHAT[:4]), add_special_tokens=False)
-    assert ids[: len(asked["input_ids"])] == asked["input_ids"]  # as in generation
+    prompt = tokenizer(conversations.rendered(tokenizer, CHAT[:4]), add_special_tokens=False)
+    assert ids[: len(prompt["input_ids"])] == prompt["input_ids"]  # as in generation
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tiny):
