@@ -23,14 +23,14 @@ from llmnb.fine_tuning import conversations, instructions, messages, preferences
 
 SIZES = (250, 25, 100, 50)
 SEEDS = (0, 1, 2)
-EPOCHS = 3
+EPOCHS = 5
 MIN_STEPS = 40
 SHOTS = 2
 BETAS = (0.3, 0.1, 0.03)
-DPO_STEPS = 30
+DPO_STEPS = 12
 DPO_LR = 3e-4
 SAMPLES_FOR_KL = 60
-SETTINGS = instructions.Settings(lr=1e-3, lora_rank=16, batch_size=8)
+SETTINGS = instructions.Settings(lr=1e-3, lora_rank=16, lora_dropout=0.1, batch_size=8)
 CACHE = files.cache_dir() / "derived" / "instructions"
 WORDS = "one two three four five six seven eight nine ten eleven twelve"
 NUMBERS = {word: number for number, word in enumerate(WORDS.split(), start=1)}
@@ -68,15 +68,11 @@ def by_rules(message: str) -> dict:
     return dict(zip(messages.SCHEMA["required"], values, strict=True))
 
 
-def test_sets() -> dict[str, list[dict]]:
-    """The test messages of both styles."""
-    return {style: messages.load(style)["test"] for style in messages.FILES}
-
-
-def judged(answer_all) -> dict:
-    """The answers to both test sets: which are exact, and the share of right fields."""
+def judged(answer_all, styles=tuple(messages.FILES)) -> dict:
+    """The answers to test messages: which are exact, and the share of right fields."""
     cell = {}
-    for style, rows in test_sets().items():
+    for style in styles:
+        rows = messages.load(style)["test"]
         start = time.perf_counter()
         answers = answer_all([row["message"] for row in rows])
         exact, fields = "", dict.fromkeys(rows[0]["record"], 0)
@@ -88,6 +84,7 @@ def judged(answer_all) -> dict:
         cell[style] = {
             "exact": exact,
             "fields": {key: count / len(rows) for key, count in fields.items()},
+            "characters": statistics.mean(map(len, answers)),
             "seconds": round(time.perf_counter() - start, 1),
         }
     return cell
@@ -158,8 +155,9 @@ def sft_cell(n: int, seed: int) -> dict:
     start = time.perf_counter()
     assistant = tuned(seed, n)
     cell = {"steps": assistant.settings.steps, "seconds": round(time.perf_counter() - start, 1)}
-    cell |= judged(of_assistant(assistant))
-    return cell | ({"forgetting": forgetting(assistant)} if n == 250 else {})
+    if n < max(SIZES):
+        return cell | judged(of_assistant(assistant), ["first"])
+    return cell | judged(of_assistant(assistant)) | {"forgetting": forgetting(assistant)}
 
 
 def sampled(assistant, texts: list[str], seed: int) -> list[str]:
@@ -168,12 +166,20 @@ def sampled(assistant, texts: list[str], seed: int) -> list[str]:
     return assistant.answers(chats, messages.SCHEMA, temperature=1.0, seed=seed)
 
 
+def two_samples(assistant, seed: int) -> list[list[str]]:
+    """Two answers of the tuned model to each training message; kept for the seed's other cells."""
+    file = CACHE / f"samples-{seed}-{assistant.digest()}.json"
+    if not file.is_file():
+        texts = [row["message"] for row in messages.load()["train"]]
+        samples = [sampled(assistant, texts, seed=10 + number) for number in range(2)]
+        files.write_json(file, {"samples": samples})
+    return files.read_settings(str(file))["samples"]
+
+
 def dpo_cell(goal: str, beta: float, seed: int) -> dict:
     """DPO from the tuned model; goal: "right" (more fields right) or "short" (the proxy)."""
     assistant = tuned(seed, beta=beta, steps=DPO_STEPS, lr=DPO_LR)
     rows = messages.load()["train"]
-    texts = [row["message"] for row in rows]
-    samples = [sampled(assistant, texts, seed=10 + n) for n in range(2)]
 
     def score(number: int, answer: str) -> float:
         if goal == "short":
@@ -181,10 +187,11 @@ def dpo_cell(goal: str, beta: float, seed: int) -> dict:
         record = messages.parsed(answer) or {}
         return sum(record.get(key) == value for key, value in rows[number]["record"].items())
 
-    pairs = preferences.pairs_from_samples(list(map(messages.conversation, texts)), samples, score)
+    prompts = [messages.conversation(row["message"]) for row in rows]
+    pairs = preferences.pairs_from_samples(prompts, two_samples(assistant, seed), score)
     before = assistant.adapter()
     preferences.train(assistant, pairs, CACHE, say=print)
-    cell = {"pairs": len(pairs)} | judged(of_assistant(assistant))
+    cell = {"pairs": len(pairs)} | judged(of_assistant(assistant), ["first"])
     held_out = [row["message"] for row in messages.load()["validation"][:SAMPLES_FOR_KL]]
     answers = sampled(assistant, held_out, seed=20)
     chats = [
@@ -193,8 +200,7 @@ def dpo_cell(goal: str, beta: float, seed: int) -> dict:
     ]
     policy = preferences.log_probs(assistant, chats)
     assistant.restore(before)
-    cell["kl"] = (policy - preferences.log_probs(assistant, chats)).tolist()
-    cell["characters"] = statistics.mean(map(len, answers))
+    cell["kl"] = (policy - preferences.log_probs(assistant, chats)).mean().item()
     return cell
 
 
@@ -209,20 +215,22 @@ def grid() -> dict[str, object]:
     def sft(n, seed):
         return lambda: sft_cell(n, seed)
 
-    cells = {"rules": lambda: judged(rules), "sft/250/0": sft(250, 0)}
-    cells["few-shot, constrained"] = prompted(SHOTS, messages.SCHEMA)
-    cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
-    cells["prompt, constrained"] = prompted(0, messages.SCHEMA)
+    def dpo(goal, beta, seed):
+        return lambda: dpo_cell(goal, beta, seed)
+
+    cells = {"rules": lambda: judged(rules)}
+    for seed in SEEDS:  # what the notebook shows first
+        cells[f"sft/{max(SIZES)}/{seed}"] = sft(max(SIZES), seed)
+        cells |= {f"dpo/short/{beta}/{seed}": dpo("short", beta, seed) for beta in BETAS}
+        cells[f"dpo/right/{BETAS[1]}/{seed}"] = dpo("right", BETAS[1], seed)
     for seed in SEEDS:
         cells |= {f"sft/{n}/{seed}": sft(n, seed) for n in SIZES}
+        cells |= {f"dpo/right/{beta}/{seed}": dpo("right", beta, seed) for beta in BETAS}
+    cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
+    cells["few-shot, constrained"] = prompted(SHOTS, messages.SCHEMA)
+    cells["prompt, constrained"] = prompted(0, messages.SCHEMA)
     cells["few-shot"] = prompted(SHOTS, None)
     cells["prompt"] = prompted(0, None)
-    for seed in SEEDS:
-        for goal in ("right", "short"):
-            for beta in BETAS:
-                cells[f"dpo/{goal}/{beta}/{seed}"] = lambda goal=goal, beta=beta, seed=seed: (
-                    dpo_cell(goal, beta, seed)
-                )
     return cells
 
 

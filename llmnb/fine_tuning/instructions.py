@@ -53,6 +53,7 @@ class Settings:
     batch_size: int = 8  # conversations, or pairs, a step
     max_length: int = 512  # tokens; a longer conversation is left out
     lora_rank: int = 16
+    lora_dropout: float = 0.0  # the share of LoRA's inputs that a step of SFT leaves out
     beta: float = 0.1  # of DPO
     dtype: str = "auto"  # or fp32, bf16, fp16
     seed: int = 0
@@ -67,6 +68,8 @@ class Settings:
             value = getattr(self, name)
             if not 0 < value <= high:
                 raise FineTuningError(f"{name} is {value!r}; it is over 0 and at most {high}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise FineTuningError(f"lora_dropout is {self.lora_dropout!r}; it is 0 to below 1.")
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,6 +172,7 @@ class Assistant:
             task_type="CAUSAL_LM",
             r=settings.lora_rank,
             lora_alpha=2 * settings.lora_rank,
+            lora_dropout=settings.lora_dropout,
             target_modules="all-linear",
         )
         torch.manual_seed(settings.seed)  # of A; B is zero
@@ -210,10 +214,16 @@ class Assistant:
         size = self.settings.batch_size
 
         def loss_at(step: int) -> Tensor:
-            chosen = rows_at(step, len(rows), size, self.settings.seed)
-            return sft_loss(self.model, batch_of([rows[n] for n in chosen], self.device))
+            seed = self.settings.seed
+            batch = batch_of([rows[n] for n in rows_at(step, len(rows), size, seed)], self.device)
+            with torch.random.fork_rng():
+                torch.manual_seed(1_000_003 * seed + step)  # dropout is the same after a kill
+                return sft_loss(self.model, batch)
 
-        return self.optimize(loss_at, len(rows), rows, snapshots, say)
+        self.model.train()  # dropout is on; DPO compares probabilities, so it trains without
+        losses = self.optimize(loss_at, len(rows), rows, snapshots, say)
+        self.model.eval()
+        return losses
 
     def optimize(self, loss_at, n_rows: int, facts: Any, snapshots: Path | None, say) -> list:
         """Train LoRA's matrices; facts: what decides the result beside weights and settings."""
@@ -225,9 +235,7 @@ class Assistant:
             key = [dataclasses.asdict(settings), facts, self.digest()]
             name = hashlib.sha256(json.dumps(key).encode("utf-8", "surrogatepass")).hexdigest()
             file = snapshots / f"{name[:12]}.safetensors"
-        self.model.train()
         losses = optimize(self.model, loss_at, steps, settings.lr, file, say)
-        self.model.eval()
         if file is not None:
             file.unlink(missing_ok=True)
         return losses

@@ -11,14 +11,15 @@ from llmnb.handbook import RESOURCES
 
 FILES = {"first": "messages.json", "second": "messages_second_style.json"}
 INSTRUCTION = "Return the facts of this message as JSON."
-_TEXT = {"type": "string", "minLength": 1, "maxLength": 60}
+_NO_SPACE_FIRST = r"^\S.*$"  # a decoder likes to begin a word with a space, even within quotes
+_TEXT = {"type": "string", "pattern": _NO_SPACE_FIRST, "maxLength": 60}
 SCHEMA = {
     "type": "object",
     "properties": {
         "kind": {"enum": ["order", "complaint", "return", "question"]},
         "product": _TEXT,
         "amount": {"type": ["integer", "null"], "minimum": 0, "maximum": 100_000},
-        "date": {"type": ["string", "null"], "minLength": 1, "maxLength": 40},
+        "date": {"type": ["string", "null"], "pattern": _NO_SPACE_FIRST, "maxLength": 40},
         "urgency": {"enum": ["low", "normal", "high"]},
     },
     "required": ["kind", "product", "amount", "date", "urgency"],
