@@ -162,11 +162,7 @@ class _Model(nn.Module):
 
         dtype: auto | bf16 | fp16 | fp32. Raises AssetError for another architecture.
         """
-
-        def build(family: str, settings: dict) -> Self:
-            return cls(TransformerConfig.of(family, **settings))
-
-        return checkpoints.load(build, cls.families, name, dtype, device)
+        return checkpoints.load(cls, name, dtype, device)
 
 
 class Encoder(_Model):
