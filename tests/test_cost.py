@@ -227,7 +227,6 @@ WRONG = {
     "no formula for 't5'": lambda: cost.shape_of(transformers.T5Config()),
     "no formula for None": lambda: cost.count_parameters(TransformerConfig.of("original", **SIZES)),
     "not divisible by 3 heads": lambda: cost.count_parameters(cost.gpt(100, 1, 3)),
-    "precision is 'fp8'; choose one of fp32, bf16": lambda: cost.weight_bytes(1, "fp8"),
     "seq is 0": lambda: cost.flops_per_token(LAYER, 0),
     "batch_size is 0": lambda: cost.training_memory(LAYER, 0, 8),
     "optimizer is 'sgd'; choose one of adamw": lambda: cost.training_memory(LAYER, 1, 8, "sgd"),
