@@ -21,10 +21,10 @@ n_layers      num_hidden_layers       n_layer            num_hidden_layers
 n_heads       num_attention_heads     n_head             num_attention_heads
 d_ff          intermediate_size       n_inner            intermediate_size
 n_positions   max_position_embeddings n_positions        max_position_embeddings
-norm_eps      layer_norm_eps          layer_norm_epsilon rms_norm_eps
 n_token_types type_vocab_size         -                  -
 n_kv_heads    -                       -                  num_key_value_heads
 head_dim      -                       -                  head_dim
+norm_eps      layer_norm_eps          layer_norm_epsilon rms_norm_eps
 """
 # Our module, and its name in the checkpoints. A name that begins with a dot is inside a block.
 _MODULES = """
@@ -137,9 +137,7 @@ def _read(folder: Path, families: Iterable[str]) -> tuple[TransformerConfig, dic
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = config.get("model_type") if isinstance(config, dict) else None
     if family not in families:
-        raise ValueError(
-            f"its architecture is {family!r}, and one of {', '.join(families)} is wanted here."
-        )
+        raise ValueError(f"its architecture is {family!r}; this class reads {', '.join(families)}.")
     ours = TransformerConfig.of(family, **settings(family, config))
     return ours, renamed(family, _tensors(folder))
 
@@ -151,7 +149,7 @@ def settings(family: str, config: dict) -> dict:
     """
     for key, plain in _PLAIN[family].items():
         if config.get(key, plain) != plain:
-            raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is built here.")
+            raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is implemented.")
     fields = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
     if family == "gpt2":
         fields["d_ff"] = fields["d_ff"] or 4 * (fields["d_model"] or 0)
@@ -161,13 +159,13 @@ def settings(family: str, config: dict) -> dict:
             raise ValueError(f"its rope_parameters are {rope!r}.")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"its rotation is of type {kind!r}; 'default' is built here.")
+            raise ValueError(f"its rotation is of type {kind!r}; only 'default' is implemented.")
         fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
     if family != "bert":
         fields["tied"] = config.get("tie_word_embeddings", family == "gpt2")
     for ours in (*SIZES, "norm_eps"):
         if not isinstance(fields[ours], float if ours == "norm_eps" else int):
-            raise ValueError(f"its {SETTINGS[family][ours]} is {fields[ours]!r}: no such number.")
+            raise ValueError(f"its {SETTINGS[family][ours]} is {fields[ours]!r}, not a number.")
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -204,7 +202,7 @@ def renamed(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)  # early BERTs
         our_module = _translated(module, ours)
         if our_module is None:
-            raise ValueError(f"there is no place here for its tensor {name!r}.")
+            raise ValueError(f"its tensor {name!r} has no counterpart in this model.")
         result[f"{our_module}.{kind}"] = tensor
     return result
 
@@ -260,7 +258,7 @@ def entries(config: TransformerConfig) -> dict:
     for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
         value = getattr(config, name)
         if value != getattr(usual, name):
-            raise ValueError(f"Its {name} is {value!r}: {architecture} has no such thing.")
+            raise ValueError(f"Its {name} is {value!r}: {architecture} can't express that.")
     if family == "bert" and not config.n_token_types:
         raise ValueError("Its n_token_types is 0: BertForMaskedLM has at least one.")
     n_heads, n_kv_heads, head_dim = config.heads
@@ -270,7 +268,7 @@ def entries(config: TransformerConfig) -> dict:
         result |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
         result |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
-        raise ValueError(f"Its heads are {config.heads}: {architecture} has no such ones.")
+        raise ValueError(f"Its heads are {config.heads}: {architecture} can't express them.")
     result |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
     return result | {"model_type": family, "architectures": [architecture]}
 

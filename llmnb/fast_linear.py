@@ -316,7 +316,7 @@ def _flattened(block: nn.Module) -> SimpleNamespace:
 
 
 def unavailable(kind: str, model: Decoder | None = None) -> str:
-    """Why the products can't be had here; "" if they can."""
+    """Why this machine has no such products for the model; "" if it has."""
     for block in model.blocks if model is not None else ():
         for module, _, parts in _products(block):
             layers = [getattr(module, part) for part in parts]

@@ -14,14 +14,14 @@ from llmnb.transformer import Decoder, TransformerConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; as it stands, the one with the highest score (greedy)."""
+    """How the next token is chosen. The default is the token with the highest score (greedy)."""
 
     temperature: float = 0.0  # the scores are divided by it; 0: greedy
-    top_k: int = 0  # only the k best; 0: all
-    top_p: float = 1.0  # only the best that together have p (Holtzman et al. 2020, section 3.1)
-    repetition_penalty: float = 1.0  # > 1: what was there already gets less (Keskar et al. 2019)
+    top_k: int = 0  # only the k tokens with the highest scores; 0: all
+    top_p: float = 1.0  # only the likeliest, p in total (Holtzman et al. 2020, section 3.1)
+    repetition_penalty: float = 1.0  # > 1 lowers earlier tokens' scores (Keskar et al. 2019)
     seed: int = 0
-    first_row: int = 0  # the number of a batch's first row, if it is a part of a larger batch
+    first_row: int = 0  # the number of the first row, where this is a part of a larger batch
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -37,9 +37,9 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {description}.")
 
     def filtered(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """The scores the draw is made from, fp32, -inf for what is left out: (batch, vocab).
+        """The scores from which the token is drawn, in fp32; -inf rules it out: (batch, vocab).
 
-        seen: the ids so far, (batch, seq); padding must repeat a token that is there anyway.
+        seen: the ids so far, (batch, seq); padding must repeat one of the row's own tokens.
         """
         logits = logits.float()
         if self.repetition_penalty != 1:
@@ -99,13 +99,13 @@ class _LayerCache:
 class KeyValueCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
-    All memory is taken at the start: 2 · layers · batch · kv_heads · length · head_dim numbers.
+    All memory is allocated at the start: 2 · layers · batch · kv_heads · length · head_dim numbers.
     """
 
     def __init__(
         self, config: TransformerConfig, batch: int, length: int, like: Tensor | None = None
     ) -> None:
-        """length: how many tokens there is room for; like: a tensor of the dtype and device."""
+        """length: room for so many tokens; like: a tensor of the same dtype and device."""
         like = torch.empty(0) if like is None else like
         _, heads, head_dim = config.heads
         shape = (config.n_layers, 2, batch, heads, length, head_dim)
@@ -167,7 +167,7 @@ def steps(
     generators = [sampling.generator(row) for row in range(batch)]
     cache = KeyValueCache(model.config, batch, seq + max_new_tokens, like=model.embedding.weight)
     previous_ids = input_ids  # for the repetition penalty
-    if attention_mask is not None:  # what stands in the padding must not be punished
+    if attention_mask is not None:  # the padding must not be penalized
         previous_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     new_ids = input_ids  # (batch, seq), later (batch, 1)
     for _ in range(max_new_tokens):
@@ -211,7 +211,7 @@ def generate(
 
 
 class _Writer:
-    """Tokens to text, in pieces: whole characters only, and nothing from a stop string on."""
+    """Turns tokens into pieces of text: whole characters, and nothing from a stop string on."""
 
     def __init__(self, tokenizer, stop_ids: Sequence[int], stop_strings: Sequence[str]) -> None:
         self.tokenizer = tokenizer

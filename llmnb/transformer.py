@@ -20,9 +20,7 @@ from llmnb.attention import (
     rotary_positions,
     sinusoidal_positions,
 )
-from llmnb.transformer_config import ACTIVATIONS, FAMILIES, TransformerConfig
-
-__all__ = ["FAMILIES", "Block", "Decoder", "Encoder", "EncoderDecoder", "TransformerConfig"]
+from llmnb.transformer_config import ACTIVATIONS, TransformerConfig
 
 
 def _norm(config: TransformerConfig) -> nn.Module:

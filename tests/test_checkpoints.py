@@ -180,7 +180,7 @@ def test_the_rotary_base_is_also_read_where_it_used_to_stand(old, tmp_path):
 def test_another_architecture_is_refused(shape, name, tmp_path):
     config = getattr(transformers, name)()
     config.save_pretrained(tmp_path)
-    message = f"architecture is '{config.model_type}', and one of {', '.join(shape.families)}"
+    message = f"architecture is '{config.model_type}'; this class reads {', '.join(shape.families)}"
     with pytest.raises(AssetError, match=message):
         shape.from_pretrained(str(tmp_path))
 
@@ -190,7 +190,7 @@ REFUSED = [
     ("llama", {"rope_parameters": YARN | {"rope_type": "llama3"}}, "of type 'llama3'"),
     ("qwen3", {"rope_parameters": YARN}, "of type 'yarn'"),
     ("llama", {"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "of type 'linear'"),
-    ("llama", {"attention_bias": True}, "attention_bias is True; only False is built here"),
+    ("llama", {"attention_bias": True}, "attention_bias is True; only False is implemented"),
     ("qwen3", {"attention_bias": True}, "attention_bias is True"),
     ("llama", {"mlp_bias": True}, "mlp_bias is True"),
     ("qwen3", {"use_sliding_window": True}, "use_sliding_window is True"),
@@ -198,7 +198,7 @@ REFUSED = [
     ("qwen3", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
     ("bert", {"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; only 'gelu'"),
     ("gpt2", {"activation_function": "gelu"}, "activation_function is 'gelu'; only 'gelu_new'"),
-    ("bert", {"position_embedding_type": "relative_key"}, "only 'absolute' is built here"),
+    ("bert", {"position_embedding_type": "relative_key"}, "only 'absolute' is implemented"),
     ("bert", {"is_decoder": True}, "is_decoder is True"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx is True"),
     ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -282,9 +282,9 @@ def test_a_tied_llama_with_another_head_in_its_files_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "message"),
     [
-        ("bert", "adapter.weight", "no place here for its tensor 'adapter.weight'"),
-        ("gpt2", "transformer.h.0.crossattention.c_proj.weight", "no place here for its tensor"),
-        ("llama", "model.layers.0.mlp.router.weight", "no place here for its tensor"),
+        ("bert", "adapter.weight", "its tensor 'adapter.weight' has no counterpart"),
+        ("gpt2", "transformer.h.0.crossattention.c_proj.weight", "has no counterpart"),
+        ("llama", "model.layers.0.mlp.router.weight", "has no counterpart"),
         ("llama", "model.layers.0.self_attn.q_norm.weight", "blocks.0.attention.norms.query"),
         ("llama", "model.layers.1.self_attn.q_proj.bias", "blocks.1.attention.query.bias"),
         ("qwen3", "model.layers.2.mlp.up_proj.weight", "blocks.2.feed_forward.up.weight"),
