@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,84 +11,61 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llmnb import assets, files, hardware, models
+from llmnb.transformer_config import SIZES, TransformerConfig
 
-# Our setting: its name in config.json.
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "d_ff": "intermediate_size",
-    "n_positions": "max_position_embeddings",
-}
-_LLAMA = {"n_kv_heads": "num_key_value_heads", "head_dim": "head_dim"}
-_LLAMA |= {"norm_eps": "rms_norm_eps"}
-SETTINGS = {
-    "bert": _SIZES | {"n_token_types": "type_vocab_size", "norm_eps": "layer_norm_eps"},
-    "gpt2": {
-        "vocab_size": "vocab_size",
-        "d_model": "n_embd",
-        "n_layers": "n_layer",
-        "n_heads": "n_head",
-        "d_ff": "n_inner",
-        "n_positions": "n_positions",
-        "norm_eps": "layer_norm_epsilon",
-    },
-    "llama": _SIZES | _LLAMA,
-    "qwen3": _SIZES | _LLAMA,
-}
+# Our setting, and its name in config.json: BERT's, GPT-2's, Llama's and Qwen3's; -: it has none.
+_SETTINGS = """
+vocab_size    vocab_size              vocab_size         vocab_size
+d_model       hidden_size             n_embd             hidden_size
+n_layers      num_hidden_layers       n_layer            num_hidden_layers
+n_heads       num_attention_heads     n_head             num_attention_heads
+d_ff          intermediate_size       n_inner            intermediate_size
+n_positions   max_position_embeddings n_positions        max_position_embeddings
+n_token_types type_vocab_size         -                  -
+n_kv_heads    -                       -                  num_key_value_heads
+head_dim      -                       -                  head_dim
+norm_eps      layer_norm_eps          layer_norm_epsilon rms_norm_eps
+"""
+# Our module, and its name in the checkpoints. A name that begins with a dot is inside a block.
+_MODULES = """
+embedding            embeddings.word_embeddings         wte     model.embed_tokens
+position_embedding   embeddings.position_embeddings     wpe     -
+token_type_embedding embeddings.token_type_embeddings   -       -
+embedding_norm       embeddings.LayerNorm               -       -
+norm                 -                                  ln_f    model.norm
+transform            cls.predictions.transform.dense    -       -
+transform_norm       cls.predictions.transform.LayerNorm -      -
+head                 cls.predictions                    lm_head lm_head
+.attention_norm     .attention.output.LayerNorm .ln_1              .input_layernorm
+.attention.query    .attention.self.query       .attn.c_attn.query .self_attn.q_proj
+.attention.key      .attention.self.key         .attn.c_attn.key   .self_attn.k_proj
+.attention.value    .attention.self.value       .attn.c_attn.value .self_attn.v_proj
+.attention.output   .attention.output.dense     .attn.c_proj       .self_attn.o_proj
+.attention.norms.query -                        -                  .self_attn.q_norm
+.attention.norms.key   -                        -                  .self_attn.k_norm
+.feed_forward_norm  .output.LayerNorm           .ln_2              .post_attention_layernorm
+.feed_forward.gate  -                           -                  .mlp.gate_proj
+.feed_forward.up    .intermediate.dense         .mlp.c_fc          .mlp.up_proj
+.feed_forward.down  .output.dense               .mlp.c_proj        .mlp.down_proj
+"""
+_BLOCKS = {"bert": "encoder.layer.*", "gpt2": "h.*", "llama": "model.layers.*"}  # * is a number
 
-# Our module: its name in the checkpoint; * is the number of a block.
-_LLAMA_NAMES = {
-    "embedding": "model.embed_tokens",
-    "blocks.*.attention_norm": "model.layers.*.input_layernorm",
-    "blocks.*.attention.query": "model.layers.*.self_attn.q_proj",
-    "blocks.*.attention.key": "model.layers.*.self_attn.k_proj",
-    "blocks.*.attention.value": "model.layers.*.self_attn.v_proj",
-    "blocks.*.attention.output": "model.layers.*.self_attn.o_proj",
-    "blocks.*.feed_forward_norm": "model.layers.*.post_attention_layernorm",
-    "blocks.*.feed_forward.gate": "model.layers.*.mlp.gate_proj",
-    "blocks.*.feed_forward.up": "model.layers.*.mlp.up_proj",
-    "blocks.*.feed_forward.down": "model.layers.*.mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
-NAMES = {
-    "bert": {
-        "embedding": "embeddings.word_embeddings",
-        "position_embedding": "embeddings.position_embeddings",
-        "token_type_embedding": "embeddings.token_type_embeddings",
-        "embedding_norm": "embeddings.LayerNorm",
-        "blocks.*.attention.query": "encoder.layer.*.attention.self.query",
-        "blocks.*.attention.key": "encoder.layer.*.attention.self.key",
-        "blocks.*.attention.value": "encoder.layer.*.attention.self.value",
-        "blocks.*.attention.output": "encoder.layer.*.attention.output.dense",
-        "blocks.*.attention_norm": "encoder.layer.*.attention.output.LayerNorm",
-        "blocks.*.feed_forward.up": "encoder.layer.*.intermediate.dense",
-        "blocks.*.feed_forward.down": "encoder.layer.*.output.dense",
-        "blocks.*.feed_forward_norm": "encoder.layer.*.output.LayerNorm",
-    },
-    "gpt2": {
-        "embedding": "wte",
-        "position_embedding": "wpe",
-        "blocks.*.attention_norm": "h.*.ln_1",
-        "blocks.*.attention.query": "h.*.attn.c_attn.query",
-        "blocks.*.attention.key": "h.*.attn.c_attn.key",
-        "blocks.*.attention.value": "h.*.attn.c_attn.value",
-        "blocks.*.attention.output": "h.*.attn.c_proj",
-        "blocks.*.feed_forward_norm": "h.*.ln_2",
-        "blocks.*.feed_forward.up": "h.*.mlp.c_fc",
-        "blocks.*.feed_forward.down": "h.*.mlp.c_proj",
-        "norm": "ln_f",
-        "head": "lm_head",
-    },
-    "llama": _LLAMA_NAMES,
-    "qwen3": _LLAMA_NAMES
-    | {
-        "blocks.*.attention.norms.query": "model.layers.*.self_attn.q_norm",
-        "blocks.*.attention.norms.key": "model.layers.*.self_attn.k_norm",
-    },
-}
+
+def _by_family(table: str) -> dict[str, dict[str, str]]:
+    """For each family, our names and what its checkpoints call them."""
+    names = {family: {} for family in _BLOCKS}
+    for line in table.strip().split("\n"):
+        ours, *theirs = line.split()
+        for family, name in zip(_BLOCKS, theirs, strict=True):
+            if name.startswith("."):
+                names[family]["blocks.*" + ours] = _BLOCKS[family] + name
+            elif name != "-":
+                names[family][ours] = name
+    return names | {"qwen3": names["llama"]}
+
+
+SETTINGS = _by_family(_SETTINGS)
+NAMES = _by_family(_MODULES)
 ARCHITECTURES = {  # transformers' class for each family's language model
     "bert": "BertForMaskedLM",
     "gpt2": "GPT2LMHeadModel",
@@ -95,11 +73,6 @@ ARCHITECTURES = {  # transformers' class for each family's language model
     "qwen3": "Qwen3ForCausalLM",
 }
 _PREFIX = {"bert": "bert.", "gpt2": "transformer."}  # of all but the head
-_MASKED = {  # the head of a masked language model
-    "transform": "cls.predictions.transform.dense",
-    "transform_norm": "cls.predictions.transform.LayerNorm",
-    "head": "cls.predictions",
-}
 # Tensors that our models don't need: heads for other tasks, stored masks.
 _UNUSED = re.compile(
     r"pooler\.|cls\.|classifier\.|embeddings\.position_ids|"
@@ -127,14 +100,8 @@ class _NoInitialValues(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def load(
-    make: Callable[[str, dict], nn.Module],
-    families: Iterable[str],
-    name: str,
-    dtype: str = "auto",
-    device: str | None = None,
-) -> nn.Module:
-    """The model of make(family, settings), in eval mode, with published weights.
+def load(cls: type, name: str, dtype: str = "auto", device: str | None = None) -> nn.Module:
+    """A model of a class of transformer.py, in eval mode, with published weights.
 
     name: a known asset, a folder, or a Hub id. Raises AssetError for another architecture, or
     for files that don't fit exactly.
@@ -143,16 +110,15 @@ def load(
     device = device or hardware.device()
     torch_dtype = hardware.dtype(dtype, device)
     try:
-        family, settings, state = _read(folder, families)
+        config, state = _read(folder, cls.families)
         with torch.device("meta"), _NoInitialValues():  # the weights are assigned below
-            model = make(family, settings)
+            model = cls(config)
         state = {key: tensor.to(device, torch_dtype) for key, tensor in state.items()}
-        is_tied = model.config.tied and hasattr(model, "head")
-        embedding = state.get("embedding.weight")
-        if is_tied and embedding is not None:
-            if not torch.equal(state.setdefault("head.weight", embedding), embedding):
+        is_tied = config.tied and hasattr(model, "head")
+        if is_tied and "embedding.weight" in state:
+            head = state.setdefault("head.weight", state["embedding.weight"])
+            if not torch.equal(head, state["embedding.weight"]):
                 raise ValueError("its config ties the head to the embedding; its files do not.")
-            state["head.weight"] = embedding
         model.load_state_dict(state, assign=True)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
@@ -160,21 +126,20 @@ def load(
     if is_tied:
         model.head.weight = model.embedding.weight
     model.eval().requires_grad_(False)
-    if torch_dtype == torch.float16 and not models.is_finite(model, model.config.vocab_size):
+    if torch_dtype == torch.float16 and not models.is_finite(model, config.vocab_size):
         print(models.OVERFLOW.format(name))
-        return load(make, families, name, "fp32", device)
+        return load(cls, name, "fp32", device)
     return model
 
 
-def _read(folder: Path, families: Iterable[str]) -> tuple[str, dict, dict[str, Tensor]]:
-    """Family, settings and tensors, under our names."""
+def _read(folder: Path, families: Iterable[str]) -> tuple[TransformerConfig, dict[str, Tensor]]:
+    """The model's configuration, and its tensors under our names."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family = config.get("model_type") if isinstance(config, dict) else None
     if family not in families:
-        raise ValueError(
-            f"its architecture is {family!r}, and one of {', '.join(families)} is wanted here."
-        )
-    return family, settings(family, config), renamed(family, _tensors(folder))
+        raise ValueError(f"its architecture is {family!r}; this class reads {', '.join(families)}.")
+    ours = TransformerConfig.of(family, **settings(family, config))
+    return ours, renamed(family, _tensors(folder))
 
 
 def settings(family: str, config: dict) -> dict:
@@ -184,7 +149,7 @@ def settings(family: str, config: dict) -> dict:
     """
     for key, plain in _PLAIN[family].items():
         if config.get(key, plain) != plain:
-            raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is built here.")
+            raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is implemented.")
     fields = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
     if family == "gpt2":
         fields["d_ff"] = fields["d_ff"] or 4 * (fields["d_model"] or 0)
@@ -194,13 +159,13 @@ def settings(family: str, config: dict) -> dict:
             raise ValueError(f"its rope_parameters are {rope!r}.")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind != "default":
-            raise ValueError(f"its rotation is of type {kind!r}; 'default' is built here.")
+            raise ValueError(f"its rotation is of type {kind!r}; only 'default' is implemented.")
         fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
     if family != "bert":
         fields["tied"] = config.get("tie_word_embeddings", family == "gpt2")
-    for ours in (*_SIZES, "norm_eps"):
+    for ours in (*SIZES, "norm_eps"):
         if not isinstance(fields[ours], float if ours == "norm_eps" else int):
-            raise ValueError(f"its {SETTINGS[family][ours]} is {fields[ours]!r}: no such number.")
+            raise ValueError(f"its {SETTINGS[family][ours]} is {fields[ours]!r}, not a number.")
     return {key: value for key, value in fields.items() if value is not None}
 
 
@@ -235,14 +200,20 @@ def renamed(family: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         module, _, kind = name.rpartition(".")
         kind = {"gamma": "weight", "beta": "bias"}.get(kind, kind)  # early BERTs
-        number = re.search(r"\.(\d+)\.", module)
-        our_module = ours.get(re.sub(r"\.\d+\.", ".*.", module, count=1))
+        our_module = _translated(module, ours)
         if our_module is None:
-            raise ValueError(f"there is no place here for its tensor {name!r}.")
-        if number:
-            our_module = our_module.replace("*", number[1])
+            raise ValueError(f"its tensor {name!r} has no counterpart in this model.")
         result[f"{our_module}.{kind}"] = tensor
     return result
+
+
+def _translated(module: str, names: dict[str, str]) -> str | None:
+    """The other name of a module, with the number of its block."""
+    number = re.search(r"\.(\d+)\.", module)
+    if number is None:
+        return names.get(module)
+    other = names.get(module.replace(number[0], ".*.", 1))
+    return other and other.replace("*", number[1])
 
 
 def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -252,9 +223,8 @@ def _unfused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if re.search(r"\.c_\w+\.weight$", name):
             tensor = tensor.t().contiguous()
         if ".c_attn." in name:
-            kind = name.rpartition(".")[2]
-            parts = zip(("query", "key", "value"), tensor.chunk(3), strict=True)
-            result |= {name.replace(f".{kind}", f".{part}.{kind}"): t for part, t in parts}
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                result[name.replace(".c_attn.", f".c_attn.{part}.")] = rows
         else:
             result[name] = tensor
     return result
@@ -275,8 +245,8 @@ def save(model: nn.Module, folder: Path, extra: dict | None = None) -> None:
     files.write_json(folder / "config.json", config_entries | (extra or {}))
 
 
-def entries(config) -> dict:
-    """The entries of config.json for a TransformerConfig: the reverse of `settings`.
+def entries(config: TransformerConfig) -> dict:
+    """The entries of config.json for a model: the reverse of `settings`.
 
     Raises ValueError for a model that transformers' class of the family can't express.
     """
@@ -284,11 +254,11 @@ def entries(config) -> dict:
     if family not in SETTINGS:
         raise ValueError(f"Its family is {family!r}; transformers has {', '.join(SETTINGS)}.")
     architecture = ARCHITECTURES[family]
-    usual = type(config).of(family, **{name: getattr(config, name) for name in _SIZES})
+    usual = TransformerConfig.of(family, **{name: getattr(config, name) for name in SIZES})
     for name in ("positions", "norm", "norm_first", "activation", "bias", "qk_norm"):
         value = getattr(config, name)
         if value != getattr(usual, name):
-            raise ValueError(f"Its {name} is {value!r}: {architecture} has no such thing.")
+            raise ValueError(f"Its {name} is {value!r}: {architecture} can't express that.")
     if family == "bert" and not config.n_token_types:
         raise ValueError("Its n_token_types is 0: BertForMaskedLM has at least one.")
     n_heads, n_kv_heads, head_dim = config.heads
@@ -298,7 +268,7 @@ def entries(config) -> dict:
         result |= {"num_key_value_heads": n_kv_heads, "head_dim": head_dim}
         result |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
-        raise ValueError(f"Its heads are {config.heads}: {architecture} has no such ones.")
+        raise ValueError(f"Its heads are {config.heads}: {architecture} can't express them.")
     result |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
     return result | {"model_type": family, "architectures": [architecture]}
 
@@ -306,30 +276,17 @@ def entries(config) -> dict:
 def _published(model: nn.Module) -> dict[str, Tensor]:
     """The tensors under the family's names; a tied one is stored once."""
     family = model.config.family
-    prefix = _PREFIX.get(family, "")
-    theirs = {ours: prefix + name for ours, name in NAMES[family].items()}
-    theirs |= {"head": NAMES[family].get("head")} | (_MASKED if family == "bert" else {})
-    result = {}
+    result = defaultdict(list)  # in GPT-2, query, key and value are parts of one tensor
     for name, parameter in model.named_parameters():
         module, _, kind = name.removeprefix("encoder.").rpartition(".")
-        number = re.search(r"\.(\d+)\.", module)
-        their_module = theirs[re.sub(r"\.\d+\.", ".*.", module, count=1)]
-        if number:
-            their_module = their_module.replace("*", number[1])
-        result[f"{their_module}.{kind}"] = parameter.detach().cpu().float().contiguous()
-    return _fused(result) if family == "gpt2" else result
-
-
-def _fused(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of _unfused."""
-    result = {}
-    for name, tensor in tensors.items():
-        if ".c_attn." in name:
-            if ".query." not in name:
-                continue
-            names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-            tensor = torch.cat([tensors[part] for part in names])
-            name = name.replace(".query.", ".")
-        is_matrix = re.search(r"\.c_\w+\.weight$", name)
-        result[name] = tensor.t().contiguous() if is_matrix else tensor
-    return result
+        their_module = _translated(module, NAMES[family])
+        if not their_module.startswith(("cls.", "lm_head")):
+            their_module = _PREFIX.get(family, "") + their_module
+        their_name = re.sub(r"\.c_attn\.\w+$", ".c_attn", their_module) + f".{kind}"
+        result[their_name].append(parameter.detach().cpu().float())
+    tensors = {}
+    for name, parts in result.items():
+        tensor = torch.cat(parts)
+        is_transposed = re.search(r"\.c_\w+\.weight$", name)  # in GPT-2
+        tensors[name] = (tensor.t() if is_transposed else tensor).contiguous()
+    return tensors

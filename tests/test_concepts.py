@@ -66,7 +66,7 @@ def test_equals_nltk_on_a_closed_vocabulary():
 
 def test_long_contexts_of_bytes_have_a_distribution_seen_or_not():
     generator = np.random.default_rng(0)
-    symbols = concepts.to_bytes(bytes(generator.choice(list(b"abc d"), size=5000)))
+    symbols = concepts.to_bytes(bytes(generator.choice(list(b"abc \xff"), size=5000)))
     model = NgramModel(symbols, 8, 256)
     for context in (generator.integers(0, 256, 8), symbols[:8], symbols[4000:4008]):
         distribution = model.distribution(context)
@@ -86,8 +86,6 @@ def test_a_context_fits_into_an_integer_or_is_refused():
     assert NgramModel(symbols, 4, 20_000).distribution([19_999, 7, 0])[19_999] > 0.5
     with pytest.raises(ValueError, match=r"1 … 4"):
         NgramModel(symbols, 5, 20_000)
-    eight_bytes = NgramModel(np.array([255] * 20 + [254]), 8, 256)
-    assert eight_bytes.distribution([255] * 7)[255] > 0.5
 
 
 def test_samples_follow_the_distribution_and_the_seed():

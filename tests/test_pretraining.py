@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from conftest import SMALL, small
+from test_attention import difference
 from test_checkpoints import scramble
 from torch import nn
 
@@ -28,11 +29,6 @@ def recipe(family, **changes):
 
 def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def difference(one, other):
-    assert one.shape == other.shape and one.dtype == other.dtype
-    return (one - other).abs().max().item()
 
 
 # Optimizers
@@ -219,7 +215,7 @@ def test_the_baseline_is_nanogpts():
         ({"block_size": 0}, "block_size is 0; it must be at least 1"),
         ({"accumulation": 3}, "batch_size 8 can't be cut into 3 equal parts"),
         ({"lr": 0.0}, "^lr is 0.0; it must be above 0"),
-        ({"warmup": 1.1}, "warmup is 1.1; it is a share"),
+        ({"warmup": 1.1}, "warmup is 1.1; it must be a share"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
         ({"family": "t5"}, "no such model: family is 't5'; choose one of"),
         ({"n_heads": 3, "family": "gpt2"}, "d_model 16 is not divisible by 3 heads"),

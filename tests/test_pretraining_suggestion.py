@@ -1,6 +1,7 @@
 """What is suggested before a run, and what a run says when its validation loss turns up."""
 
 import itertools
+import time
 
 import pytest
 from conftest import small
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def clock(monkeypatch):
     """Every step takes a second on this machine, whatever the size."""
     ticks = itertools.count()
-    monkeypatch.setattr(suggestion.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
 
 
 @pytest.mark.parametrize("epochs", [4, 0.5])

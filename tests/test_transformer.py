@@ -6,23 +6,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_attention import difference
 from test_checkpoints import MODELS, ours, saved, scramble, theirs
 from torch import nn
 
-from llmnb import checkpoints, models, transformer
+from llmnb import checkpoints, models
 from llmnb.generation import KeyValueCache, generate
-from llmnb.transformer import Decoder, Encoder, EncoderDecoder, TransformerConfig
+from llmnb.transformer import Decoder, Encoder, EncoderDecoder
+from llmnb.transformer_config import FAMILIES, TransformerConfig
 
 OURS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 64}
 SHAPES = (Encoder, Decoder, EncoderDecoder)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def difference(one, other):
-    assert one.shape == other.shape
-    return (one - other).abs().max().item()
 
 
 def batch(kind, padded):
@@ -67,16 +64,6 @@ def test_a_checkpoint_gives_the_same_output_loss_and_gradients(kind, padded, tmp
     assert difference(*(output[mask.bool()] for output in outputs)) <= 1e-5
     assert difference(*losses) <= 1e-5 and gradients.keys() == expected.keys()
     assert max(difference(gradients[name], expected[name]) for name in gradients) <= 1e-5
-
-
-@pytest.mark.parametrize("kind", [kind for kind in MODELS if kind != "bert"])
-def test_a_checkpoint_gives_the_same_32_tokens(kind, tmp_path):
-    reference, (ids, mask) = theirs(kind), batch(kind, padded=True)
-    options = {"attention_mask": mask, "max_new_tokens": 32}
-    expected = reference.generate(ids, **options, do_sample=False, pad_token_id=0)
-    model = ours(kind, saved(reference, tmp_path))
-    assert generate(model, ids, **options).equal(expected)
-    assert len(expected[0]) == 44 and len(expected[:, 12:].unique()) > 5  # not one token
 
 
 def reference_state(blocks):
@@ -140,7 +127,7 @@ def test_the_encoder_decoder_equals_pytorchs_layers_in_values_and_gradients(tied
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("family", transformer.FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_every_shape_and_no_idle_parameter(family, shape):
     config = TransformerConfig.of(family, **OURS | {"n_kv_heads": 2})
     model, (ids, _) = scramble(shape(config)), batch(family, False)
@@ -195,17 +182,11 @@ def test_the_tokens_in_the_cache_count_too():
     assert model(ids[:, :4], cache=cache).shape == (1, 4, 97)
 
 
-def test_initial_weights_repeat_with_the_seed():
-    def model_of(seed, **options):
-        torch.manual_seed(seed)
-        return Decoder(TransformerConfig(**OURS | {"vocab_size": 2000}, **options))
-
-    first, again, other = (model_of(seed).state_dict() for seed in (0, 0, 1))
-    assert all(first[name].equal(again[name]) for name in first)
-    assert not first["embedding.weight"].equal(other["embedding.weight"])
-    assert first["embedding.weight"].std().item() == pytest.approx(0.02, rel=0.05)
-    assert all((t == 0).all() for name, t in first.items() if name.endswith("bias"))
-    tied, untied = model_of(0), model_of(0, tied=False)
+def test_initial_weights_are_small_and_biases_0():
+    config = TransformerConfig(**OURS | {"vocab_size": 2000})
+    tied, untied = Decoder(config), Decoder(dataclasses.replace(config, tied=False))
+    assert tied.embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not any(p.any() for name, p in tied.named_parameters() if name.endswith("bias"))
     assert tied.head.weight is tied.embedding.weight
     assert not untied.head.weight.equal(untied.embedding.weight)
 

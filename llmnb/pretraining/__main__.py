@@ -2,6 +2,7 @@
 # ruff: noqa: E402 (the imports below load torch)
 
 import argparse
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from llmnb.pretraining.checkpoint import check_publishable, publish
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.processes import leave_processes
 from llmnb.pretraining.recipe import PretrainingError, Recipe, checked_settings
-from llmnb.pretraining.tokens import MIN_VOCAB_SIZE, prepare
+from llmnb.pretraining.tokens import prepare
 
 _CORPUS_DEFAULTS = {
     "corpus": "imdb",
@@ -35,6 +36,7 @@ _RUN_DEFAULTS = {
     "prompt": "",
     "checkpoint_seconds": 60.0,
 }
+_say = functools.partial(print, flush=True)
 _HELP = """The settings are the fields of llmnb.pretraining.recipe.Recipe, and:
 corpus (imdb, or a file or folder), column, tokenizer (bpe, bytes, characters), vocab_size,
 train_bytes, validation_bytes, out, evaluations, samples, prompt, checkpoint_seconds.
@@ -85,8 +87,6 @@ def _train(settings: dict[str, Any]) -> None:
     recipe = Recipe.of(settings)
     source = corpus_settings.pop("corpus")
     kind = corpus_settings.pop("tokenizer")
-    if kind not in MIN_VOCAB_SIZE:
-        raise PretrainingError(f"tokenizer is {kind!r}; choose one of {', '.join(MIN_VOCAB_SIZE)}.")
     recipe.steps()  # raises for a wrong budget
     with torch.device("meta"):
         recipe.build(vocab_size=1)
@@ -104,10 +104,6 @@ def _train(settings: dict[str, Any]) -> None:
     trainer.run()
     if is_first:
         publish(trainer, model_folder, Path(source).name)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -88,30 +88,20 @@ def read_facts(file: Path) -> dict[str, Any]:
     """A run's settings, from its run.json. Raises PretrainingError for a file of something else."""
     with contextlib.suppress(ValueError):
         facts = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(facts, dict):
+        if isinstance(facts, dict) and isinstance(facts.get("recipe"), dict):
             return facts
     raise PretrainingError(f"{file} is not the record of a pretraining run: name another folder.")
 
 
 def need_same_run(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises PretrainingError if two runs' settings (nested dicts) differ, naming the first."""
-    before, now = _flattened(before), _flattened(now)
-    for key in now | before:
-        if before.get(key) != now.get(key):
+    """Raises PretrainingError if the settings of two runs differ, naming the first."""
+    before = before["recipe"] | before
+    for key, value in (now["recipe"] | now).items():
+        if before.get(key) != value:
             raise PretrainingError(
-                f"{folder} holds another run: its {key} is {before.get(key)!r}, not "
-                f"{now.get(key)!r}. Name another folder, or give the settings in its run.json."
+                f"{folder} holds another run: its {key} is {before.get(key)!r}, not {value!r}. "
+                f"Name another folder, or give the settings in its run.json."
             )
-
-
-def _flattened(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in facts.items():
-        if isinstance(value, dict):
-            flat |= _flattened(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def append_log(path: Path, row: dict[str, Any]) -> None:

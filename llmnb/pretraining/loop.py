@@ -78,19 +78,6 @@ class Trainer:
         for power in range(1, samples - 1):  # most are early, when the model learns fastest
             self.sample_steps.add(round(evaluations * 0.37**power) * self.evaluation_interval)
 
-    def batch(self, step: int) -> Tensor:
-        """This process's part of a step's blocks: (batch_size / processes, block_size + 1)."""
-        return self._share(self._whole_batch(step))
-
-    def _whole_batch(self, step: int) -> Tensor:
-        recipe = self.recipe
-        sizes = recipe.batch_size, recipe.block_size
-        blocks = batch_at(self.corpus.train, recipe.seed, step, *sizes)
-        return torch.from_numpy(blocks).to(self.device)
-
-    def _share(self, rows: Tensor) -> Tensor:
-        return rows.chunk(self.processes.count)[self.processes.rank]
-
     def examples(self, blocks: Tensor, seed: list[int]) -> tuple[Tensor, ...]:
         """The arguments of `loss`: the blocks, and for a masked model what `hide` returns for them.
 
@@ -119,25 +106,39 @@ class Trainer:
         return torch.func.functional_call(self.parallel_model, weights, inputs)
 
     def train_step(self) -> float:
-        """One update; returns the batch's loss before it. Raises PretrainingError if it is NaN."""
+        """One update; returns the batch's loss before it.
+
+        Raises PretrainingError for a loss that is NaN, or too little memory.
+        """
         recipe = self.recipe
+        with recipe.explaining_memory_errors():
+            loss = self._need_finite(self._backward())
+            self._update(learning_rate(self.step, self.steps, recipe.warmup, recipe.decay))
+        self.step += 1
+        return loss
+
+    def _backward(self) -> float:
+        """Compute the gradients of a step's batch, part by part; returns its mean loss."""
+        recipe, processes = self.recipe, self.processes
+        sizes = recipe.batch_size, recipe.block_size
+        blocks = batch_at(self.corpus.train, recipe.seed, self.step, *sizes)
+        blocks = torch.from_numpy(blocks).to(self.device)
+        parts = []
+        for tensor in self.examples(blocks, [recipe.seed, self.step]):
+            share = tensor.chunk(processes.count)[processes.rank]  # this process's
+            parts.append(share.chunk(recipe.accumulation))
         total = torch.zeros((), device=self.device)
-        examples = self.examples(self._whole_batch(self.step), [recipe.seed, self.step])
-        parts = [self._share(tensor).chunk(recipe.accumulation) for tensor in examples]
         for index, part in enumerate(zip(*parts, strict=True), start=1):
             exchange_gradients = contextlib.nullcontext()
-            if self.processes.count > 1 and index < recipe.accumulation:
+            if processes.count > 1 and index < recipe.accumulation:
                 exchange_gradients = self.parallel_model.no_sync()  # once, after the last part
             with exchange_gradients:
                 loss = self.loss(*part) / recipe.accumulation
                 self.scaler.scale(loss).backward()
             total += loss.detach()
-        if self.processes.count > 1:
+        if processes.count > 1:
             torch.distributed.all_reduce(total)
-        mean_loss = self._need_finite(total.item() / self.processes.count)
-        self._update(learning_rate(self.step, self.steps, recipe.warmup, recipe.decay))
-        self.step += 1
-        return mean_loss
+        return total.item() / processes.count
 
     def _need_finite(self, loss: float) -> float:
         if math.isfinite(loss):
@@ -180,8 +181,7 @@ class Trainer:
         saved = time.monotonic()
         while self.step < self.steps:
             start = time.perf_counter()
-            with self.recipe.explaining_memory_errors():
-                self.unlogged["losses"].append(self.train_step())
+            self.unlogged["losses"].append(self.train_step())
             self.unlogged["seconds"] += time.perf_counter() - start
             is_last = self.step == self.steps
             if is_last or self.step % self.evaluation_interval == 0:
@@ -286,13 +286,15 @@ class Trainer:
         endless = replace(recipe, minutes=0.0, tokens=10**6 * recipe.step_tokens)
         probe = Trainer(self.corpus, endless)
         deadline = time.perf_counter() + max(1.0, 2 * recipe.minutes)
+        return max(1, round(60 * recipe.minutes / probe.seconds_per_step(deadline)))
+
+    def seconds_per_step(self, deadline: float = 0.0) -> float:
+        """The median of at least 5 training steps, and of up to 50 until the deadline."""
         seconds = []
         while len(seconds) < 5 or (
             len(seconds) < 50 and self.processes.from_first(time.perf_counter() < deadline)
         ):
             start = time.perf_counter()
-            with recipe.explaining_memory_errors():
-                probe.train_step()
+            self.train_step()
             seconds.append(time.perf_counter() - start)
-        per_step = self.processes.from_first(float(np.median(seconds[2:])))  # two warm up
-        return max(1, round(60 * recipe.minutes / per_step))
+        return self.processes.from_first(float(np.median(seconds[2:])))  # two warm up

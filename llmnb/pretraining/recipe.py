@@ -21,8 +21,13 @@ _CHOICES = {
     "optimizer": ("muon", "adamw"),
     "dtype": ("auto", "bf16", "fp16", "fp32"),
 }
-_MINIMUM = dict.fromkeys(("block_size", "batch_size", "accumulation"), 1)
-_MINIMUM |= dict.fromkeys(("tokens", "minutes", "weight_decay", "clip", "d_ff", "seed"), 0)
+_NOT_NEGATIVE = ("tokens", "minutes", "weight_decay", "clip", "d_ff", "seed")
+_RANGES = [  # names of settings, what their values must be, and whether a value is that
+    (("block_size", "batch_size", "accumulation"), "at least 1", lambda value: value >= 1),
+    (_NOT_NEGATIVE, "at least 0", lambda value: value >= 0),
+    (("lr", "matrix_lr"), "above 0", lambda value: value > 0),
+    (("warmup", "decay"), "a share of the steps, 0 to 1", lambda value: 0 <= value <= 1),
+]
 _OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
@@ -49,8 +54,8 @@ class Recipe:
     block_size: int = 128  # tokens of context
     batch_size: int = 16  # blocks per step, over all processes
     accumulation: int = 1  # parts that a batch is computed in: more parts need less memory
-    tokens: int = 0  # how many to train on, or else:
-    minutes: float = 0.0  # how long to train on this machine
+    tokens: int = 0  # the budget: how many tokens to train on
+    minutes: float = 0.0  # or, instead of tokens: how long to train on this machine
     optimizer: str = "muon"  # muon | adamw
     lr: float = 8e-3  # AdamW's
     matrix_lr: float = 0.02  # Muon's
@@ -75,18 +80,11 @@ class Recipe:
                 f"family {self.family!r} does not go with objective {self.objective!r}: only a "
                 f"BERT sees both sides of a masked token; the others predict the next one."
             )
-        for name, minimum in _MINIMUM.items():
-            value = getattr(self, name)
-            if value < minimum:
-                raise PretrainingError(f"{name} is {value}; it must be at least {minimum}.")
-        for name in ("lr", "matrix_lr"):
-            if getattr(self, name) <= 0:
-                raise PretrainingError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("warmup", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise PretrainingError(
-                    f"{name} is {getattr(self, name)}; it is a share of the steps, 0 to 1."
-                )
+        for names, requirement, is_valid in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if not is_valid(value):
+                    raise PretrainingError(f"{name} is {value}; it must be {requirement}.")
         if self.batch_size % self.accumulation:
             raise PretrainingError(
                 f"batch_size {self.batch_size} can't be cut into {self.accumulation} equal parts."
@@ -104,14 +102,9 @@ class Recipe:
 
     def config(self, vocab_size: int) -> TransformerConfig:
         """The model's configuration. Raises PretrainingError if there is no such model."""
-        sizes = {
-            "vocab_size": vocab_size,
-            "d_model": self.d_model,
-            "n_layers": self.n_layers,
-            "n_heads": self.n_heads,
-            "n_positions": self.block_size,
-            "d_ff": self.d_ff or 4 * self.d_model,
-        }
+        sizes = {name: getattr(self, name) for name in ("d_model", "n_layers", "n_heads")}
+        sizes |= {"vocab_size": vocab_size, "n_positions": self.block_size}
+        sizes["d_ff"] = self.d_ff or 4 * self.d_model
         try:
             config = TransformerConfig.of(self.family, **sizes | dict(self.model))
         except (TypeError, ValueError) as error:

@@ -1,9 +1,6 @@
 """Before a run: which size, learning rate and number of tokens suit a text and this machine."""
 
-import time
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import PretrainingError, Recipe
@@ -11,10 +8,8 @@ from llmnb.pretraining.tokens import TokenCorpus
 
 # Widths and layers, from small to large; a head is 32 to 64 wide.
 SHAPES = ((32, 2), (48, 2), (64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8))
-MAX_EPOCHS = (
-    4  # repeated up to four times, a text is nearly as good as new: Muennighoff et al. 2023
-)
-STEPS_TIMED = 5
+# Repeated up to four times, a text is nearly as good as new: Muennighoff et al. 2023.
+MAX_EPOCHS = 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ def suggest(
         recipe = Recipe(**sizes, block_size=block_size, model={"tied": False}, tokens=10**9)
         recipe = replace(recipe, lr=learning_rate_for(d_model))
         trainer = Trainer(corpus, recipe)
-        speed = _tokens_per_second(trainer)
+        speed = recipe.step_tokens / trainer.seconds_per_step()
         reachable = int(min(60 * minutes * speed, MAX_EPOCHS * len(corpus.train)))
         tokens = max(reachable, recipe.step_tokens)
         n_weights = trainer.n_parameters - trainer.model.embedding.weight.numel()
@@ -79,13 +74,3 @@ def suggest(
         epochs = tokens / len(corpus.train)
         best = Suggestion(recipe, trainer.n_parameters, n_weights, speed, epochs)
     return best
-
-
-def _tokens_per_second(trainer: Trainer) -> float:
-    seconds = []
-    for _ in range(STEPS_TIMED):
-        start = time.perf_counter()
-        with trainer.recipe.explaining_memory_errors():
-            trainer.train_step()
-        seconds.append(time.perf_counter() - start)
-    return trainer.recipe.step_tokens / float(np.median(seconds[2:]))  # the first two warm up

@@ -100,27 +100,22 @@ def write_tokens(
     """Write the documents as token ids, a separator before each; returns their bytes of UTF-8.
 
     n_bytes: only the first documents, together about that many bytes (None: all). The memory needed
-    depends on the longest document only. The file gets its name once it is complete.
+    depends on the longest document only.
     """
     encoder = _encoder(tokenizer)
     dtype = token_dtype(tokenizer)
     separator = np.array([start_token(tokenizer)], dtype).tobytes()
     size = 0
     pieces = _pieces(_documents(rows, n_bytes))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            while batch := list(itertools.islice(pieces, _PIECES_PER_BATCH)):
-                texts = [text for text, _ in batch]
-                encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
-                for (text, is_first), encoding in zip(batch, encodings, strict=True):
-                    if is_first:
-                        file.write(separator)
-                    file.write(np.array(encoding.ids, dtype).tobytes())
-                    size += len(text.encode("utf-8"))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        while batch := list(itertools.islice(pieces, _PIECES_PER_BATCH)):
+            texts = [text for text, _ in batch]
+            encodings = encoder.encode_batch_fast(texts, add_special_tokens=False)
+            for (text, is_first), encoding in zip(batch, encodings, strict=True):
+                if is_first:
+                    file.write(separator)
+                file.write(np.array(encoding.ids, dtype).tobytes())
+                size += len(text.encode("utf-8"))
     return size
 
 
