@@ -107,10 +107,8 @@ def test_a_verdict_is_fishers():
     assert result.leak and result.overlapping.value == 1 and result.clean.value == 0.4
     assert result.text.startswith("A leak: ") and "5 overlapping" in result.text
     assert "20 clean" in result.text and "p = 0.024" in result.text
-    stricter = verdict(flags, right, alpha=0.02)
-    assert not stricter.leak and stricter.text.startswith("No leak is shown: ")
     lower = verdict(np.array(flags, bool), 1 - np.array(right))  # a lower score is no leak
-    assert not lower.leak and lower.p == 1
+    assert not lower.leak and lower.p == 1 and lower.text.startswith("No leak is shown: ")
 
 
 def test_a_verdict_with_one_group_says_so():
@@ -145,37 +143,3 @@ def test_false_alarms_are_as_rare_as_promised():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.slow
-def test_a_planted_leak_of_five_percent_is_found():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    from llmnb.data import load_reviews
-
-    def fit(texts, labels):
-        model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=10))
-        return model.fit(texts, labels).predict_proba
-
-    reviews = load_reviews("rotten_tomatoes")
-    train, test = (reviews[part].to_dict() for part in ("train", "test"))
-    assert not overlap(test["text"], train["text"])["overlapping"].any()  # the split holds
-    n = len(test["text"])
-    chosen = np.random.default_rng(0).permutation(n)[: n // 20]
-    planted = np.isin(np.arange(n), chosen)
-    texts = train["text"] + [test["text"][i].upper() for i in chosen]
-    flags = overlap(test["text"], texts)["overlapping"]
-    assert (flags == planted).all()
-
-    table = leak(fit, train, test, [n // 20]).set_index("items")
-    assert table["low"]["leaked"] > table["before"]["leaked"] + 0.1
-    assert table["low"]["leaked"] > table["high"]["clean"]
-    assert abs(table["accuracy"]["clean"] - table["before"]["clean"]) < 0.02
-
-    labels = train["label"] + [test["label"][i] for i in chosen]
-    correct = fit(texts, labels)(test["text"]).argmax(axis=1) == test["label"]
-    assert verdict(flags, correct).leak
-    honest = fit(train["text"], train["label"])(test["text"]).argmax(axis=1) == test["label"]
-    assert not verdict(flags, honest).leak

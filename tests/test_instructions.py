@@ -109,21 +109,6 @@ def test_the_loss_is_transformers_loss(tiny, batch):
     assert -log_probs.sum().item() / n_tokens == pytest.approx(theirs.item(), abs=1e-5)
 
 
-def test_prompt_tokens_get_no_gradient(tiny, batch):
-    """As targets: the scores of every token that is no answer's are left alone."""
-    model = llmnb_models.load_decoder(tiny, "fp32")
-    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
-    logits.retain_grad()
-    n = batch.is_answer[:, 1:].sum()
-    targets = batch.labels[:, 1:].flatten()
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets)
-    loss.backward()
-    is_target = torch.nn.functional.pad(batch.is_answer[:, 1:], (0, 1))
-    assert logits.grad[~is_target].eq(0).all()
-    assert logits.grad[is_target].abs().sum(-1).gt(0).all() and is_target.sum() == n
-    assert loss.item() == pytest.approx(instructions.sft_loss(model, batch).item(), abs=1e-5)
-
-
 def test_a_step_sees_each_row_once_an_epoch_in_an_order_of_seed_and_epoch():
     epoch = [n for step in range(3) for n in instructions.rows_at(step, 6, 2, seed=1)]
     following = [n for step in range(3, 6) for n in instructions.rows_at(step, 6, 2, seed=1)]
@@ -281,14 +266,14 @@ def write(path, rows, encoding="utf-8"):
 @pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
 def test_the_usual_shapes_are_read(row, tmp_path):
     read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]))
-    assert not read.dropped and len(read.conversations) == 10
-    assert read.conversations[-1][-1]["role"] == "assistant"
+    assert not read.dropped and len(read.examples) == 10
+    assert read.examples[-1][-1]["role"] == "assistant"
 
 
 @pytest.mark.parametrize(("row", "reason"), DROPPED.values(), ids=DROPPED)
 def test_what_cannot_be_used_is_left_out_and_counted(row, reason, tmp_path):
     read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]), SPECIAL)
-    assert len(read.conversations) == 9
+    assert len(read.examples) == 9
     ((found, numbers),) = read.dropped.items()
     assert reason in found and numbers == [10]
     assert f"Left out: 1 (10), {found}." in read.summary()
@@ -321,7 +306,7 @@ def test_a_prompt_stands_on_one_side_of_the_split_and_a_leak_is_found(tmp_path):
     train, validation = instruction_files.load(write(tmp_path / "rows.jsonl", rows)).split()
     assert len(train) + len(validation) == 18 and instruction_files.leaked(train, validation) == []
     shouted = [[{"role": "user", "content": "WHAT is  3?"}, CHAT[-1]]]
-    known = instruction_files.load(write(tmp_path / "rows.jsonl", ROWS)).conversations
+    known = instruction_files.load(write(tmp_path / "rows.jsonl", ROWS)).examples
     assert instruction_files.leaked(known, [*shouted, CHAT]) == [0]
 
 

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
-from llmnb.evaluation.uncertainty import Interval, proportion
+from llmnb.evaluation.uncertainty import UPPER, Interval, proportion
 
 
 def reliability(
@@ -89,7 +89,6 @@ def error_interval(
     bins: int = 10,
     equal_mass: bool = False,
     resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """calibration_error with its interval, for these bins.
@@ -107,8 +106,8 @@ def error_interval(
     accuracy = (table["accuracy"].to_numpy() * items + 1) / (items + 2)
     drawn = np.random.default_rng(seed).binomial(items, accuracy, (resamples, len(items)))
     noise = (drawn - items * accuracy) / items.sum()  # (resamples, bins)
-    below = np.quantile(np.abs(noise).sum(axis=1), (1 + level) / 2)
-    above = np.quantile(noise.sum(axis=1), (1 + level) / 2)
+    below = np.quantile(np.abs(noise).sum(axis=1), UPPER)
+    above = np.quantile(noise.sum(axis=1), UPPER)
     return Interval(value, low=max(0.0, value - below), high=min(1.0, value + above))
 
 

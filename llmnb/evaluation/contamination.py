@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import fisher_exact
 
 from llmnb.data import fingerprint
-from llmnb.evaluation.uncertainty import Interval, proportion
+from llmnb.evaluation.uncertainty import ALPHA, Interval, proportion
 from llmnb.text import ngrams, words
 
 SHARE = 0.7  # of a text's n-grams, from which on it overlaps: Chowdhery et al. 2022, section 8
@@ -87,8 +87,10 @@ def leak(
     def is_right_after(k: int) -> NDArray[np.bool_]:
         fit_texts = [*train["text"], *(texts[index] for index in order[:k])]
         fit_labels = [*train["label"], *labels[order[:k]].tolist()]
-        classify = fit(fit_texts, fit_labels)
-        return _classes(classify(texts), len(texts)) == labels
+        predicted = np.asarray(fit(fit_texts, fit_labels)(texts))
+        if len(predicted) != len(texts):
+            raise ValueError(f"Shape {predicted.shape} for {len(texts)} texts: one row a text.")
+        return (predicted.argmax(axis=1) if predicted.ndim == 2 else predicted) == labels
 
     before = is_right_after(0)
     rows = []
@@ -103,13 +105,6 @@ def leak(
     return pd.DataFrame(rows)
 
 
-def _classes(predicted: ArrayLike, n: int) -> NDArray:
-    predicted = np.asarray(predicted)
-    if len(predicted) != n or predicted.ndim not in (1, 2):
-        raise ValueError(f"Shape {predicted.shape} for {n} texts: not one class or row a text.")
-    return predicted.argmax(axis=1) if predicted.ndim == 2 else predicted
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Is the score on the overlapping items higher than on the clean ones?"""
@@ -121,11 +116,11 @@ class Verdict:
     text: str
 
 
-def verdict(overlapping: ArrayLike, correct: ArrayLike, alpha: float = 0.05) -> Verdict:
+def verdict(overlapping: ArrayLike, correct: ArrayLike) -> Verdict:
     """A leak, if accuracy is significantly higher on the overlapping items than on the clean ones.
 
     overlapping, correct: 0/1 per test item, (n,) each. The test of the two independent samples is
-    Fisher's exact one, one-sided: never more than alpha false alarms. What overlaps may also be
+    Fisher's exact one, one-sided: never more than 5 % false alarms. What overlaps may also be
     easier by itself; only a model that did not see it could tell (`leak`'s column `before`).
     Raises ValueError for other than 0/1, or lengths that differ.
     """
@@ -139,9 +134,9 @@ def verdict(overlapping: ArrayLike, correct: ArrayLike, alpha: float = 0.05) -> 
         which = "All items overlap" if dirty else "No item overlaps"
         return Verdict(False, math.nan, dirty, clean, f"{which}: there is nothing to compare.")
     p = float(fisher_exact(table, alternative="greater").pvalue)
-    start = "A leak" if p < alpha else "No leak is shown"
+    start = "A leak" if p < ALPHA else "No leak is shown"
     text = (
         f"{start}: accuracy {dirty} on the {flags.sum()} overlapping items, "
         f"{clean} on the {(~flags).sum()} clean ones, p = {p:.2g}."
     )
-    return Verdict(p < alpha, p, dirty, clean, text)
+    return Verdict(p < ALPHA, p, dirty, clean, text)

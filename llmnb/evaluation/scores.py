@@ -10,7 +10,6 @@ import itertools
 import math
 import numbers
 import re
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -35,24 +34,13 @@ def accuracy(predictions: Sequence, references: Sequence) -> float:
     return float(sklearn_metrics.accuracy_score(references, predictions))
 
 
-def precision_recall_f1(
-    predictions: Sequence, references: Sequence, average: str = "macro", positive: str | int = 1
-) -> dict[str, float]:
-    """{"precision", "recall", "f1"}, 0 where undefined.
-
-    average: over the classes ("macro", "micro", "weighted"), or "binary": of `positive` alone.
-    """
-    if average not in ("macro", "micro", "weighted", "binary"):
-        raise ValueError(f"average is macro, micro, weighted or binary, not {average!r}.")
+def precision_recall_f1(predictions: Sequence, references: Sequence) -> dict[str, float]:
+    """{"precision", "recall", "f1"}: the means over the classes (macro), 0 where undefined."""
     predictions, references = _class_columns(predictions, references)
-    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
-        references,
-        predictions,
-        average=average,
-        pos_label=_class_name(positive) if average == "binary" else 1,  # else unused
-        zero_division=0,
+    means = sklearn_metrics.precision_recall_fscore_support(
+        references, predictions, average="macro", zero_division=0
     )
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    return dict(zip(("precision", "recall", "f1"), map(float, means[:3]), strict=True))
 
 
 def matthews(predictions: Sequence, references: Sequence) -> float:
@@ -116,16 +104,16 @@ def _sacrebleu(name: str, metric, predictions, references) -> dict:
     return {name: score, f"{name}_signature": metric.get_signature().format()}
 
 
-def rouge(predictions: Sequence, references: Sequence, stemmer: bool = False) -> dict[str, float]:
+def rouge(predictions: Sequence, references: Sequence) -> dict[str, float]:
     """Mean F1, 0 to 1, against the best reference: {"rouge1", "rouge2", "rougeL"}.
 
     references: one text or a list of texts for each prediction, in Latin letters: the tokenizer
-    drops all others. stemmer: cut English endings off first. Source: Lin 2004.
+    drops all others. Source: Lin 2004.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     predictions, references = _text_columns(predictions, references)
-    scorer = RougeScorer(ROUGE_KINDS, use_stemmer=stemmer)
+    scorer = RougeScorer(ROUGE_KINDS)
     rows = []
     for prediction, texts in zip(predictions, references, strict=True):
         if not any(re.search("[a-z0-9]", text.lower()) for text in texts):
@@ -193,11 +181,8 @@ def _class_columns(predictions, references) -> tuple[list[str], list[str]]:
 def _class_name(value) -> str:
     if isinstance(value, str):
         return value
-    try:
-        if value == int(value):
-            return str(int(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
+    if isinstance(value, numbers.Real) and float(value).is_integer():
+        return str(int(value))
     raise ValueError(f"{value!r} is no class: it takes names or whole numbers.")
 
 
@@ -217,12 +202,9 @@ class _Classification(evaluate.Metric):
 
     function: ClassVar[Callable]
 
-    def __init__(self, **options) -> None:
-        """options: evaluate.Metric's. Several processes share num_process and experiment_id."""
-        # Two metrics that share an id share a file. One process needs no file at all.
-        defaults = {"experiment_id": uuid.uuid4().hex, "cache_dir": files.cache_dir() / "metrics"}
-        defaults["keep_in_memory"] = options.get("num_process", 1) == 1
-        super().__init__(**defaults | options)
+    def __init__(self) -> None:
+        """No file is written, but evaluate makes its folder."""
+        super().__init__(keep_in_memory=True, cache_dir=files.cache_dir() / "metrics")
 
     def _info(self) -> evaluate.MetricInfo:
         text = Value("string")
@@ -242,8 +224,8 @@ class _Classification(evaluate.Metric):
         """Add one item, checked as in add_batch."""
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def compute(self, *, predictions=None, references=None) -> dict[str, float] | None:
-        """The result over all added items and these; None where another process has it."""
+    def compute(self, *, predictions=None, references=None) -> dict[str, float]:
+        """The result over all added items and these."""
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
         if not len(self):

@@ -4,6 +4,7 @@ ladder.py trains and compares them, and loads what was saved here.
 """
 
 import dataclasses
+import itertools
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,13 @@ class Classifier(ABC):
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def example_rows(labels: NDArray[np.integer], n_classes: int, shots: int) -> list[int]:
+    """The rows of the first `shots` texts of each class, one of each class in turn."""
+    by_class = [np.flatnonzero(labels == number)[:shots].tolist() for number in range(n_classes)]
+    turns = itertools.zip_longest(*by_class)
+    return [row for turn in turns for row in turn if row is not None]
 
 
 def save(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import hstack
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -86,9 +87,7 @@ class _Linear(Classifier):
         """softmax(W x + b): (texts, classes)"""
         if not len(texts):
             return np.zeros((0, len(self.label_names)))
-        scores = np.asarray(self.features(texts) @ self.weight.T) + self.bias
-        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        return softmax(np.asarray(self.features(texts) @ self.weight.T) + self.bias, axis=1)
 
     def write(self, folder: Path) -> None:
         """Weights and bias. The weights in fp32, which is precise enough and half as large."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmnb import files, hosted
-from llmnb.fine_tuning.base import Classifier, FineTuningError
+from llmnb.fine_tuning.base import Classifier, FineTuningError, example_rows
 
 PROMPT_FILE = "prompt.json"
 MAX_TEXT_CHARACTERS = 4000  # of a text that is sent
@@ -42,11 +42,8 @@ class Hosted(Classifier):
             f"Classify the last text as {', '.join(names[:-1])} or {names[-1]}. "
             "Reply with the label and nothing else."
         ]
-        for shot in range(self.settings.shots):
-            for number, name in enumerate(names):
-                rows = np.flatnonzero(labels == number)
-                if shot < len(rows):
-                    parts.append(f"Text: {_shortened(texts[rows[shot]])}\nLabel: {name}")
+        for row in example_rows(labels, len(names), self.settings.shots):
+            parts.append(f"Text: {_shortened(texts[row])}\nLabel: {names[labels[row]]}")
         self.instruction = "\n\n".join(parts)
         counts = np.bincount(labels, minlength=len(names))
         self.shares = (counts / counts.sum()).tolist()

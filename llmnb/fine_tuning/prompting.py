@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmnb import files, hardware, models
 from llmnb.fast_linear import optimize_for_cpu
-from llmnb.fine_tuning.base import Classifier, FineTuningError
+from llmnb.fine_tuning.base import Classifier, FineTuningError, example_rows
 from llmnb.generation import KeyValueCache
 from llmnb.transformer import Decoder
 
@@ -51,16 +51,12 @@ class Prompted(Classifier):
         """
         names = self.label_names
         parts = [f"Classify each text as {', '.join(names[:-1])} or {names[-1]}."]
-        rows_of_class = [np.flatnonzero(labels == number) for number in range(len(names))]
-        example_rows = set()
-        for shot in range(self.settings.shots):
-            for name, rows in zip(names, rows_of_class, strict=True):
-                if shot < len(rows):
-                    parts.append(f"Text: {_on_one_line(texts[rows[shot]])}\nLabel: {name}")
-                    example_rows.add(rows[shot])
+        rows = example_rows(labels, len(names), self.settings.shots)
+        for row in rows:
+            parts.append(f"Text: {_on_one_line(texts[row])}\nLabel: {names[labels[row]]}")
         self.instruction = "\n\n".join(parts) + "\n\n"
         self.prefix = None  # an earlier instruction's
-        others = [text for row, text in enumerate(texts) if row not in example_rows]
+        others = [text for row, text in enumerate(texts) if row not in rows]
         self.usual = self._label_scores(others[:CALIBRATION_TEXTS] or texts).mean(0).tolist()
         return self
 
