@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from llmnb import models
 from llmnb.evaluation import bias
@@ -165,26 +168,11 @@ def test_in_a_pair_one_word_differs_and_each_word_is_on_both_sides():
     assert all(sides[axis, b, a] == count for (axis, a, b), count in sides.items())
 
 
-class Words:
-    """A tokenizer of the words in these texts; the token 0 stands first."""
-
-    bos_token_id, eos_token_id = 0, None
-
-    def __init__(self, texts):
-        words = {word for text in texts for word in re.findall(r" ?[^ ]+", text)}
-        self.words = ["<s>", *sorted(words)]
-
-    def get_vocab(self):
-        return {word: number for number, word in enumerate(self.words)}
-
-    def __call__(self, text, add_special_tokens=True):
-        if isinstance(text, list):
-            return {"input_ids": [self(line)["input_ids"] for line in text]}
-        words = re.findall(r" ?[^ ]+", text)
-        return {"input_ids": [self.words.index(word) for word in words]}
-
-    def decode(self, ids, **options):
-        return "".join(self.words[i] for i in ids)
+def tokenizer_of(words):
+    """A tokenizer of these words."""
+    raw = Tokenizer(WordLevel({word: number for number, word in enumerate(["<s>", *words])}))
+    raw.pre_tokenizer = Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
 
 
 class WithLogits(torch.nn.Embedding):
@@ -200,13 +188,12 @@ def test_pairs_by_hand():
         {"a": "he", "b": "she she", "axis": "gender"},
         {"a": "the same", "b": "same the", "axis": "order"},
     ]
-    tokenizer = Words([pair[side] for pair in pairs for side in "ab"] + ["he she the"])
+    tokenizer = tokenizer_of(["she", "he", "the", "nurse", "same"])
     # A causal model that scores the next word by itself alone, whatever stands before it.
-    logits = torch.tensor([float(word.strip() == "she") for word in tokenizer.words])
-    logits = logits.expand(len(logits), -1)
+    logits = torch.eye(6)[1].expand(6, -1)  # 1 for "she"
     table = pair_preferences(torch.nn.Embedding.from_pretrained(logits), tokenizer, pairs)
     assert pair_preferences(WithLogits.from_pretrained(logits), tokenizer, pairs).equals(table)
-    total = np.log(sum(np.e if word.strip() == "she" else 1.0 for word in tokenizer.words))
+    total = np.log(5 + np.e)
     assert list(table["log_a"]) == pytest.approx([1 - 3 * total, -total, -2 * total], rel=1e-5)
     assert list(table["log_b"]) == pytest.approx([-3 * total, 2 - 2 * total, -2 * total], rel=1e-5)
     assert [*table["tokens_a"], *table["tokens_b"]] == [3, 1, 2, 3, 2, 2]
@@ -229,7 +216,7 @@ def test_pairs_by_hand():
 def test_pairs_refuse_what_does_not_fit(pairs, message):
     broken = torch.nn.Embedding.from_pretrained(torch.full((3, 3), torch.nan))
     with pytest.raises(ValueError, match=message):
-        pair_preferences(broken, Words(["a", "b"]), pairs)
+        pair_preferences(broken, tokenizer_of("ab"), pairs)
 
 
 @pytest.fixture

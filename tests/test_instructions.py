@@ -274,9 +274,9 @@ def test_the_usual_shapes_are_read(row, tmp_path):
 def test_what_cannot_be_used_is_left_out_and_counted(row, reason, tmp_path):
     read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]), SPECIAL)
     assert len(read.examples) == 9
-    ((found, numbers),) = read.dropped.items()
-    assert reason in found and numbers == [10]
-    assert f"Left out: 1 (10), {found}." in read.summary()
+    ((message, numbers),) = read.dropped.items()
+    assert reason in message and numbers == [10]
+    assert f"Left out: 1 (10), {message}." in read.summary()
 
 
 def test_a_byte_order_mark_and_one_list_are_read(tmp_path):

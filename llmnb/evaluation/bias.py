@@ -62,8 +62,8 @@ def shifts(
     flagged. The sampled units are the TERMS: a model has something for or against every
     single word, and hundreds of rows repeat what it has, so resampling rows would call any few
     words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
-    are dealt to the axis's groups at random, which is exact where groups don't matter (two groups
-    of 4 terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
+    are shuffled among the axis's groups, which is exact where groups don't matter (two groups of 4
+    terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
     interval of each group alone, which holds where one group's words vary more. Flagged: p_holm <
     0.05, and 0 outside the interval.
     Source: Pitman 1937; Welch 1947. Raises ValueError for scores that don't fit the rows, an axis
@@ -99,8 +99,8 @@ def smallest_shifts(
 ) -> pd.DataFrame:
     """How large a group's shift must be for `shifts` to flag it in four of five runs.
 
-    By simulation with this run's own words: their scores are dealt to the axis's groups at random,
-    the first group is moved up, and the move at which it is just flagged is found by bisection.
+    By simulation with this run's own words: their scores are shuffled among the axis's groups, the
+    first group is moved up, and bisection finds the move at which it is just flagged.
     Columns: axis, groups, terms (of the first group), shift (infinite where none is flagged).
     It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
     Arguments and errors as for shifts.
@@ -112,19 +112,19 @@ def smallest_shifts(
     for axis, members in terms.groupby("axis", sort=False):
         is_member = _membership(members)
         is_first = is_member[:, 0]
-        deals = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
+        draws = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
         smallest = []
         for _ in range(trials):
-            dealt = generator.permutation(members["score"].to_numpy())
+            shuffled = generator.permutation(members["score"].to_numpy())
 
-            def is_flagged(move, dealt=dealt, deals=deals, is_member=is_member):
-                deviations = dealt + move * is_member[:, 0]
+            def is_flagged(move, shuffled=shuffled, draws=draws, is_member=is_member):
+                deviations = shuffled + move * is_member[:, 0]
                 deviations = deviations - deviations.mean()
                 shift, half = _welch(deviations, is_member)
-                n_as_large = (np.abs(deals @ deviations) >= shift[0] - 1e-12).sum()
-                return (1 + n_as_large) / (1 + len(deals)) < alpha and shift[0] > half[0]
+                n_as_large = (np.abs(draws @ deviations) >= shift[0] - 1e-12).sum()
+                return (1 + n_as_large) / (1 + len(draws)) < alpha and shift[0] > half[0]
 
-            moves = [*np.linspace(0, 4 * np.ptp(dealt), 65), np.inf]
+            moves = [*np.linspace(0, 4 * np.ptp(shuffled), 65), np.inf]
             smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
         move = np.quantile(smallest, 0.8, method="higher")
         row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
@@ -152,11 +152,9 @@ def _term_means(scores, rows) -> pd.DataFrame:
     alone = counts.groupby("axis").size()
     if alone.min() < 2:
         raise ValueError(f"{alone.idxmin()!r} has one group: there is nothing to compare it with.")
-    axes, crossing = rows.groupby("axis"), ["axis", "template", "term"]
-    short = axes.size() != axes["template"].nunique() * axes["term"].nunique()
-    if short.any() or rows.duplicated(crossing).any():
-        where = [*short.index[short], *rows["axis"][rows.duplicated(crossing)]][0]
-        raise ValueError(f"{where!r}: every term stands once in every template, but not here.")
+    for axis, part in rows.groupby("axis"):
+        if not pd.crosstab(part["template"], part["term"]).eq(1).all(axis=None):
+            raise ValueError(f"{axis!r}: every term stands once in every template, but not here.")
     terms = rows.assign(score=scores).groupby(["axis", "group", "term"], sort=False)
     return terms["score"].mean().reset_index()
 

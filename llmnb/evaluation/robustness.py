@@ -125,10 +125,8 @@ def negation(text: str, seed: int = 0) -> str:
 
 
 Change = Callable[[str, int], str]
-_INVARIANCES = (typos, casing, punctuation, distractor_front, distractor_back, first_half)
-TESTS: dict[str, Change] = {
-    change.__name__: change for change in (*_INVARIANCES, expansion, negation)
-}
+_CHANGES = (typos, casing, punctuation, distractor_front, distractor_back, first_half, expansion)
+TESTS: dict[str, Change] = {change.__name__: change for change in (*_CHANGES, negation)}
 COLUMNS = """test kind items skipped before after difference low high p p_holm
     changed changed_low changed_high moved moved_low moved_high"""
 

@@ -220,18 +220,6 @@ class _Classification(evaluate.Metric):
         predictions, references = _class_columns(predictions, references)
         super().add_batch(predictions=predictions, references=references)
 
-    def add(self, *, prediction, reference) -> None:
-        """Add one item, checked as in add_batch."""
-        self.add_batch(predictions=[prediction], references=[reference])
-
-    def compute(self, *, predictions=None, references=None) -> dict[str, float]:
-        """The result over all added items and these."""
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if not len(self):
-            raise ValueError("There are no items to score.")
-        return super().compute()
-
     def _compute(self, predictions, references) -> dict[str, float]:
         result = type(self).function(predictions, references)
         return result if isinstance(result, dict) else {self.function.__name__: result}

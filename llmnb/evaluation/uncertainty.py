@@ -177,15 +177,15 @@ def items_needed(
     return math.ceil((z / difference) ** 2)
 
 
-def smallest_difference(n: int, discordance: float, power: float = 0.8) -> float:
-    """The smallest difference that n items show with this power: items_needed solved for it.
+def smallest_difference(n: int, discordance: float) -> float:
+    """The smallest difference that n items show with a power of 0.8: items_needed solved for it.
 
     NaN if the discordance allows none that would be shown. Raises ValueError for other than shares.
     """
-    if not (n >= 1 and 0 <= discordance <= 1 and ALPHA < power < 1):
-        raise ValueError(f"{n} items, discordance {discordance}, power {power} can't be.")
+    if not (n >= 1 and 0 <= discordance <= 1):
+        raise ValueError(f"{n} items with a discordance of {discordance} can't be.")
     # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
-    a, b = ndtri(UPPER) * math.sqrt(discordance), ndtri(power)
+    a, b = ndtri(UPPER) * math.sqrt(discordance), ndtri(0.8)
     root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
     smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
     return smallest if root >= 0 and smallest <= discordance else math.nan
