@@ -110,15 +110,15 @@ def test_false_alarms_are_as_rare_as_promised():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: overlap("text", ["a"]), "test_texts must be a list"),
-        (lambda: overlap(["a"], []), "train_texts must be a list"),
-        (lambda: overlap(["a"], ["b", None]), "train_texts holds None"),
+        (lambda: overlap("text", ["a"]), "test_texts is a list of one text or more"),
+        (lambda: overlap(["a"], []), "train_texts is a list of one text or more"),
+        (lambda: overlap(["a"], ["b", None]), r"train_texts\[1\] is no text: None"),
         (lambda: overlap(["a"], ["a"], n=0), "n is 0"),
         (lambda: leak(memorizer, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
         (lambda: leak(memorizer, TRAIN, TEST, [-1]), "-1 items can't leak"),
         (lambda: leak(lambda *_: lambda texts: [0], TRAIN, TEST, [1]), r"\(1,\) for 10 texts"),
-        (lambda: verdict([1, 0], [1, 2]), "0 or 1 per item"),
-        (lambda: verdict([1, 0], [1]), "the same length"),
+        (lambda: verdict([1, 0], [1, 2]), "correct holds 2"),
+        (lambda: verdict([1, 0], [1]), "inconsistent numbers of samples"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):

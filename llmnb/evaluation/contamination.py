@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import fisher_exact
 
 from llmnb.data import fingerprint
-from llmnb.evaluation.uncertainty import ALPHA, Interval, proportion
+from llmnb.evaluation import checked_texts
+from llmnb.evaluation.uncertainty import ALPHA, Interval, proportion, zeros_and_ones
 from llmnb.text import ngrams, words
 
 SHARE = 0.7  # of a text's n-grams, from which on it overlaps: Chowdhery et al. 2022, section 8
@@ -29,8 +30,8 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
     Only the test texts' n-grams are kept, as 64-bit hashes: memory does not grow with the training
     texts. Raises ValueError for no texts, what is no text, or n below 1.
     """
-    test_texts = _texts("test_texts", test_texts)
-    train_texts = _texts("train_texts", train_texts)
+    test_texts = checked_texts("test_texts", test_texts)
+    train_texts = checked_texts("train_texts", train_texts)
     if n < 1:
         raise ValueError(f"n is {n}; an n-gram has at least 1 word.")
 
@@ -50,16 +51,6 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
         row = {"share": share, "grams": len(grams), "duplicate": is_duplicate}
         rows.append(row | {"overlapping": is_duplicate or share >= SHARE})
     return pd.DataFrame(rows)
-
-
-def _texts(name: str, texts) -> list[str]:
-    texts = [] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ValueError(f"{name} must be a list of one text or more.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{name} holds {text!r}, which is no text.")
-    return texts
 
 
 def leak(
@@ -124,10 +115,7 @@ def verdict(overlapping: ArrayLike, correct: ArrayLike) -> Verdict:
     easier by itself; only a model that did not see it could tell (`leak`'s column `before`).
     Raises ValueError for other than 0/1, or lengths that differ.
     """
-    flags, right = np.asarray(overlapping), np.asarray(correct)
-    if flags.shape != right.shape or flags.ndim != 1 or not np.isin([flags, right], (0, 1)).all():
-        raise ValueError("overlapping and correct are lists of the same length, 0 or 1 per item.")
-    flags, right = flags.astype(bool), right.astype(bool)
+    flags, right = zeros_and_ones(overlapping=overlapping, correct=correct)
     table = [[(right & part).sum(), (~right & part).sum()] for part in (flags, ~flags)]
     dirty, clean = (proportion(k, k + wrong) if k + wrong else None for k, wrong in table)
     if dirty is None or clean is None:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from llmnb import files
+from llmnb.evaluation import checked_texts
 from llmnb.evaluation.calibration import checked
 from llmnb.evaluation.uncertainty import compare, holm, proportion
 
@@ -149,11 +150,7 @@ def drops(
     the numbers empty.
     Raises ValueError for no texts, an unknown test, or probabilities or labels that don't fit.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts is a list of one text or more, not {texts!r}.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{index}] is no text: {text!r}.")
+    texts = checked_texts("texts", texts)
     for name in tests:
         if name not in TESTS:
             raise ValueError(f"There is no test {name!r}.{files.did_you_mean(name, TESTS)}")

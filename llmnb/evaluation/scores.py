@@ -19,6 +19,7 @@ import numpy as np
 from datasets import Features, Value
 from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from llmnb import files
 from llmnb.evaluation import calibration
@@ -133,14 +134,15 @@ def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
 
 
 def _nats_per_unit(nats, counts, unit: str) -> float:
-    columns = _columns(**{"nats": nats, unit: counts})
-    for value in itertools.chain(*columns):
-        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-            raise ValueError(f"{value!r} is no finite number from 0 on.")
-    total_nats, total_units = map(sum, columns)
-    if not total_units:
+    totals = []
+    for name, values in (("nats", nats), (unit, counts)):
+        values = column_or_1d(values, dtype=float)
+        check_array(values, ensure_2d=False, ensure_non_negative=True, input_name=name)
+        totals.append(values.sum())
+    check_consistent_length(nats, counts)
+    if not totals[1]:
         raise ValueError(f"There are no {unit}.")
-    return total_nats / total_units
+    return totals[0] / totals[1]
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:

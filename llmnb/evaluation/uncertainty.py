@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import binom, binomtest
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import unique_labels
 
 ALPHA = 0.05  # how often a test may find a difference where there is none
 UPPER = 0.975  # the share below the upper end of an interval
@@ -85,18 +87,15 @@ def bootstrap_f1(
     the cost does not grow with n. A class absent from a resample is left out of its mean.
     Raises ValueError for lengths that differ, fewer than two items, or classes of two kinds.
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    _same_length(labels=labels, predictions=predictions)
-    kinds = {array.dtype.kind in "US" for array in (labels, predictions)}
-    if labels.ndim != 1 or predictions.ndim != 1 or len(kinds) > 1:
-        raise ValueError("labels and predictions are one class an item: all names or all numbers.")
-    names, ids = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    if names.dtype.kind == "f" and np.isnan(names).any():
-        raise ValueError("labels or predictions hold NaN, which is no class.")
+    labels, predictions = column_or_1d(labels), column_or_1d(predictions)
+    check_consistent_length(labels, predictions)
+    classes = unique_labels(labels, predictions)
+    ids = np.searchsorted(classes, [labels, predictions])  # (2, n)
+    (row, column), counts = np.unique(ids, axis=1, return_counts=True)
     n = len(labels)
-    cells, counts = np.unique(ids[:n] * len(names) + ids[n:], return_counts=True)
-    row, column = np.divmod(cells, len(names))
-    one_hot = np.eye(len(names))
+    if n < 2:
+        raise ValueError(f"{n} items are too few to see how much they vary.")
+    one_hot = np.eye(len(classes))
     sums = one_hot[row] + one_hot[column]  # (cells, classes)
     hits = one_hot[row] * (row == column)[:, None]
 
@@ -106,10 +105,10 @@ def bootstrap_f1(
         return by_class.sum(-1) / (total > 0).sum(-1)
 
     generator = _generator(resamples, seed)
-    chunks = _chunks(resamples, len(cells))
+    chunks = _chunks(resamples, len(counts))
     draws = [macro_f1(generator.multinomial(n, counts / n, rows)) for rows in chunks]
     value = macro_f1(counts)
-    influence = value - macro_f1(counts - np.eye(len(cells)))  # of one item of each cell
+    influence = value - macro_f1(counts - np.eye(len(counts)))  # of one item of each cell
     deviations = influence - influence @ counts / n
     return _limits(value, np.concatenate(draws), n, deviations, weights=counts)
 
@@ -212,11 +211,8 @@ def compare(
     where both agree, and not for other seeds. Source: McNemar 1947; Fagerland, Lydersen & Laake
     2013. Raises ValueError for other than 0/1, or lengths that differ.
     """
-    a, b = _columns(correct_a=correct_a, correct_b=correct_b)
-    for name, values in (("correct_a", a), ("correct_b", b)):
-        if not np.isin(values, (0, 1)).all():
-            raise ValueError(f"{name} holds {values[~np.isin(values, (0, 1))][0]}: it is 0 or 1.")
-    n, only_a, only_b = len(a), int((a > b).sum()), int((a < b).sum())
+    a, b = zeros_and_ones(correct_a=correct_a, correct_b=correct_b)
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     fewer, both = min(only_a, only_b), only_a + only_b
     mid_p = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
     p = min(1.0, float(mid_p))  # rounding can make it 1 + 2e-16
@@ -275,29 +271,26 @@ def _chunks(resamples, width) -> list[int]:
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
+def zeros_and_ones(**arrays) -> list[NDArray[np.bool_]]:
+    """The arrays as booleans, (n,) each.
+
+    Raises ValueError for other than 0/1, lengths that differ, or fewer than two items.
+    """
+    columns = _columns(**arrays)
+    for name, values in zip(arrays, columns, strict=True):
+        if not np.isin(values, (0, 1)).all():
+            raise ValueError(f"{name} holds {values[~np.isin(values, (0, 1))][0]}: it is 0 or 1.")
+    return [values > 0 for values in columns]
+
+
 def _columns(**arrays) -> list[NDArray[np.float64]]:
-    """The arrays as finite numbers, one an item."""
-    try:
-        columns = {name: np.asarray(array, dtype=float) for name, array in arrays.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{' and '.join(arrays)}: these are no numbers ({error}).") from None
-    for name, column in columns.items():
-        if column.ndim != 1:
-            raise ValueError(f"{name} has shape {column.shape}; it is one number an item, (n,).")
-        if not np.isfinite(column).all():
-            raise ValueError(
-                f"{name} holds {column[~np.isfinite(column)][0]}, not a finite number."
-            )
-    _same_length(**columns)
-    return list(columns.values())
-
-
-def _same_length(**arrays) -> None:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"The items must be the same ones, but their numbers are {lengths}.")
-    if min(lengths.values()) < 2:
-        raise ValueError(f"{min(lengths.values())} items are too few to see how much they vary.")
+    """The arrays as two finite numbers or more, one an item. Raises ValueError."""
+    columns = []
+    for name, array in arrays.items():
+        column = column_or_1d(array, dtype=float, input_name=name)
+        columns.append(check_array(column, ensure_2d=False, ensure_min_samples=2, input_name=name))
+    check_consistent_length(*columns)
+    return columns
 
 
 def _generator(resamples, seed) -> np.random.Generator:
