@@ -99,8 +99,8 @@ def smallest_shifts(
 ) -> pd.DataFrame:
     """How large a group's shift must be for `shifts` to flag it in four of five runs.
 
-    By simulation with this run's own words: their scores are shuffled among the axis's groups, the
-    first group is moved up, and bisection finds the move at which it is just flagged.
+    By simulation with this run's own words: their scores are dealt to the axis's groups at random,
+    the first group is moved up, and the move at which it is just flagged is found by bisection.
     Columns: axis, groups, terms (of the first group), shift (infinite where none is flagged).
     It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
     Arguments and errors as for shifts.
