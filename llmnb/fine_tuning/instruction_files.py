@@ -6,8 +6,10 @@ can't be used is left out and counted, by reason; nothing is guessed.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,13 @@ SHAPES = (
     "prompt and answer; messages; instruction, input and output; conversations; "
     "prompt, chosen and rejected"
 )
-PROMPTS = ("prompt", "question", "input")
+PROMPTS = ("instruction", "prompt", "question")
+CONTEXTS = ("input", "context")  # what the prompt is about; an input may be the prompt itself
 ANSWERS = ("answer", "completion", "response", "output")
-ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant"}
+MESSAGES = ("messages", "conversations")
+READ_KEYS = {*PROMPTS, *CONTEXTS, *ANSWERS, *MESSAGES, "chosen", "rejected", "system", "label"}
+ROLES = {"human": "user", "prompter": "user", "developer": "system"}
+ROLES |= {"gpt": "assistant", "bot": "assistant"}
 NAMES = {"system": "system message", "user": "prompt", "assistant": "answer"}  # of a role's text
 MIN_EXAMPLES = 8  # fewer can't be split into training and validation
 ADVICE = "save it as JSON in UTF-8, one example a line"
@@ -105,7 +111,7 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
     notes: list[str] = []
     text = text_files.decode(text_files.read_bytes(path), path.name, ADVICE, notes)
     dropped: dict[str, list[int]] = collections.defaultdict(list)
-    examples, seen = [], set()
+    examples, seen, n_unread = [], set(), collections.Counter()
     for number, row in enumerate(_rows(text, path.name), start=1):
         try:
             example = _example(row)
@@ -120,6 +126,10 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
             continue
         seen.add(content)
         examples.append(example)
+        n_unread.update(row.keys() - READ_KEYS)
+    if n_unread:
+        listed = ", ".join(f"{key} {n:,}" for key, n in sorted(n_unread.items()))
+        notes.append(f"keys that are not read (with their rows): {listed}.")
     result = Instructions(path.name, examples, dict(dropped), tuple(notes))
     n_pairs = len(result.pairs)
     if 0 < n_pairs < len(examples):
@@ -136,10 +146,16 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
 
 
 def _rows(text: str, name: str) -> list[Any]:
-    """A JSON value a line, or one list of them."""
-    is_list = text.lstrip().startswith("[")
+    """The values of a list, also of one within {"data": ...}, or else one value a line."""
     rows = []
-    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
+    with contextlib.suppress(ValueError, RecursionError):
+        whole = json.loads(text)
+        lists = [whole] if isinstance(whole, list) else []
+        if isinstance(whole, dict) and not whole.keys() & {*MESSAGES}:
+            lists = [value for value in whole.values() if isinstance(value, list)]
+        if len(lists) == 1:
+            return lists[0]
+    for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
@@ -147,27 +163,31 @@ def _rows(text: str, name: str) -> list[Any]:
             raise DataError(f"{name}: {reason}. Write one example a line.") from error
     if not rows:
         raise DataError(f"{name} is empty.")
-    return rows[0] if is_list else rows
+    return rows
 
 
 def _example(row: Any) -> list[dict[str, str]] | Pair:
     if not isinstance(row, dict):
         raise _Refused("not an object")
+    if row.get("label") is False:
+        raise _Refused("with an answer that is marked as bad (label: false)")
+    if row.get("history"):
+        raise _Refused("with a history, which isn't read: write the whole talk as messages")
     if "chosen" in row and "rejected" in row:
         return _pair(row)
-    for key in ("messages", "conversations"):
+    for key in MESSAGES:
         if key in row:
-            return _conversation(row[key])
-    if "instruction" in row:  # Alpaca's; its input may be empty
-        parts = [row["instruction"], row.get("input") or ""]
-        prompts = ["\n\n".join(_text(part, "instruction") for part in parts if part)]
-        answers = [row.get("output")]
-    else:
-        prompts = [row[key] for key in PROMPTS if key in row]
-        answers = [row[key] for key in ANSWERS if key in row]
+            return _conversation(row[key], row)
+    contexts = {key: row[key] for key in CONTEXTS if row.get(key)}
+    prompts = [row[key] for key in PROMPTS if key in row]
+    if not prompts and "input" in row:
+        prompts = [contexts.pop("input", "")]
+    answers = [row[key] for key in ANSWERS if key in row]
     if len(prompts) != 1 or len(answers) != 1:
         raise _Refused(f"without known keys (it has {', '.join(map(str, row))[:60]})")
-    return _conversation([_message("user", prompts[0]), _message("assistant", answers[0])])
+    parts = [_text(part, "prompt") for part in [*prompts, *contexts.values()]]
+    messages = [_message("user", "\n\n".join(parts)), _message("assistant", answers[0])]
+    return _conversation(messages, row)
 
 
 def _message(role: str, content: Any) -> dict[str, Any]:
@@ -184,16 +204,17 @@ def _pair(row: Mapping[str, Any]) -> Pair:
         sides.append([*prompt, *(messages[-1:] if prompt else messages)])
     if len(sides[0]) < 2 or sides[0][:-1] != sides[1][:-1]:
         raise _Refused("a pair without one prompt for both answers")
-    (*before, chosen), (*_, rejected) = map(_conversation, sides)
+    (*before, chosen), (*_, rejected) = (_conversation(messages, row) for messages in sides)
     if chosen == rejected:
         raise _Refused("a pair of equal answers")
     return Pair(before, chosen["content"], rejected["content"])
 
 
-def _conversation(value: Any) -> list[dict[str, str]]:
+def _conversation(value: Any, row: Mapping[str, Any]) -> list[dict[str, str]]:
     """Messages with OpenAI's role and content, or ShareGPT's from and value.
 
-    After a system message, user and assistant must take turns, and the assistant must end.
+    A system message may also stand in the row. After it, user and assistant must take turns, and
+    the assistant must end.
     """
     if not isinstance(value, list) or not value:
         raise _Refused("without messages")
@@ -207,8 +228,13 @@ def _conversation(value: Any) -> list[dict[str, str]]:
             raise _Refused(f"with a message of the role {role[:20]!r}")
         if message.get("tool_calls"):
             raise _Refused("calling a tool")
+        if message.get("weight") == 0:
+            raise _Refused("with a message of weight 0, which nothing is to be learned from")
         content = message.get("content", message.get("value"))
         messages.append(_message(role, _text(content, NAMES[role])))
+    if row.get("system") and messages[0]["role"] != "system":
+        system = _text(row["system"], NAMES["system"])
+        messages.insert(0, _message("system", system))
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -221,4 +247,4 @@ def _text(value: Any, name: str) -> str:
         raise _Refused(f"with no text as {name}")
     if not value.strip():
         raise _Refused(f"with an empty {name}")
-    return value.strip()
+    return value.strip().encode("utf-8", "replace").decode()  # half a character becomes ?
