@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from llmnb import fine_tuning
-from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder
+from llmnb.fine_tuning import FineTuningError, Settings, baselines, contrastive, ladder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
@@ -101,6 +101,12 @@ def test_a_class_without_a_training_text_gets_no_probability(made_up, settings):
     texts, labels = columns(made_up["train"])
     classifier = baselines.Tfidf(("bad", "good", "never"), settings).fit(texts, labels)
     assert (classifier.probabilities(texts[:9])[:, 2] == 0).all()
+
+
+def test_the_contrastive_loss_is_the_mean_over_all_pairs():
+    vectors = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    loss = contrastive.pair_loss(vectors, torch.tensor([0, 1, 1]))
+    assert loss.item() == pytest.approx((0 + 1 + 1) / 3)  # cosines 0, 1, 0; targets 0, 0, 1
 
 
 def test_frozen_features_have_one_length(made_up, settings):

@@ -15,7 +15,6 @@ from conftest import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from llmnb import models as llmnb_models
-from llmnb.card import CardError
 from llmnb.fine_tuning import (
     FineTuningError,
     conversations,
@@ -209,10 +208,6 @@ def test_what_is_saved_is_merged_and_others_load_it(settings, tmp_path):
     assert "chats (0123)" in card and "It forgot / nothing." in card
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
     assistant.save(tmp_path / "mine", "chats (0123)")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(CardError, match="holds other files"):
-        assistant.save(tmp_path / "other", "chats")
 
 
 def test_impossible_settings_and_a_loss_that_is_not_finite_are_refused(settings):

@@ -40,7 +40,7 @@ def test_a_refused_batch_leaves_no_trace(kind):
     expected = metric.compute(**CLASSES)
     for predictions, message in (
         (["a", "b", "b", math.nan], "never match"),
-        (["a"], "different numbers of items"),
+        (["a"], "inconsistent numbers"),
         (None, "not None"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -107,7 +107,7 @@ def test_matthews_is_the_correlation():
         ([math.nan, 1], "nan is no class"),
         ([None, 1], "None is no class"),
         (["a", 1], "never match"),
-        ([], "different numbers"),
+        ([], "inconsistent numbers"),
         ("11", "one entry an item"),
     ],
 )

@@ -158,23 +158,21 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return mean / 2 if n_classes == 2 else mean
 
 
-def _columns(**columns) -> list[list]:
+def _columns(predictions, references) -> list[list]:
     """The columns as lists of plain Python values, with equally many items each."""
-    lists = {}
-    for name, values in columns.items():
+    columns = []
+    for name, values in (("predictions", predictions), ("references", references)):
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise ValueError(f"{name} is a list with one entry an item, not {values!r}.")
-        lists[name] = values.tolist() if hasattr(values, "tolist") else list(values)
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"The columns have different numbers of items: {lengths}.")
-    if 0 in lengths.values():
+        columns.append(values.tolist() if hasattr(values, "tolist") else list(values))
+    check_consistent_length(*columns)
+    if not columns[0]:
         raise ValueError("There are no items to score.")
-    return list(lists.values())
+    return columns
 
 
 def _class_columns(predictions, references) -> tuple[list[str], list[str]]:
-    predictions, references = _columns(predictions=predictions, references=references)
+    predictions, references = _columns(predictions, references)
     if len({isinstance(value, str) for value in predictions + references}) > 1:
         raise ValueError("Some classes are names and some are numbers: they would never match.")
     return list(map(_class_name, predictions)), list(map(_class_name, references))
@@ -189,7 +187,7 @@ def _class_name(value) -> str:
 
 
 def _text_columns(predictions, references) -> tuple[list[str], list[list[str]]]:
-    predictions, references = _columns(predictions=predictions, references=references)
+    predictions, references = _columns(predictions, references)
     references = [[value] if isinstance(value, str) else list(value or ()) for value in references]
     for text in itertools.chain(predictions, *references):
         if not isinstance(text, str):

@@ -287,7 +287,7 @@ def _columns(**arrays) -> list[NDArray[np.float64]]:
     """The arrays as two finite numbers or more, one an item. Raises ValueError."""
     columns = []
     for name, array in arrays.items():
-        column = column_or_1d(array, dtype=float, input_name=name)
+        column = column_or_1d(array, dtype=float)
         columns.append(check_array(column, ensure_2d=False, ensure_min_samples=2, input_name=name))
     check_consistent_length(*columns)
     return columns

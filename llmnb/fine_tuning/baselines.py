@@ -33,24 +33,18 @@ MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and b
 class Majority(Classifier):
     """Always the shares of the classes in the training set: the baseline of every other rung."""
 
-    shares: NDArray[np.float64]
+    learned = ("shares",)
+    shares: list[float]
 
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Majority":
         """Count the classes."""
-        self.shares = np.bincount(labels, minlength=len(self.label_names)) / len(labels)
+        counts = np.bincount(labels, minlength=len(self.label_names))
+        self.shares = (counts / len(labels)).tolist()
         return self
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The same row for every text: (texts, classes)."""
         return np.tile(self.shares, (len(texts), 1))
-
-    def write(self, folder: Path) -> None:
-        """The shares."""
-        save_file({"shares": self.shares}, folder / WEIGHTS_FILE)
-
-    def read(self, folder: Path) -> None:
-        """The shares."""
-        self.shares = load_file(folder / WEIGHTS_FILE)["shares"]
 
 
 class _Linear(Classifier):
