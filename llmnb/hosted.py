@@ -13,7 +13,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from llmnb import LlmnbError, files
 
@@ -68,32 +67,38 @@ class HostedModel:
     def __init__(
         self,
         name: str,
-        *,
-        dollars_per_million_read: float = 0.0,
-        dollars_per_million_written: float = 0.0,
-        max_dollars: float | None = None,
+        prices: str = "",
+        max_dollars: float = 0.0,
         timeout_seconds: float = 120.0,
         max_retries: int = 5,
     ) -> None:
         """name: openai:NAME, where NAME is what the server calls the model.
 
-        max_dollars: the most that this object's requests may cost, by the two prices. A request is
-        not sent if it could exceed that. max_retries: after 429, 5xx and lost connections, with
-        growing pauses. Raises HostedError without the package openai, a name, or a key.
+        prices: dollars per million tokens read and written, such as "0.15 0.60". max_dollars: the
+        most that this object's requests may cost, 0 for no limit; a request is not sent if it could
+        exceed that. max_retries: after 429, 5xx and lost connections, with growing pauses. Raises
+        HostedError without the package openai, a name, or a key, and for prices that are none.
         """
         self.model = name.removeprefix(PREFIX)
         if not is_hosted(name) or not self.model:
             raise HostedError(f"{name!r} names no hosted model: write {PREFIX}NAME.")
-        prices = (dollars_per_million_read, dollars_per_million_written)
-        if min(prices) < 0 or (max_dollars is not None and max_dollars < 0):
+        try:
+            read, written = map(float, (prices or "0 0").replace(",", " ").split())
+        except ValueError:
+            raise HostedError(
+                f"prices is {prices!r}: write the dollars per million tokens read and written, "
+                'as in "0.15 0.60".'
+            ) from None
+        if min(read, written, max_dollars) < 0:
             raise HostedError("Prices and max_dollars are 0 or more.")
-        if max_dollars is not None and not any(prices):
+        if max_dollars and not read and not written:
             raise HostedError("max_dollars needs prices: name the dollars per million tokens.")
-        self.price_read, self.price_written = (price / 1e6 for price in prices)
+        self.price_read, self.price_written = read / 1e6, written / 1e6
         self.max_dollars = max_dollars
         self.usage = Usage()
         self._client = _connect(timeout_seconds, max_retries)
-        self.server = _without_credentials(str(self._client.base_url))
+        # The address without a user name, password or query.
+        self.server = str(self._client.base_url.copy_with(userinfo=b"", query=None)).rstrip("/")
 
     def answer(
         self,
@@ -101,12 +106,10 @@ class HostedModel:
         max_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
-        schema: Mapping | None = None,
     ) -> Answer:
         """The model's answer to a conversation, from the cache where it was asked before.
 
-        schema: a JSON schema that the answer should match; servers differ in whether they obey,
-        so check it. Raises HostedError where the server refuses, is silent, or the budget ends.
+        Raises HostedError where the server refuses, is silent, or the budget ends.
         """
         request = {
             "model": self.model,
@@ -115,9 +118,6 @@ class HostedModel:
             "temperature": temperature,
             "seed": seed,
         }
-        if schema is not None:
-            wrapped = {"name": "answer", "schema": dict(schema), "strict": True}
-            request["response_format"] = {"type": "json_schema", "json_schema": wrapped}
         file = self._cache_file(request)
         if file.is_file():
             self.usage.answers_from_cache += 1
@@ -179,11 +179,10 @@ class HostedModel:
 
     def _check_budget(self, request: dict) -> None:
         """A token has a byte or more, so the bytes bound what the server can charge for reading."""
-        if self.max_dollars is None:
+        if not self.max_dollars:
             return
-        text = json.dumps(request.get("response_format", ""))
-        n_bytes = len(text) + sum(len(m["content"].encode()) for m in request["messages"])
-        most_read = n_bytes + TOKENS_PER_MESSAGE * len(request["messages"])
+        contents = [message["content"].encode() for message in request["messages"]]
+        most_read = sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
         most = most_read * self.price_read + request["max_tokens"] * self.price_written
         if self.usage.dollars + most > self.max_dollars:
             raise HostedError(
@@ -204,16 +203,14 @@ class HostedModel:
                 "its address (often ending in /v1)?"
             )
         status = getattr(error, "status_code", None)
-        if status in (401, 403):
-            return HostedError(f"{self.server} refused the key. Check OPENAI_API_KEY.")
-        if status == 404:
-            return HostedError(
-                f"{self.server} has no model {self.model!r}. Check name and address."
-            )
-        if status == 429:
-            return HostedError(
-                f"{self.server} asks to slow down, or the quota is used up. Try later."
-            )
+        reasons = {
+            401: "refused the key. Check OPENAI_API_KEY.",
+            403: "refused the key. Check OPENAI_API_KEY.",
+            404: f"has no model {self.model!r}. Check name and address.",
+            429: "asks to slow down, or the quota is used up. Try later.",
+        }
+        if status in reasons:
+            return HostedError(f"{self.server} {reasons[status]}")
         words = " ".join(str(getattr(error, "body", "") or error).split())
         words = words.replace(self._client.api_key, "…")[:CHARACTERS_OF_AN_ERROR]
         return HostedError(
@@ -228,38 +225,23 @@ _connected: dict[tuple[str, str | None], HostedModel] = {}  # by name and server
 def connect(name: str, prices: str = "", max_dollars: float = 0.0) -> HostedModel:
     """The one HostedModel of this name in this process, so that one budget covers all its uses.
 
-    prices: dollars per million tokens read and written, such as "0.15 0.60"; max_dollars: 0 for no
-    limit. Naming either begins a new count. Raises HostedError, as HostedModel does.
+    prices, max_dollars, errors: as for HostedModel; naming either of the two begins a new count.
     """
     key = (name, os.environ.get("OPENAI_BASE_URL"))
     if key not in _connected or prices or max_dollars:
-        try:
-            read, written = map(float, (prices or "0 0").replace(",", " ").split())
-        except ValueError:
-            raise HostedError(
-                f"prices is {prices!r}: write the dollars per million tokens read and written, "
-                'as in "0.15 0.60".'
-            ) from None
-        _connected[key] = HostedModel(
-            name,
-            dollars_per_million_read=read,
-            dollars_per_million_written=written,
-            max_dollars=max_dollars or None,
-        )
+        _connected[key] = HostedModel(name, prices, max_dollars)
     return _connected[key]
 
 
-def choose(
-    model: HostedModel, prompts: Sequence[str], options: Sequence[str], max_tokens: int = 16
-) -> list[str | None]:
+def choose(model: HostedModel, prompts: Sequence[str], options: Sequence[str]) -> list[str | None]:
     """For each prompt the option that the answer names; None where it names none, or several.
 
     The prompt has to ask for one of the options. Raises HostedError.
     """
     answers = []
     for prompt in prompts:
-        message = {"role": "user", "content": prompt}
-        answers.append(_named_option(model.answer([message], max_tokens=max_tokens).text, options))
+        answer = model.answer([{"role": "user", "content": prompt}], max_tokens=16)
+        answers.append(_named_option(answer.text, options))
     return answers
 
 
@@ -296,10 +278,3 @@ def _connect(timeout_seconds: float, max_retries: int):
             "(for example http://127.0.0.1:8000/v1)."
         )
     return openai.OpenAI(api_key=key, timeout=timeout_seconds, max_retries=max_retries)
-
-
-def _without_credentials(url: str) -> str:
-    """The address without a user name, password or query."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}".rstrip("/")

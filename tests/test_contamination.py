@@ -1,7 +1,6 @@
 """Overlap by hand and against sets, a leak that is planted, and verdicts with known p-values."""
 
 import math
-import random
 
 import numpy as np
 import pytest
@@ -36,24 +35,6 @@ def test_a_text_overlaps_from_seven_tenths_on():
     table = overlap(["a b c d e f g x y z", "a b c d e f w x y z"], train, n=1)
     assert table["share"].tolist() == [0.7, 0.6]
     assert table["overlapping"].tolist() == [True, False] and not table["duplicate"].any()
-
-
-def test_the_shares_are_those_of_sets():
-    draw = random.Random(0)
-    texts = [" ".join(draw.choices("abcde", k=draw.randint(0, 12))) for _ in range(80)]
-    test, train = texts[:40], texts[40:]
-
-    def grams(text):
-        words = text.split()
-        return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
-
-    candidates = set().union(*map(grams, train))
-    expected = [len(grams(t) & candidates) / len(grams(t)) if grams(t) else math.nan for t in test]
-    table = overlap(test, train, n=4)
-    assert table["share"].tolist() == pytest.approx(expected, nan_ok=True)
-    assert table["grams"].tolist() == [len(grams(text)) for text in test]
-    assert table["duplicate"].tolist() == [text in train for text in test]
-    assert 0.1 < table["share"].mean() < 0.9 and 0 < table["duplicate"].sum() < 20
 
 
 def memorizer(texts, labels):
@@ -107,10 +88,8 @@ def test_a_verdict_is_fishers():
     assert result.leak and result.overlapping.value == 1 and result.clean.value == 0.4
     assert result.text.startswith("A leak: ") and "5 overlapping" in result.text
     assert "20 clean" in result.text and "p = 0.024" in result.text
-    stricter = verdict(flags, right, alpha=0.02)
-    assert not stricter.leak and stricter.text.startswith("No leak is shown: ")
     lower = verdict(np.array(flags, bool), 1 - np.array(right))  # a lower score is no leak
-    assert not lower.leak and lower.p == 1
+    assert not lower.leak and lower.p == 1 and lower.text.startswith("No leak is shown: ")
 
 
 def test_a_verdict_with_one_group_says_so():
@@ -131,51 +110,17 @@ def test_false_alarms_are_as_rare_as_promised():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: overlap("text", ["a"]), "test_texts must be a list"),
-        (lambda: overlap(["a"], []), "train_texts must be a list"),
-        (lambda: overlap(["a"], ["b", None]), "train_texts holds None"),
+        (lambda: overlap("text", ["a"]), "test_texts is a list of one text or more"),
+        (lambda: overlap(["a"], []), "train_texts is a list of one text or more"),
+        (lambda: overlap(["a"], ["b", None]), r"train_texts\[1\] is no text: None"),
         (lambda: overlap(["a"], ["a"], n=0), "n is 0"),
         (lambda: leak(memorizer, TRAIN, TEST, [11]), "11 items can't leak: the test set has 10"),
         (lambda: leak(memorizer, TRAIN, TEST, [-1]), "-1 items can't leak"),
         (lambda: leak(lambda *_: lambda texts: [0], TRAIN, TEST, [1]), r"\(1,\) for 10 texts"),
-        (lambda: verdict([1, 0], [1, 2]), "0 or 1 per item"),
-        (lambda: verdict([1, 0], [1]), "the same length"),
+        (lambda: verdict([1, 0], [1, 2]), "correct holds 2"),
+        (lambda: verdict([1, 0], [1, 0, 1]), "inconsistent numbers of samples"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.slow
-def test_a_planted_leak_of_five_percent_is_found():
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    from llmnb.data import load_reviews
-
-    def fit(texts, labels):
-        model = make_pipeline(TfidfVectorizer(), LogisticRegression(C=10))
-        return model.fit(texts, labels).predict_proba
-
-    reviews = load_reviews("rotten_tomatoes")
-    train, test = (reviews[part].to_dict() for part in ("train", "test"))
-    assert not overlap(test["text"], train["text"])["overlapping"].any()  # the split holds
-    n = len(test["text"])
-    chosen = np.random.default_rng(0).permutation(n)[: n // 20]
-    planted = np.isin(np.arange(n), chosen)
-    texts = train["text"] + [test["text"][i].upper() for i in chosen]
-    flags = overlap(test["text"], texts)["overlapping"]
-    assert (flags == planted).all()
-
-    table = leak(fit, train, test, [n // 20]).set_index("items")
-    assert table["low"]["leaked"] > table["before"]["leaked"] + 0.1
-    assert table["low"]["leaked"] > table["high"]["clean"]
-    assert abs(table["accuracy"]["clean"] - table["before"]["clean"]) < 0.02
-
-    labels = train["label"] + [test["label"][i] for i in chosen]
-    correct = fit(texts, labels)(test["text"]).argmax(axis=1) == test["label"]
-    assert verdict(flags, correct).leak
-    honest = fit(train["text"], train["label"])(test["text"]).argmax(axis=1) == test["label"]
-    assert not verdict(flags, honest).leak

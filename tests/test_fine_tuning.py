@@ -13,8 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from llmnb import fine_tuning
-from llmnb.card import CardError
-from llmnb.fine_tuning import FineTuningError, Settings, baselines, ladder
+from llmnb.fine_tuning import FineTuningError, Settings, baselines, contrastive, ladder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
@@ -104,6 +103,12 @@ def test_a_class_without_a_training_text_gets_no_probability(made_up, settings):
     assert (classifier.probabilities(texts[:9])[:, 2] == 0).all()
 
 
+def test_the_contrastive_loss_is_the_mean_over_all_pairs():
+    vectors = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0]])
+    loss = contrastive.pair_loss(vectors, torch.tensor([0, 1, 1]))
+    assert loss.item() == pytest.approx((0 + 1 + 1) / 3)  # cosines 0, 1, 0; targets 0, 0, 1
+
+
 def test_frozen_features_have_one_length(made_up, settings):
     features = baselines.Frozen(LABELS, settings).features(made_up["test"]["text"][:7])
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 32**0.5)  # √d_model
@@ -138,27 +143,6 @@ def test_what_cant_be_run_is_refused_before_any_work(made_up, monkeypatch):
     for message, arguments in refused.items():
         with pytest.raises(FineTuningError, match=message):
             fine_tuning.run(*arguments)
-
-
-def test_a_folder_without_a_classifier_is_not_saved_into(made_up, settings, tmp_path):
-    classifier = fine_tuning.run("majority", made_up, LABELS, settings).classifier
-    (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(CardError, match="holds other files"):
-        fine_tuning.save(classifier, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
-
-
-def test_saving_again_keeps_what_was_added_to_the_folder(made_up, settings, tmp_path):
-    classifier = fine_tuning.run("tfidf", made_up, LABELS, settings).classifier
-    folder = fine_tuning.save(classifier, tmp_path / "new" / "deep")
-    assert (folder / "vocabulary.json").exists()
-    (folder / "notes.txt").write_text("of the user")
-    majority = fine_tuning.run("majority", made_up, LABELS, settings).classifier
-    fine_tuning.save(majority, folder, {"accuracy": 0.5})
-    assert (folder / "notes.txt").read_text() == "of the user"
-    assert fine_tuning.load(folder).method == "majority"
-    assert not (folder / "vocabulary.json").exists()  # of the older classifier
-    assert [path.name for path in folder.parent.iterdir()] == ["deep"]
 
 
 def test_a_classifier_can_be_saved_into_the_working_folder(
@@ -208,19 +192,6 @@ def test_a_model_card_takes_any_label(made_up, settings, tmp_path):
     assert "# A classifier: a / b # c, '‹script›'" in card and "| x | 1 / 2 |" in card
 
 
-def test_what_other_notebooks_build_on_is_trained_once(made_up, settings, cache, monkeypatch):
-    first = fine_tuning.trained("tfidf", made_up, LABELS, settings)
-    monkeypatch.setattr(ladder, "run", None)  # a second training would fail
-    again = fine_tuning.trained("tfidf", made_up, LABELS, settings)
-    texts = made_up["test"]["text"][:]
-    np.testing.assert_array_equal(first.probabilities(texts), again.probabilities(texts))
-    with pytest.raises(TypeError):
-        fine_tuning.trained("tfidf", made_up, LABELS, dataclasses.replace(settings, seed=1))
-    monkeypatch.setattr(ladder, "code_digests", dict)
-    with pytest.raises(TypeError):  # the code has changed
-        fine_tuning.trained("tfidf", made_up, LABELS, settings)
-
-
 @pytest.fixture
 def retrained(tiny_models, tmp_path):
     """A copy of the tiny models, and a function that changes the weights of one in its folder."""
@@ -252,23 +223,32 @@ def test_a_model_retrained_in_its_folder_gives_another_classifier(
     assert np.abs(new - old).max() > 0.01
 
 
-def test_another_precision_or_tokenizer_trains_the_cached_classifier_again(
+def test_what_other_notebooks_build_on_is_trained_once_until_something_changes(
     made_up, settings, cache, retrained, monkeypatch
 ):
     folder, _ = retrained
     settings = dataclasses.replace(settings, encoder=str(folder / "encoder"), dtype="auto")
     monkeypatch.setenv("LLMNB_DTYPE", "fp32")
-    fine_tuning.trained("frozen", made_up, LABELS, settings)
+    texts = made_up["test"]["text"][:]
+    first = fine_tuning.trained("frozen", made_up, LABELS, settings)
     monkeypatch.setattr(ladder, "run", None)  # a second training would fail
-    fine_tuning.trained("frozen", made_up, LABELS, settings)
-    monkeypatch.setenv("LLMNB_DTYPE", "bf16")
-    with pytest.raises(TypeError):
-        fine_tuning.trained("frozen", made_up, LABELS, settings)
-    monkeypatch.setenv("LLMNB_DTYPE", "fp32")
+    again = fine_tuning.trained("frozen", made_up, LABELS, settings)
+    np.testing.assert_array_equal(first.probabilities(texts), again.probabilities(texts))
+
+    def assert_trained_again(settings=settings):
+        with pytest.raises(TypeError):
+            fine_tuning.trained("frozen", made_up, LABELS, settings)
+
+    assert_trained_again(dataclasses.replace(settings, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "code_digests", dict)
+        assert_trained_again()
+    with monkeypatch.context() as patch:
+        patch.setenv("LLMNB_DTYPE", "bf16")
+        assert_trained_again()
     file = folder / "encoder" / "tokenizer.json"
     file.write_text(file.read_text().replace('"good"', '"fine?"'))
-    with pytest.raises(TypeError):
-        fine_tuning.trained("frozen", made_up, LABELS, settings)
+    assert_trained_again()
 
 
 def test_a_saved_head_is_not_put_on_a_retrained_encoder(made_up, settings, retrained, tmp_path):

@@ -40,8 +40,8 @@ def script(monkeypatch):
     """A decoder that answers with what stands beside the question."""
     replies, calls = {}, []
 
-    def complete(decoder, tokenizer, prompts, new_tokens, sampling, stop):
-        calls.append((prompts, new_tokens, sampling, stop))
+    def complete(decoder, tokenizer, prompts, new_tokens, stop):
+        calls.append((prompts, new_tokens, stop))
         return [next(replies[text] for text in replies if text in prompt) for prompt in prompts]
 
     monkeypatch.setattr(generation, "complete", complete)
@@ -138,7 +138,7 @@ def test_answers_are_scored_by_hand(script, tokenizer):
     # it closes at 2200 always / 2200: 2·1/(5+1); 12 / 12 crowns: 2·1/(1+2), the better of the two
     assert table["f1"].tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert table["right"].tolist() == [True, False, True, True]
-    assert len(calls) == 1 and calls[0][1:] == (7, generation.GREEDY, "\n")
+    assert len(calls) == 1 and calls[0][1:] == (7, "\n")
     assert calls[0][0] == sorted(prompts(tokenizer, QUESTIONS, PASSAGES), key=len)
 
 
@@ -151,17 +151,13 @@ def test_who_abstains_gets_nothing_where_there_is_an_answer_and_all_where_there_
     assert table["abstained"].tolist() == [True, False]
     for column in ("right", "exact_match", "f1"):
         assert table[column].tolist() == [0, 0], column
+    replies[QUESTIONS[0].question] = "at 22:001"  # a part of a word is no answer
+    assert not answer(None, tokenizer, QUESTIONS[:1])["right"][0]
     replies[QUESTIONS[0].question] = ""  # to SQuAD's rules "#" is as empty as this
     sign = Question("q1", QUESTIONS[0].question, ("#",), "p1")
     assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(0).all(axis=None)
     replies[QUESTIONS[0].question] = "#"
     assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(1).all(axis=None)
-
-
-def test_a_part_of_a_word_is_no_answer(script, tokenizer):
-    replies, _ = script
-    replies[QUESTIONS[0].question] = "at 22:001"
-    assert not answer(None, tokenizer, QUESTIONS[:1])["right"][0]
 
 
 @pytest.fixture(scope="module")
@@ -218,12 +214,9 @@ def test_a_summary_by_hand():
     assert measures["low"]["f1_answerable"] < 0.34 < measures["high"]["f1_answerable"]
     assert measures["note"].tolist() == [""] * 6
 
-
-def test_a_summary_says_what_it_lacks():
-    measures = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
-    assert measures["note"]["abstained_unanswerable"] == "fewer than two items"
-    assert math.isnan(measures["value"]["abstained_unanswerable"])
-    assert summary(scored([1, 1], [1, 1], [0, 0]))["value"]["abstained_answerable"] == 1
+    lacking = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
+    assert lacking["note"]["abstained_unanswerable"] == "fewer than two items"
+    assert math.isnan(lacking["value"]["abstained_unanswerable"])
 
 
 @pytest.mark.parametrize(
@@ -243,14 +236,3 @@ def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):
     plain = models.load_tokenizer(str(tiny_models / "decoder"))
     with pytest.raises(ValueError, match="no chat template"):
         prompts(plain, QUESTIONS)
-
-
-@pytest.mark.slow
-def test_smollm2_answers_from_an_open_book(tokenizer):
-    ids = {"q05", "q08", "q14", "q23", "q25", "q32", "q34", "q40"}  # a third of them it can read
-    questions = [question for question in handbook.questions() if question.id in ids]
-    decoder = Decoder.from_pretrained(ASSET)
-    closed = answer(decoder, tokenizer, questions)
-    opened = answer(decoder, tokenizer, questions, handbook.passages())
-    assert opened["f1"].mean() > closed["f1"].mean() + 0.15
-    assert opened["right"].sum() >= 5 and closed["right"].sum() <= 2

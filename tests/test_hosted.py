@@ -37,8 +37,7 @@ def test_it_streams(proxy, server, monkeypatch):
 
 def test_the_budget_is_never_exceeded(proxy):
     """The bound comes before the request: nothing is sent that could cost too much."""
-    priced = {"dollars_per_million_read": 1e4, "dollars_per_million_written": 1e4}
-    client = model(**priced, max_dollars=2.0)
+    client = model(prices="10000, 10000", max_dollars=2.0)
 
     def ask_twenty_times() -> None:
         for number in range(20):
@@ -97,7 +96,8 @@ def test_each_failure_says_what_to_do_and_never_the_key(proxy, monkeypatch, cach
         ("gpt-4o", {}, "write openai:NAME"),
         ("openai:", {}, "write openai:NAME"),
         ("openai:x", {"max_dollars": 1.0}, "needs prices"),
-        ("openai:x", {"dollars_per_million_read": -1.0}, "0 or more"),
+        ("openai:x", {"prices": "-1 0"}, "0 or more"),
+        ("openai:x", {"prices": "cheap"}, "dollars per million"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(name, options, message):

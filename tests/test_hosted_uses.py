@@ -13,7 +13,7 @@ from llmnb.applications.question_answering import QuestionAnswerer
 from llmnb.applications.summarization import Summarizer
 from llmnb.applications.text_generation import HostedGenerator, TextGenerator
 from llmnb.evaluation import hallucination
-from llmnb.hosted import HostedError, choose, connect
+from llmnb.hosted import choose, connect
 from llmnb.runs import runner
 
 OPTIONS = ["Paris", "London", "white", "black"]
@@ -114,8 +114,3 @@ def test_a_run_that_its_budget_stopped_goes_on_without_asking_twice(name, proxy,
     assert proxy.requests == n_answers > n_before
     written = [p for folder in (tmp_path, cache) for p in folder.rglob("*") if p.is_file()]
     assert not [path for path in written if HOSTED_KEY.encode() in path.read_bytes()]
-
-
-def test_prices_that_are_none_are_refused():
-    with pytest.raises(HostedError, match="dollars per million"):
-        connect("openai:x", prices="cheap")

@@ -16,7 +16,6 @@ from llmnb.evaluation.uncertainty import (
     compare,
     holm,
     items_needed,
-    mcnemar,
     paired_bootstrap,
     proportion,
     smallest_difference,
@@ -85,9 +84,9 @@ def test_the_same_seed_gives_the_same_result():
 
 
 def test_shares_get_wilsons_interval():
-    for correct, n, level in ((0, 20, 0.95), (20, 20, 0.95), (841, 1000, 0.8)):
-        expected = stats.binomtest(correct, n).proportion_ci(level, method="wilson")
-        ours = proportion(correct, n, level)
+    for correct, n in ((0, 20), (20, 20), (841, 1000)):
+        expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
+        ours = proportion(correct, n)
         assert (ours.low, ours.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
         assert ours.low <= ours.value == correct / n <= ours.high
     assert bootstrap([True, False, True]) == proportion(2, 3)
@@ -130,19 +129,17 @@ def test_a_tie_is_a_tie_in_decimals_too():
         assert paired_bootstrap(a, b)[1] == pytest.approx(p)
 
 
-def test_mcnemar_is_the_binomial_test():
+def test_mcnemars_mid_p_is_that_of_the_binomial_test():
     for only_a, only_b in ((0, 0), (3, 3), (2, 11), (40, 22)):
-        a, b = pair(only_a, only_b, 80)
         n = only_a + only_b
         exact = stats.binomtest(only_a, n, 0.5).pvalue if n else 1
-        assert mcnemar(a, b, exact=True) == pytest.approx(exact)
-        mid = exact - stats.binom.pmf(only_a, n, 0.5) if only_a != only_b else 1
-        assert mcnemar(a, b) == pytest.approx(mid) == pytest.approx(mcnemar(b, a))
+        mid_p = exact - stats.binom.pmf(only_a, n, 0.5) if only_a != only_b else 1
+        for answers in (pair(only_a, only_b, 80), pair(only_b, only_a, 80)):
+            assert compare(*answers).p == pytest.approx(mid_p)
     for only_a in range(1, 20):  # rounding alone would give 1 + 2e-16
-        assert mcnemar(*pair(only_a, only_a, 2 * only_a)) <= 1
+        assert compare(*pair(only_a, only_a, 2 * only_a)).p <= 1
     # by hand: 5 to 1 has 2·(1 + 6)/64 exact; mid-p counts the outcome's own 6/64 once less
-    a, b = pair(5, 1, 10)
-    assert (mcnemar(a, b, exact=True), mcnemar(a, b)) == pytest.approx((14 / 64, 8 / 64))
+    assert compare(*pair(5, 1, 10)).p == pytest.approx(8 / 64)
 
 
 def test_holm_by_hand():
@@ -154,20 +151,18 @@ def test_holm_by_hand():
 def test_compare_says_who_wins():
     result = compare(*pair(30, 10, 200))
     assert (result.n_only_a, result.n_only_b, result.difference.value) == (30, 10, 0.1)
-    assert result.p == mcnemar(*pair(30, 10, 200))
     assert result.verdict.startswith("A beats B: difference in accuracy 0.100 [0.03")
     # by hand (Bonett & Price): 31/202 - 11/202 ± 1.96·√((42/202 - (20/202)²)/202)
     half = 1.959964 * math.sqrt((42 / 202 - (20 / 202) ** 2) / 202)
     interval = (20 / 202 - half, 20 / 202 + half)
     assert (result.difference.low, result.difference.high) == pytest.approx(interval, abs=1e-6)
-    for answers, options, verdict in [
-        (pair(10, 30, 200), {"names": ("base", "tuned")}, "tuned beats base"),
-        (pair(11, 10, 200), {}, "Neither A nor B is shown to be better"),
-        (pair(5, 0, 200), {}, "Neither"),  # mid-p is 0.03, but the interval holds 0
-        (pair(8, 2, 10), {}, "Neither"),  # the interval excludes 0, but mid-p is 0.07
-        (pair(30, 10, 200), {"level": 0.9999}, "Neither"),
+    for answers, verdict in [
+        (pair(10, 30, 200), "tuned beats base"),
+        (pair(11, 10, 200), "Neither base nor tuned is shown to be better"),
+        (pair(5, 0, 200), "Neither"),  # mid-p is 0.03, but the interval holds 0
+        (pair(8, 2, 10), "Neither"),  # the interval excludes 0, but mid-p is 0.07
     ]:
-        assert compare(*answers, **options).verdict.startswith(verdict)
+        assert compare(*answers, names=("base", "tuned")).verdict.startswith(verdict)
     for one_sided in (compare(*pair(9, 0, 9)), compare(*pair(0, 9, 9))):
         assert -1 <= one_sided.difference.low <= one_sided.difference.value
         assert one_sided.difference.value <= one_sided.difference.high <= 1
@@ -178,7 +173,6 @@ def test_the_smallest_difference_is_items_needed_turned_round():
         d = smallest_difference(n, discordance)
         assert items_needed(0.5, 0.5 + 1.0001 * d, discordance) <= n
         assert items_needed(0.5, 0.5 + 0.99 * d, discordance) > n
-    assert smallest_difference(300, 0.15) < smallest_difference(300, 0.15, power=0.9)
     assert math.isnan(smallest_difference(20, 0.1))  # two texts, whoever is right on them
     with pytest.raises(ValueError, match="0 items"):
         smallest_difference(0, 0.1)
@@ -189,7 +183,7 @@ def test_items_needed_by_hand_and_its_direction():
     assert items_needed(0.8, 0.7, discordance=0.2) == items_needed(0.7, 0.8, 0.2) == 155
     assert items_needed(0.8, 0.7) == items_needed(0.8, 0.7, 0.8 * 0.3 + 0.2 * 0.7)
     assert items_needed(0.8, 0.7, 0.1) < 155 < items_needed(0.8, 0.7, 0.3)
-    assert items_needed(0.8, 0.7, 0.2, power=0.9) > 155 < items_needed(0.8, 0.7, 0.2, alpha=0.01)
+    assert items_needed(0.8, 0.7, 0.2, power=0.9) > 155
 
 
 def test_f1_is_scikit_learns():
@@ -223,26 +217,25 @@ def test_the_interval_always_holds_the_value():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: bootstrap([]), "0 items are too few"),
-        (lambda: bootstrap([0.1, math.nan]), "nan, not a finite"),
-        (lambda: bootstrap([[0.1, 0.2]]), r"shape \(1, 2\)"),
-        (lambda: bootstrap(["a", "b"]), "no numbers"),
+        (lambda: bootstrap([]), "0 sample"),
+        (lambda: bootstrap([0.1, math.nan]), "contains NaN"),
+        (lambda: bootstrap([[0.1, 0.2]]), "1d array"),
+        (lambda: bootstrap(["a", "b"]), "could not convert string"),
         (lambda: bootstrap([0.1, 0.2], statistic="mode"), "'mode'"),
-        (lambda: bootstrap([0.1, 0.2], level=95), "95 is no level"),
         (lambda: bootstrap([0.1, 0.2], resamples=10), "10 resamples"),
         (lambda: bootstrap([0.1, 0.2], statistic=lambda x, axis: x.mean()), "of 10000 samples"),
         (lambda: bootstrap([0, 2, 1], statistic=lambda x, axis: 1 / (x.sum(axis) > 0)), "finite"),
         (lambda: proportion(3, 2), "3 of 2"),
-        (lambda: paired_bootstrap([1, 2, 3], [1, 2]), "{'a': 3, 'b': 2}"),
-        (lambda: mcnemar([1, 0], [0.5, 1]), "correct_b holds 0.5"),
+        (lambda: paired_bootstrap([1, 2, 3], [1, 2]), r"inconsistent numbers of samples: \[3, 2\]"),
+        (lambda: compare([1, 0], [0.5, 1]), "correct_b holds 0.5"),
         (lambda: holm([]), "list of numbers"),
         (lambda: holm([0.1, 1.1]), "from 0 to 1"),
         (lambda: items_needed(0.8, 0.8), "no two different"),
         (lambda: items_needed(0.8, 0.7, 0.05), "between 0.1 and 0.5, not at 0.05"),
-        (lambda: items_needed(0.8, 0.7, 0.2, power=80), "power 80"),
-        (lambda: bootstrap_f1([1, 0], [1]), "{'labels': 2, 'predictions': 1}"),
-        (lambda: bootstrap_f1([1, 0], ["1", "0"]), "all names or all numbers"),
-        (lambda: bootstrap_f1([1, 0], [1, math.nan]), "hold NaN"),
+        (lambda: items_needed(0.8, 0.7, 0.2, power=80), "power is 80"),
+        (lambda: bootstrap_f1([1, 0], [1]), r"inconsistent numbers of samples: \[2, 1\]"),
+        (lambda: bootstrap_f1([1, 0], ["1", "0"]), "Mix of"),
+        (lambda: bootstrap_f1([1, 0], [1, math.nan]), "contains NaN"),
     ],
 )
 def test_bad_input_is_refused(call, message):

@@ -26,3 +26,13 @@ def probes(names: str) -> list[str]:
     if unknown := [name for name in chosen if name not in PROBES]:
         raise EvaluationError(f"There is no probe {unknown[0]!r}; there are {', '.join(PROBES)}.")
     return chosen
+
+
+def checked_texts(name: str, texts) -> list[str]:
+    """The texts as a list. Raises ValueError for none, and for what is no text."""
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"{name} is a list of one text or more, not {texts!r}.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{index}] is no text: {text!r}.")
+    return list(texts)

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from llmnb import concepts
-from llmnb.evaluation.uncertainty import Interval, holm, proportion
+from llmnb.evaluation.uncertainty import ALPHA, UPPER, Interval, holm, proportion
 
 MIN_TERMS_PER_GROUP = 4
 TIE_NATS = 1e-4  # batches of another width round differently
@@ -53,11 +53,7 @@ def counterfactuals(axis: str | None = None) -> pd.DataFrame:
 
 
 def shifts(
-    scores: ArrayLike,
-    rows: pd.DataFrame,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    scores: ArrayLike, rows: pd.DataFrame, resamples: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
     """How far each group's scores lie from the mean over its axis, in the same templates.
 
@@ -66,40 +62,42 @@ def shifts(
     flagged. The sampled units are the TERMS: a model has something for or against every
     single word, and hundreds of rows repeat what it has, so resampling rows would call any few
     words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
-    are dealt to the axis's groups at random, which is exact where groups don't matter (two groups
-    of 4 terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
+    are shuffled among the axis's groups, which is exact where groups don't matter (two groups of 4
+    terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
     interval of each group alone, which holds where one group's words vary more. Flagged: p_holm <
-    1 - level, and 0 outside the interval.
+    0.05, and 0 outside the interval.
     Source: Pitman 1937; Welch 1947. Raises ValueError for scores that don't fit the rows, an axis
     with one group or a term that lacks a template, or a group with fewer than 4 terms.
     """
-    if not 0 < level < 1 or resamples < 1000:
-        raise ValueError(f"level {level} is no share, or {resamples} resamples are under 1000.")
-    rows = _with_scores(scores, rows)
-    terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
+    if resamples < 1000:
+        raise ValueError(f"{resamples} resamples are under 1000.")
+    terms = _term_means(scores, rows)
     # Every term stands in every template of its axis: what a template adds cancels.
     terms["deviation"] = terms["score"] - terms.groupby("axis")["score"].transform("mean")
     generator = np.random.default_rng(seed)
-    slack = 1e-6 * float(rows["score"].abs().max())  # what single precision rounds away is no shift
+    slack = 1e-6 * float(np.abs(scores).max())  # what single precision rounds away is no shift
     parts = []
-    for axis, axis_terms in terms.groupby("axis", sort=False):
-        parts.append(_shifts_of_axis(axis, axis_terms, level, generator, resamples, slack))
+    for axis, members in terms.groupby("axis", sort=False):
+        deviations, is_member = members["deviation"].to_numpy(), _membership(members)
+        sizes = is_member.sum(axis=0)
+        shift, half = _welch(deviations, is_member)
+        permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
+        random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
+        n_as_large = (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)
+        columns = {"axis": axis, "group": members["group"].unique(), "terms": sizes}
+        columns |= {"shift": shift, "low": shift - half, "high": shift + half}
+        parts.append(pd.DataFrame(columns | {"p": (1 + n_as_large) / (1 + resamples)}))
     table = pd.concat(parts, ignore_index=True)
     table["p_holm"] = holm(table["p"])
     excludes_zero = (table["low"] > 0) | (table["high"] < 0)
-    table["flagged"] = (table["p_holm"] < 1 - level) & excludes_zero
+    table["flagged"] = (table["p_holm"] < ALPHA) & excludes_zero
     return table
 
 
 def smallest_shifts(
-    scores: ArrayLike,
-    rows: pd.DataFrame,
-    power: float = 0.8,
-    level: float = 0.95,
-    trials: int = 25,
-    seed: int = 0,
+    scores: ArrayLike, rows: pd.DataFrame, trials: int = 25, seed: int = 0
 ) -> pd.DataFrame:
-    """How large a group's shift must be for `shifts` to flag it in the share `power` of runs.
+    """How large a group's shift must be for `shifts` to flag it in four of five runs.
 
     By simulation with this run's own words: their scores are dealt to the axis's groups at random,
     the first group is moved up, and the move at which it is just flagged is found by bisection.
@@ -107,36 +105,35 @@ def smallest_shifts(
     It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
     Arguments and errors as for shifts.
     """
-    rows = _with_scores(scores, rows)
-    terms = rows.groupby(["axis", "group", "term"], sort=False)["score"].mean().reset_index()
-    alpha = (1 - level) / len(terms.groupby(["axis", "group"]))
+    terms = _term_means(scores, rows)
+    alpha = ALPHA / terms.groupby(["axis", "group"]).ngroups
     generator = np.random.default_rng(seed)
     parts = []
     for axis, members in terms.groupby("axis", sort=False):
         is_member = _membership(members)
         is_first = is_member[:, 0]
-        deals = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
+        draws = generator.permuted(np.tile(is_first, (4000, 1)), axis=1) / is_first.sum()
         smallest = []
         for _ in range(trials):
-            dealt = generator.permutation(members["score"].to_numpy())
+            shuffled = generator.permutation(members["score"].to_numpy())
 
-            def is_flagged(move, dealt=dealt, deals=deals, is_member=is_member):
-                deviations = dealt + move * is_member[:, 0]
+            def is_flagged(move, shuffled=shuffled, draws=draws, is_member=is_member):
+                deviations = shuffled + move * is_member[:, 0]
                 deviations = deviations - deviations.mean()
-                shift, half = _welch(deviations, is_member, level)
-                n_as_large = (np.abs(deals @ deviations) >= shift[0] - 1e-12).sum()
-                return (1 + n_as_large) / (1 + len(deals)) < alpha and shift[0] > half[0]
+                shift, half = _welch(deviations, is_member)
+                n_as_large = (np.abs(draws @ deviations) >= shift[0] - 1e-12).sum()
+                return (1 + n_as_large) / (1 + len(draws)) < alpha and shift[0] > half[0]
 
-            moves = [*np.linspace(0, 4 * np.ptp(dealt), 65), np.inf]
+            moves = [*np.linspace(0, 4 * np.ptp(shuffled), 65), np.inf]
             smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
-        move = np.quantile(smallest, power, method="higher")
+        move = np.quantile(smallest, 0.8, method="higher")
         row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
         parts.append(row | {"shift": move * (1 - is_first.mean())})  # its own mean moves too
     return pd.DataFrame(parts)
 
 
-def _with_scores(scores, rows) -> pd.DataFrame:
-    """A copy of the rows with their scores, checked."""
+def _term_means(scores, rows) -> pd.DataFrame:
+    """The mean score of every term over its templates; both arguments are checked."""
     needed = ["template", "term", "group", "axis"]
     if missing := [name for name in needed if name not in rows]:
         raise ValueError(f"The rows lack {missing}; counterfactuals() makes such rows.")
@@ -155,25 +152,11 @@ def _with_scores(scores, rows) -> pd.DataFrame:
     alone = counts.groupby("axis").size()
     if alone.min() < 2:
         raise ValueError(f"{alone.idxmin()!r} has one group: there is nothing to compare it with.")
-    axes, crossing = rows.groupby("axis"), ["axis", "template", "term"]
-    short = axes.size() != axes["template"].nunique() * axes["term"].nunique()
-    if short.any() or rows.duplicated(crossing).any():
-        where = [*short.index[short], *rows["axis"][rows.duplicated(crossing)]][0]
-        raise ValueError(f"{where!r}: every term stands once in every template, but not here.")
-    return rows[needed].reset_index(drop=True).assign(score=scores)
-
-
-def _shifts_of_axis(axis, terms, level, generator, resamples, slack) -> pd.DataFrame:
-    """One axis: the rows of `shifts`, from a mean deviation per term."""
-    deviations = terms["deviation"].to_numpy()  # (terms,)
-    groups, is_member = terms["group"].unique(), _membership(terms)
-    sizes = is_member.sum(axis=0)
-    shift, half = _welch(deviations, is_member, level)
-    permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
-    random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
-    p = (1 + (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)) / (1 + resamples)
-    columns = {"axis": axis, "group": groups, "terms": sizes, "shift": shift}
-    return pd.DataFrame(columns | {"low": shift - half, "high": shift + half, "p": p})
+    for axis, part in rows.groupby("axis"):
+        if not pd.crosstab(part["template"], part["term"]).eq(1).all(axis=None):
+            raise ValueError(f"{axis!r}: every term stands once in every template, but not here.")
+    terms = rows.assign(score=scores).groupby(["axis", "group", "term"], sort=False)
+    return terms["score"].mean().reset_index()
 
 
 def _membership(terms) -> NDArray[np.bool_]:
@@ -181,7 +164,7 @@ def _membership(terms) -> NDArray[np.bool_]:
     return terms["group"].to_numpy()[:, None] == terms["group"].unique().to_numpy()
 
 
-def _welch(deviations, is_member, level) -> tuple[NDArray, NDArray]:
+def _welch(deviations, is_member) -> tuple[NDArray, NDArray]:
     """Each group's mean deviation, and half the width of its interval: (groups,) both."""
     sizes = is_member.sum(axis=0)
     shift = deviations @ (is_member / sizes)
@@ -193,7 +176,7 @@ def _welch(deviations, is_member, level) -> tuple[NDArray, NDArray]:
     variance = parts.sum(axis=1)
     freedom = (parts**2 / (sizes - 1)).sum(axis=1)
     freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
-    return shift, stdtrit(freedom, (1 + level) / 2) * np.sqrt(variance)
+    return shift, stdtrit(freedom, UPPER) * np.sqrt(variance)
 
 
 def pair_preferences(
@@ -201,9 +184,9 @@ def pair_preferences(
 ) -> pd.DataFrame:
     """Which sentence of each pair a language model finds likelier; a is the stereotype.
 
-    model: a transformers causal model, or whatever takes input_ids (batch, seq) to logits (batch,
-    seq, vocab); or a masked one of transformers, asked by masked_bits. pairs: {"a", "b", "axis"}
-    each; our own if not given. Columns: a, b, axis, log_a, log_b (the whole sentence's
+    model: a transformers causal model, or another module that takes input_ids (batch, seq) to
+    logits (batch, seq, vocab); or a masked one of transformers, by masked_bits. pairs: {"a", "b",
+    "axis"} each; our own if not given. Columns: a, b, axis, log_a, log_b (the whole sentence's
     log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and preferred ("stereotype",
     "other" or "tie"). A longer sentence has more factors; they are not divided by the number of
     tokens, which would favour rare words cut into many. So a model's taste for one group's word
@@ -223,9 +206,9 @@ def pair_preferences(
         raise ValueError(
             f"No finite likelihood for {sentences[int(np.isfinite(bits).argmin())]!r}."
         )
-    table["log_a"], table["log_b"] = _halves(-bits * np.log(2))
+    table["log_a"], table["log_b"] = (-bits * np.log(2)).reshape(2, -1)
     encoded = tokenizer(sentences, add_special_tokens=False)["input_ids"]
-    table["tokens_a"], table["tokens_b"] = _halves(np.array([len(ids) for ids in encoded]))
+    table["tokens_a"], table["tokens_b"] = np.reshape([len(ids) for ids in encoded], (2, -1))
     table["difference"] = table["log_a"] - table["log_b"]
     sign = table["difference"].to_numpy()
     table["preferred"] = np.select(
@@ -258,7 +241,7 @@ def masked_bits(model, tokenizer, sentences: Sequence[str]) -> NDArray[np.float6
     return bits
 
 
-def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def preference_shares(preferences: pd.DataFrame) -> pd.DataFrame:
     """The share of pair_preferences' pairs where the stereotype is likelier, by axis and in all.
 
     Columns: axis ("all" last), pairs, ties (left out), share, low, high (Wilson's interval; not
@@ -270,15 +253,11 @@ def preference_shares(preferences: pd.DataFrame, level: float = 0.95) -> pd.Data
         n_stereotypes = int((pairs["preferred"] == "stereotype").sum())
         share = Interval(np.nan, 0.0, 1.0)
         if n_ties < len(pairs):
-            share = proportion(n_stereotypes, len(pairs) - n_ties, level)
+            share = proportion(n_stereotypes, len(pairs) - n_ties)
         n_unequal = int((pairs["tokens_a"] != pairs["tokens_b"]).sum())
         row = {"axis": axis, "pairs": len(pairs), "ties": n_ties, "share": share.value}
         rows.append(row | {"low": share.low, "high": share.high, "unequal": n_unequal})
     return pd.DataFrame(rows)
-
-
-def _halves(values) -> tuple[NDArray, NDArray]:
-    return values[: len(values) // 2], values[len(values) // 2 :]
 
 
 def _with_logits(model):
@@ -288,6 +267,5 @@ def _with_logits(model):
         output = model(input_ids)
         return SimpleNamespace(logits=getattr(output, "logits", output))
 
-    parameter = next(iter(getattr(model, "parameters", tuple)()), None)
-    with_logits.device = "cpu" if parameter is None else parameter.device
+    with_logits.device = next(model.parameters()).device
     return with_logits

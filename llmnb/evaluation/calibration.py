@@ -5,8 +5,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
+from sklearn.utils import check_array
 
-from llmnb.evaluation.uncertainty import Interval, proportion
+from llmnb.evaluation.uncertainty import UPPER, Interval, proportion
 
 
 def reliability(
@@ -89,7 +90,6 @@ def error_interval(
     bins: int = 10,
     equal_mass: bool = False,
     resamples: int = 2000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """calibration_error with its interval, for these bins.
@@ -107,8 +107,8 @@ def error_interval(
     accuracy = (table["accuracy"].to_numpy() * items + 1) / (items + 2)
     drawn = np.random.default_rng(seed).binomial(items, accuracy, (resamples, len(items)))
     noise = (drawn - items * accuracy) / items.sum()  # (resamples, bins)
-    below = np.quantile(np.abs(noise).sum(axis=1), (1 + level) / 2)
-    above = np.quantile(noise.sum(axis=1), (1 + level) / 2)
+    below = np.quantile(np.abs(noise).sum(axis=1), UPPER)
+    above = np.quantile(noise.sum(axis=1), UPPER)
     return Interval(value, low=max(0.0, value - below), high=min(1.0, value + above))
 
 
@@ -149,13 +149,12 @@ def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float
 def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray]:
     """Probabilities as (n, classes) and labels as (n,), or a ValueError that says what is wrong."""
     labels = np.asarray(labels)
-    try:
-        probabilities = np.asarray(probabilities, dtype=float)
-    except ValueError as error:
-        raise ValueError(f"These are no numbers of shape (n, classes): {error}.") from None
+    probabilities = check_array(
+        probabilities, ensure_2d=False, dtype=float, input_name="probabilities"
+    )
     if probabilities.ndim == 1:  # of class 1
         probabilities = np.stack([1 - probabilities, probabilities], axis=1)
-    if probabilities.ndim != 2 or probabilities.shape[1] < 2 or not len(probabilities):
+    if probabilities.shape[1] < 2:
         raise ValueError(f"Probabilities have shape {probabilities.shape}, not (n, classes).")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ValueError("Some probabilities are not between 0 and 1.")
@@ -168,12 +167,7 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArr
 
 
 def _logits(logits) -> NDArray[np.float64]:
-    logits = np.asarray(logits, dtype=float)
-    if logits.ndim != 2 or logits.shape[1] < 2 or not len(logits):
-        raise ValueError(f"Logits have shape {logits.shape}, not (n, classes).")
-    if not np.isfinite(logits).all():
-        raise ValueError("Some logits are not finite.")
-    return logits
+    return check_array(logits, dtype=float, ensure_min_features=2, input_name="logits")
 
 
 def _check_labels(labels, n, classes) -> None:

@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import fisher_exact
 
 from llmnb.data import fingerprint
-from llmnb.evaluation.uncertainty import Interval, proportion
+from llmnb.evaluation import checked_texts
+from llmnb.evaluation.uncertainty import ALPHA, Interval, proportion, zeros_and_ones
 from llmnb.text import ngrams, words
 
 SHARE = 0.7  # of a text's n-grams, from which on it overlaps: Chowdhery et al. 2022, section 8
@@ -29,8 +30,8 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
     Only the test texts' n-grams are kept, as 64-bit hashes: memory does not grow with the training
     texts. Raises ValueError for no texts, what is no text, or n below 1.
     """
-    test_texts = _texts("test_texts", test_texts)
-    train_texts = _texts("train_texts", train_texts)
+    test_texts = checked_texts("test_texts", test_texts)
+    train_texts = checked_texts("train_texts", train_texts)
     if n < 1:
         raise ValueError(f"n is {n}; an n-gram has at least 1 word.")
 
@@ -50,16 +51,6 @@ def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -
         row = {"share": share, "grams": len(grams), "duplicate": is_duplicate}
         rows.append(row | {"overlapping": is_duplicate or share >= SHARE})
     return pd.DataFrame(rows)
-
-
-def _texts(name: str, texts) -> list[str]:
-    texts = [] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise ValueError(f"{name} must be a list of one text or more.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError(f"{name} holds {text!r}, which is no text.")
-    return texts
 
 
 def leak(
@@ -87,8 +78,10 @@ def leak(
     def is_right_after(k: int) -> NDArray[np.bool_]:
         fit_texts = [*train["text"], *(texts[index] for index in order[:k])]
         fit_labels = [*train["label"], *labels[order[:k]].tolist()]
-        classify = fit(fit_texts, fit_labels)
-        return _classes(classify(texts), len(texts)) == labels
+        predicted = np.asarray(fit(fit_texts, fit_labels)(texts))
+        if len(predicted) != len(texts):
+            raise ValueError(f"Shape {predicted.shape} for {len(texts)} texts: one row a text.")
+        return (predicted.argmax(axis=1) if predicted.ndim == 2 else predicted) == labels
 
     before = is_right_after(0)
     rows = []
@@ -103,13 +96,6 @@ def leak(
     return pd.DataFrame(rows)
 
 
-def _classes(predicted: ArrayLike, n: int) -> NDArray:
-    predicted = np.asarray(predicted)
-    if len(predicted) != n or predicted.ndim not in (1, 2):
-        raise ValueError(f"Shape {predicted.shape} for {n} texts: not one class or row a text.")
-    return predicted.argmax(axis=1) if predicted.ndim == 2 else predicted
-
-
 @dataclass(frozen=True)
 class Verdict:
     """Is the score on the overlapping items higher than on the clean ones?"""
@@ -121,27 +107,24 @@ class Verdict:
     text: str
 
 
-def verdict(overlapping: ArrayLike, correct: ArrayLike, alpha: float = 0.05) -> Verdict:
+def verdict(overlapping: ArrayLike, correct: ArrayLike) -> Verdict:
     """A leak, if accuracy is significantly higher on the overlapping items than on the clean ones.
 
     overlapping, correct: 0/1 per test item, (n,) each. The test of the two independent samples is
-    Fisher's exact one, one-sided: never more than alpha false alarms. What overlaps may also be
+    Fisher's exact one, one-sided: never more than 5 % false alarms. What overlaps may also be
     easier by itself; only a model that did not see it could tell (`leak`'s column `before`).
     Raises ValueError for other than 0/1, or lengths that differ.
     """
-    flags, right = np.asarray(overlapping), np.asarray(correct)
-    if flags.shape != right.shape or flags.ndim != 1 or not np.isin([flags, right], (0, 1)).all():
-        raise ValueError("overlapping and correct are lists of the same length, 0 or 1 per item.")
-    flags, right = flags.astype(bool), right.astype(bool)
+    flags, right = zeros_and_ones(overlapping=overlapping, correct=correct)
     table = [[(right & part).sum(), (~right & part).sum()] for part in (flags, ~flags)]
     dirty, clean = (proportion(k, k + wrong) if k + wrong else None for k, wrong in table)
     if dirty is None or clean is None:
         which = "All items overlap" if dirty else "No item overlaps"
         return Verdict(False, math.nan, dirty, clean, f"{which}: there is nothing to compare.")
     p = float(fisher_exact(table, alternative="greater").pvalue)
-    start = "A leak" if p < alpha else "No leak is shown"
+    start = "A leak" if p < ALPHA else "No leak is shown"
     text = (
         f"{start}: accuracy {dirty} on the {flags.sum()} overlapping items, "
         f"{clean} on the {(~flags).sum()} clean ones, p = {p:.2g}."
     )
-    return Verdict(p < alpha, p, dirty, clean, text)
+    return Verdict(p < ALPHA, p, dirty, clean, text)

@@ -113,8 +113,7 @@ def _first_lines(decoder, tokenizer, prompts, new_tokens) -> list[str]:
     for start in range(0, len(order), PROMPTS_PER_BATCH):
         rows = order[start : start + PROMPTS_PER_BATCH]
         batch = [prompts[row] for row in rows]
-        greedy = generation.GREEDY
-        texts = generation.complete(decoder, tokenizer, batch, new_tokens, greedy, "\n")
+        texts = generation.complete(decoder, tokenizer, batch, new_tokens, stop="\n")
         lines |= zip(rows, texts, strict=True)
     return [lines[index].strip() for index in range(len(prompts))]
 

@@ -9,13 +9,14 @@ Source: Ribeiro et al. 2020 (CheckList: invariance tests, and direction tests).
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from llmnb import files
+from llmnb.evaluation import checked_texts
 from llmnb.evaluation.calibration import checked
 from llmnb.evaluation.uncertainty import compare, holm, proportion
 
@@ -125,10 +126,8 @@ def negation(text: str, seed: int = 0) -> str:
 
 
 Change = Callable[[str, int], str]
-_INVARIANCES = (typos, casing, punctuation, distractor_front, distractor_back, first_half)
-TESTS: dict[str, Change] = {
-    change.__name__: change for change in (*_INVARIANCES, expansion, negation)
-}
+_CHANGES = (typos, casing, punctuation, distractor_front, distractor_back, first_half, expansion)
+TESTS: dict[str, Change] = {change.__name__: change for change in (*_CHANGES, negation)}
 COLUMNS = """test kind items skipped before after difference low high p p_holm
     changed changed_low changed_high moved moved_low moved_high"""
 
@@ -137,34 +136,29 @@ def drops(
     probabilities: Callable[[list[str]], ArrayLike],
     texts: Sequence[str],
     labels: ArrayLike,
-    tests: Sequence[str] | Mapping[str, Change] | None = None,
+    tests: Sequence[str] = tuple(TESTS),
     seed: int = 0,
 ) -> pd.DataFrame:
     """What each perturbation does to a classifier, one row for each test.
 
-    probabilities: texts to (n, classes); labels: (n,) class numbers; tests: names from TESTS, all
-    if not given, or invariance tests of your own by name. Columns: test, kind, items (applicable
-    texts: all numbers are of these), skipped, before, after (accuracy), difference (after -
-    before), low, high, p, p_holm (over the tests), changed, changed_low, changed_high (share of
-    predictions), and for direction tests moved, moved_low, moved_high: the share where the class
-    predicted before lost probability (half may be chance). They have no accuracy after, since the
-    labels no longer hold. Fewer than two applicable texts leave the numbers empty.
+    probabilities: texts to (n, classes); labels: (n,) class numbers; tests: names from TESTS.
+    Columns: test, kind, items (applicable texts: all numbers are of these), skipped, before, after
+    (accuracy), difference (after - before), low, high, p, p_holm (over the tests), changed,
+    changed_low, changed_high (share of predictions), and for the negation moved, moved_low,
+    moved_high: the share where the class predicted before lost probability (half may be chance).
+    It has no accuracy after, since the labels no longer hold. Fewer than two applicable texts leave
+    the numbers empty.
     Raises ValueError for no texts, an unknown test, or probabilities or labels that don't fit.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts is a list of one text or more, not {texts!r}.")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{index}] is no text: {text!r}.")
-    changes = _changes(tests)
+    texts = checked_texts("texts", texts)
+    for name in tests:
+        if name not in TESTS:
+            raise ValueError(f"There is no test {name!r}.{files.did_you_mean(name, TESTS)}")
     before, labels = checked(_probabilities_of(texts, probabilities), labels)
     rows = []
-    for name, change in changes.items():
-        changed = {}  # the new text of each applicable item
-        for index, text in enumerate(texts):
-            new_text = change(text, seed)
-            if new_text != text:
-                changed[index] = new_text
+    for name in tests:
+        pairs = [(text, TESTS[name](text, seed)) for text in texts]
+        changed = {index: new for index, (old, new) in enumerate(pairs) if new != old}
         kind = "direction" if name == "negation" else "invariance"
         n_skipped = len(texts) - len(changed)
         row = {"test": name, "kind": kind, "items": len(changed), "skipped": n_skipped}
@@ -209,16 +203,6 @@ def _probabilities_of(texts, probabilities) -> NDArray[np.float64]:
     if result.ndim not in (1, 2) or len(result) != len(texts):
         raise ValueError(f"{len(texts)} texts went in, and probabilities {result.shape} came out.")
     return result
-
-
-def _changes(tests) -> Mapping[str, Change]:
-    if isinstance(tests, Mapping):
-        return tests
-    names = list(TESTS) if tests is None else list(tests)
-    for name in names:
-        if name not in TESTS:
-            raise ValueError(f"There is no test {name!r}.{files.did_you_mean(name, TESTS)}")
-    return {name: TESTS[name] for name in names}
 
 
 def _is_plain_latin(text: str) -> bool:

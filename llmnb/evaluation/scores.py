@@ -10,7 +10,6 @@ import itertools
 import math
 import numbers
 import re
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -20,6 +19,7 @@ import numpy as np
 from datasets import Features, Value
 from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from llmnb import files
 from llmnb.evaluation import calibration
@@ -35,24 +35,13 @@ def accuracy(predictions: Sequence, references: Sequence) -> float:
     return float(sklearn_metrics.accuracy_score(references, predictions))
 
 
-def precision_recall_f1(
-    predictions: Sequence, references: Sequence, average: str = "macro", positive: str | int = 1
-) -> dict[str, float]:
-    """{"precision", "recall", "f1"}, 0 where undefined.
-
-    average: over the classes ("macro", "micro", "weighted"), or "binary": of `positive` alone.
-    """
-    if average not in ("macro", "micro", "weighted", "binary"):
-        raise ValueError(f"average is macro, micro, weighted or binary, not {average!r}.")
+def precision_recall_f1(predictions: Sequence, references: Sequence) -> dict[str, float]:
+    """{"precision", "recall", "f1"}: the means over the classes (macro), 0 where undefined."""
     predictions, references = _class_columns(predictions, references)
-    precision, recall, f1, _ = sklearn_metrics.precision_recall_fscore_support(
-        references,
-        predictions,
-        average=average,
-        pos_label=_class_name(positive) if average == "binary" else 1,  # else unused
-        zero_division=0,
+    means = sklearn_metrics.precision_recall_fscore_support(
+        references, predictions, average="macro", zero_division=0
     )
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    return dict(zip(("precision", "recall", "f1"), map(float, means[:3]), strict=True))
 
 
 def matthews(predictions: Sequence, references: Sequence) -> float:
@@ -116,16 +105,16 @@ def _sacrebleu(name: str, metric, predictions, references) -> dict:
     return {name: score, f"{name}_signature": metric.get_signature().format()}
 
 
-def rouge(predictions: Sequence, references: Sequence, stemmer: bool = False) -> dict[str, float]:
+def rouge(predictions: Sequence, references: Sequence) -> dict[str, float]:
     """Mean F1, 0 to 1, against the best reference: {"rouge1", "rouge2", "rougeL"}.
 
     references: one text or a list of texts for each prediction, in Latin letters: the tokenizer
-    drops all others. stemmer: cut English endings off first. Source: Lin 2004.
+    drops all others. Source: Lin 2004.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
     predictions, references = _text_columns(predictions, references)
-    scorer = RougeScorer(ROUGE_KINDS, use_stemmer=stemmer)
+    scorer = RougeScorer(ROUGE_KINDS)
     rows = []
     for prediction, texts in zip(predictions, references, strict=True):
         if not any(re.search("[a-z0-9]", text.lower()) for text in texts):
@@ -145,14 +134,15 @@ def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
 
 
 def _nats_per_unit(nats, counts, unit: str) -> float:
-    columns = _columns(**{"nats": nats, unit: counts})
-    for value in itertools.chain(*columns):
-        if not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-            raise ValueError(f"{value!r} is no finite number from 0 on.")
-    total_nats, total_units = map(sum, columns)
-    if not total_units:
+    totals = []
+    for name, values in (("nats", nats), (unit, counts)):
+        values = column_or_1d(values, dtype=float)
+        check_array(values, ensure_2d=False, ensure_non_negative=True, input_name=name)
+        totals.append(values.sum())
+    check_consistent_length(nats, counts)
+    if not totals[1]:
         raise ValueError(f"There are no {unit}.")
-    return total_nats / total_units
+    return totals[0] / totals[1]
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -168,23 +158,21 @@ def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
     return mean / 2 if n_classes == 2 else mean
 
 
-def _columns(**columns) -> list[list]:
+def _columns(predictions, references) -> list[list]:
     """The columns as lists of plain Python values, with equally many items each."""
-    lists = {}
-    for name, values in columns.items():
+    columns = []
+    for name, values in (("predictions", predictions), ("references", references)):
         if isinstance(values, str) or not hasattr(values, "__len__"):
             raise ValueError(f"{name} is a list with one entry an item, not {values!r}.")
-        lists[name] = values.tolist() if hasattr(values, "tolist") else list(values)
-    lengths = {name: len(values) for name, values in lists.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"The columns have different numbers of items: {lengths}.")
-    if 0 in lengths.values():
+        columns.append(values.tolist() if hasattr(values, "tolist") else list(values))
+    check_consistent_length(*columns)
+    if not columns[0]:
         raise ValueError("There are no items to score.")
-    return list(lists.values())
+    return columns
 
 
 def _class_columns(predictions, references) -> tuple[list[str], list[str]]:
-    predictions, references = _columns(predictions=predictions, references=references)
+    predictions, references = _columns(predictions, references)
     if len({isinstance(value, str) for value in predictions + references}) > 1:
         raise ValueError("Some classes are names and some are numbers: they would never match.")
     return list(map(_class_name, predictions)), list(map(_class_name, references))
@@ -193,16 +181,13 @@ def _class_columns(predictions, references) -> tuple[list[str], list[str]]:
 def _class_name(value) -> str:
     if isinstance(value, str):
         return value
-    try:
-        if value == int(value):
-            return str(int(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
+    if isinstance(value, numbers.Real) and float(value).is_integer():
+        return str(int(value))
     raise ValueError(f"{value!r} is no class: it takes names or whole numbers.")
 
 
 def _text_columns(predictions, references) -> tuple[list[str], list[list[str]]]:
-    predictions, references = _columns(predictions=predictions, references=references)
+    predictions, references = _columns(predictions, references)
     references = [[value] if isinstance(value, str) else list(value or ()) for value in references]
     for text in itertools.chain(predictions, *references):
         if not isinstance(text, str):
@@ -217,12 +202,9 @@ class _Classification(evaluate.Metric):
 
     function: ClassVar[Callable]
 
-    def __init__(self, **options) -> None:
-        """options: evaluate.Metric's. Several processes share num_process and experiment_id."""
-        # Two metrics that share an id share a file. One process needs no file at all.
-        defaults = {"experiment_id": uuid.uuid4().hex, "cache_dir": files.cache_dir() / "metrics"}
-        defaults["keep_in_memory"] = options.get("num_process", 1) == 1
-        super().__init__(**defaults | options)
+    def __init__(self) -> None:
+        """No file is written, but evaluate makes its folder."""
+        super().__init__(keep_in_memory=True, cache_dir=files.cache_dir() / "metrics")
 
     def _info(self) -> evaluate.MetricInfo:
         text = Value("string")
@@ -237,18 +219,6 @@ class _Classification(evaluate.Metric):
         """Add items. Raises ValueError, and adds none, if one can't be scored."""
         predictions, references = _class_columns(predictions, references)
         super().add_batch(predictions=predictions, references=references)
-
-    def add(self, *, prediction, reference) -> None:
-        """Add one item, checked as in add_batch."""
-        self.add_batch(predictions=[prediction], references=[reference])
-
-    def compute(self, *, predictions=None, references=None) -> dict[str, float] | None:
-        """The result over all added items and these; None where another process has it."""
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        if not len(self):
-            raise ValueError("There are no items to score.")
-        return super().compute()
 
     def _compute(self, predictions, references) -> dict[str, float]:
         result = type(self).function(predictions, references)

@@ -1,7 +1,7 @@
 """How far a measured number can be trusted: intervals, tests of A against B, sizes of test sets.
 
 Every item is one draw from all the items there could have been, and independent of the others;
-several questions on one document are not.
+several questions on one document are not. All intervals are 95 % intervals.
 """
 
 import math
@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 from scipy.stats import binom, binomtest
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import unique_labels
 
+ALPHA = 0.05  # how often a test may find a difference where there is none
+UPPER = 0.975  # the share below the upper end of an interval
 NUMBERS_PER_CHUNK = 1 << 21  # drawn at a time: 16 MB, whatever the number of items and resamples
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A measured value, and the range that holds the true one at the chosen level."""
+    """A measured value, and the range that holds the true one 95 times in 100."""
 
     value: float
     low: float
@@ -28,7 +32,7 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def proportion(correct: int, n: int, level: float = 0.95) -> Interval:
+def proportion(correct: int, n: int) -> Interval:
     """Wilson's interval for `correct` of n. Source: Wilson 1927; Brown, Cai & DasGupta 2001.
 
     A share of n items jumps in steps, so no interval covers exactly: over p in [0.05, 0.95] this
@@ -37,9 +41,8 @@ def proportion(correct: int, n: int, level: float = 0.95) -> Interval:
     """
     if not (correct == int(correct) and n == int(n) and 0 <= correct <= n and n >= 1):
         raise ValueError(f"{correct} of {n} is no share: it takes whole numbers, 0 to n of n >= 1.")
-    _check_level(level)
     value = correct / n
-    interval = binomtest(int(correct), int(n)).proportion_ci(level, method="wilson")
+    interval = binomtest(int(correct), int(n)).proportion_ci(method="wilson")
     # Rounding must not push the ends past the value where all or none are correct.
     return Interval(value, low=min(interval.low, value), high=max(interval.high, value))
 
@@ -48,7 +51,6 @@ def bootstrap(
     *arrays: ArrayLike,
     statistic: str | Callable[..., NDArray] = "mean",
     resamples: int = 10_000,
-    level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """The interval of a statistic of the items, by drawing the items anew; arrays: (n,) each.
@@ -65,23 +67,19 @@ def bootstrap(
     n = len(columns[0])
     if callable(statistic):
         value = float(statistic(*columns, axis=-1))
-        return _limits(value, _resampled(statistic, columns, resamples, seed), n, level)
+        return _limits(value, _resampled(statistic, columns, resamples, seed), n)
     if statistic != "mean" or len(columns) != 1:
         raise ValueError(f'A statistic is "mean", of one array, or a function: {statistic!r}.')
     (values,) = columns
     if np.isin(values, (0, 1)).all():
-        return proportion(int(values.sum()), n, level)
+        return proportion(int(values.sum()), n)
     draws = _resampled(np.mean, columns, resamples, seed)
     deviations = values - values.mean()
-    return _limits(values.mean(), draws, n, level, deviations=deviations, weights=np.ones(n))
+    return _limits(values.mean(), draws, n, deviations, weights=np.ones(n))
 
 
 def bootstrap_f1(
-    labels: Sequence,
-    predictions: Sequence,
-    resamples: int = 10_000,
-    level: float = 0.95,
-    seed: int = 0,
+    labels: Sequence, predictions: Sequence, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """The BCa interval of macro-F1, from a class per item, (n,) each, names or numbers.
 
@@ -89,18 +87,15 @@ def bootstrap_f1(
     the cost does not grow with n. A class absent from a resample is left out of its mean.
     Raises ValueError for lengths that differ, fewer than two items, or classes of two kinds.
     """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    _same_length(labels=labels, predictions=predictions)
-    kinds = {array.dtype.kind in "US" for array in (labels, predictions)}
-    if labels.ndim != 1 or predictions.ndim != 1 or len(kinds) > 1:
-        raise ValueError("labels and predictions are one class an item: all names or all numbers.")
-    names, ids = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-    if names.dtype.kind == "f" and np.isnan(names).any():
-        raise ValueError("labels or predictions hold NaN, which is no class.")
+    labels, predictions = column_or_1d(labels), column_or_1d(predictions)
+    check_consistent_length(labels, predictions)
+    classes = unique_labels(labels, predictions)
+    ids = np.searchsorted(classes, [labels, predictions])  # (2, n)
+    (row, column), counts = np.unique(ids, axis=1, return_counts=True)
     n = len(labels)
-    cells, counts = np.unique(ids[:n] * len(names) + ids[n:], return_counts=True)
-    row, column = np.divmod(cells, len(names))
-    one_hot = np.eye(len(names))
+    if n < 2:
+        raise ValueError(f"{n} items are too few to see how much they vary.")
+    one_hot = np.eye(len(classes))
     sums = one_hot[row] + one_hot[column]  # (cells, classes)
     hits = one_hot[row] * (row == column)[:, None]
 
@@ -110,16 +105,16 @@ def bootstrap_f1(
         return by_class.sum(-1) / (total > 0).sum(-1)
 
     generator = _generator(resamples, seed)
-    chunks = _chunks(resamples, len(cells))
+    chunks = _chunks(resamples, len(counts))
     draws = [macro_f1(generator.multinomial(n, counts / n, rows)) for rows in chunks]
     value = macro_f1(counts)
-    influence = value - macro_f1(counts - np.eye(len(cells)))  # of one item of each cell
+    influence = value - macro_f1(counts - np.eye(len(counts)))  # of one item of each cell
     deviations = influence - influence @ counts / n
-    return _limits(value, np.concatenate(draws), n, level, deviations=deviations, weights=counts)
+    return _limits(value, np.concatenate(draws), n, deviations, weights=counts)
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    a: ArrayLike, b: ArrayLike, resamples: int = 10_000, seed: int = 0
 ) -> tuple[Interval, float]:
     """The mean of a - b on the same items, (n,) each, and its two-sided p-value.
 
@@ -135,18 +130,7 @@ def paired_bootstrap(
     slack = 1e-12 * np.abs(differences).max()  # a mean of 0 in decimals is seldom 0 in floats
     tail = (1 + min((draws <= slack).sum(), (draws >= -slack).sum())) / (1 + resamples)
     p = min(1.0, 2 * float(stdtr(n - 1, ndtri(min(tail, 1 - 1e-12)) * math.sqrt((n - 1) / n))))
-    return _limits(differences.mean(), draws, n, level), p
-
-
-def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike, exact: bool = False) -> float:
-    """The two-sided p-value of "A and B are right equally often", from 0/1 per item, (n,) each.
-
-    Only items that one alone gets right count: under the null a coin decides whose they are.
-    exact: never too many false positives, but too few; mid-p, the default, comes closer to alpha.
-    Source: McNemar 1947; Fagerland, Lydersen & Laake 2013. Raises ValueError for other than 0/1.
-    """
-    only_a, only_b, _ = _disagreements(correct_a, correct_b)
-    return float(_mcnemar(only_a, only_b, exact))
+    return _limits(differences.mean(), draws, n), p
 
 
 def holm(p_values: ArrayLike) -> NDArray[np.float64]:
@@ -167,13 +151,9 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
 
 
 def items_needed(
-    p_a: float,
-    p_b: float,
-    discordance: float | None = None,
-    power: float = 0.8,
-    alpha: float = 0.05,
+    p_a: float, p_b: float, discordance: float | None = None, power: float = 0.8
 ) -> int:
-    """How many test items show that accuracies p_a and p_b differ, with this power, by mcnemar.
+    """How many test items show that accuracies p_a and p_b differ, with this power, by compare.
 
     discordance: the share of items that one alone gets right; if not given, that of independent
     errors: models agree more, and then need fewer. Source: Connor 1987. Raises ValueError for
@@ -182,8 +162,8 @@ def items_needed(
     difference = abs(p_a - p_b)
     if not (0 <= p_a <= 1 and 0 <= p_b <= 1 and difference > 0):
         raise ValueError(f"{p_a} and {p_b} are no two different accuracies.")
-    if not (0 < alpha < power < 1):
-        raise ValueError(f"0 < alpha < power < 1 does not hold: alpha {alpha}, power {power}.")
+    if not ALPHA < power < 1:
+        raise ValueError(f"The power is {power}; it lies between {ALPHA} and 1.")
     shared = p_a * (1 - p_b) + p_b * (1 - p_a) if discordance is None else discordance
     highest = min(p_a + p_b, 2 - p_a - p_b)
     if not difference - 1e-12 <= shared <= highest + 1e-12:
@@ -192,19 +172,19 @@ def items_needed(
             f"{highest:.4g}, not at {shared}."
         )
     spread = math.sqrt(max(0.0, shared - difference**2))
-    z = ndtri(_upper(1 - alpha)) * math.sqrt(shared) + ndtri(power) * spread
+    z = ndtri(UPPER) * math.sqrt(shared) + ndtri(power) * spread
     return math.ceil((z / difference) ** 2)
 
 
-def smallest_difference(n: int, discordance: float, power=0.8, alpha=0.05) -> float:
-    """The smallest difference that n items show with this power: items_needed solved for it.
+def smallest_difference(n: int, discordance: float) -> float:
+    """The smallest difference that n items show with a power of 0.8: items_needed solved for it.
 
     NaN if the discordance allows none that would be shown. Raises ValueError for other than shares.
     """
-    if not (n >= 1 and 0 <= discordance <= 1 and 0 < alpha < power < 1):
-        raise ValueError(f"{n} items, discordance {discordance}, alpha {alpha}, power {power}.")
+    if not (n >= 1 and 0 <= discordance <= 1):
+        raise ValueError(f"{n} items with a discordance of {discordance} can't be.")
     # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
-    a, b = ndtri(_upper(1 - alpha)) * math.sqrt(discordance), ndtri(power)
+    a, b = ndtri(UPPER) * math.sqrt(discordance), ndtri(0.8)
     root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
     smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
     return smallest if root >= 0 and smallest <= discordance else math.nan
@@ -222,25 +202,27 @@ class Comparison:
 
 
 def compare(
-    correct_a: ArrayLike,
-    correct_b: ArrayLike,
-    level: float = 0.95,
-    names: tuple[str, str] = ("A", "B"),
+    correct_a: ArrayLike, correct_b: ArrayLike, names: tuple[str, str] = ("A", "B")
 ) -> Comparison:
     """Does A beat B? From 0/1 per item, (n,) each, on the same items.
 
-    p is McNemar's mid-p; the interval is Bonett & Price's (2012). The verdict names a winner only
-    where both agree, and not for other seeds. Raises as mcnemar does.
+    p is McNemar's mid-p: only items that one alone gets right count, and under the null a coin
+    decides whose they are. The interval is Bonett & Price's (2012). The verdict names a winner only
+    where both agree, and not for other seeds. Source: McNemar 1947; Fagerland, Lydersen & Laake
+    2013. Raises ValueError for other than 0/1, or lengths that differ.
     """
-    only_a, only_b, n = _disagreements(correct_a, correct_b)
-    p = float(_mcnemar(only_a, only_b))
+    a, b = zeros_and_ones(correct_a=correct_a, correct_b=correct_b)
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
+    fewer, both = min(only_a, only_b), only_a + only_b
+    mid_p = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
+    p = min(1.0, float(mid_p))  # rounding can make it 1 + 2e-16
     share_a, share_b = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
     centre = share_a - share_b
+    half = float(ndtri(UPPER)) * math.sqrt((share_a + share_b - centre**2) / (n + 2))
     value = (only_a - only_b) / n
-    half = ndtri(_upper(level)) * math.sqrt((share_a + share_b - centre**2) / (n + 2))
-    difference = Interval(value, max(-1.0, float(centre - half)), min(1.0, float(centre + half)))
+    difference = Interval(value, max(-1.0, centre - half), min(1.0, centre + half))
     numbers = f"difference in accuracy {difference}, p = {p:.2g}, {n} items"
-    if p < 1 - level and not difference.low <= 0 <= difference.high:
+    if p < ALPHA and not difference.low <= 0 <= difference.high:
         winner, loser = names if value > 0 else names[::-1]
         verdict = f"{winner} beats {loser}: {numbers}."
     else:
@@ -248,14 +230,14 @@ def compare(
     return Comparison(difference, p, only_a, only_b, verdict)
 
 
-def _limits(value, draws, n, level, deviations=None, weights=None) -> Interval:
+def _limits(value, draws, n, deviations=None, weights=None) -> Interval:
     """The percentile interval of the draws; with deviations, how far each item moves the value
     (weights: how many items each stands for), the BCa interval.
 
     The normal quantile is replaced by Student's, times √(n/(n-1)): resamples vary less than
     samples do, which matters below n = 100 (Hesterberg 2015, section 5.3).
     """
-    z = np.array([-1, 1]) * stdtrit(n - 1, _upper(level)) * math.sqrt(n / (n - 1))
+    z = np.array([-1, 1]) * stdtrit(n - 1, UPPER) * math.sqrt(n / (n - 1))
     if deviations is not None and np.any(deviations):
         below = ((draws < value).mean() + (draws <= value).mean()) / 2
         bias = ndtri(np.clip(below, 1 / len(draws), 1 - 1 / len(draws)))
@@ -289,58 +271,26 @@ def _chunks(resamples, width) -> list[int]:
     return [min(rows, resamples - start) for start in range(0, resamples, rows)]
 
 
-def _mcnemar(only_a, only_b, exact=False):
-    """The p-value from the two counts, numbers or arrays."""
-    fewer, both = np.minimum(only_a, only_b), np.add(only_a, only_b)
-    if exact:
-        return np.minimum(1.0, 2 * binom.cdf(fewer, both, 0.5))
-    mid = 2 * binom.cdf(fewer, both, 0.5) - binom.pmf(fewer, both, 0.5)
-    return np.minimum(1.0, mid)  # rounding can make it 1 + 2e-16
+def zeros_and_ones(**arrays) -> list[NDArray[np.bool_]]:
+    """The arrays as booleans, (n,) each.
 
-
-def _disagreements(correct_a, correct_b) -> tuple[int, int, int]:
-    """How many items A alone, and B alone, got right; and n."""
-    a, b = _columns(correct_a=correct_a, correct_b=correct_b)
-    for name, values in (("correct_a", a), ("correct_b", b)):
+    Raises ValueError for other than 0/1, lengths that differ, or fewer than two items.
+    """
+    columns = _columns(**arrays)
+    for name, values in zip(arrays, columns, strict=True):
         if not np.isin(values, (0, 1)).all():
             raise ValueError(f"{name} holds {values[~np.isin(values, (0, 1))][0]}: it is 0 or 1.")
-    return int((a > b).sum()), int((a < b).sum()), len(a)
+    return [values > 0 for values in columns]
 
 
 def _columns(**arrays) -> list[NDArray[np.float64]]:
-    """The arrays as finite numbers, one an item."""
-    try:
-        columns = {name: np.asarray(array, dtype=float) for name, array in arrays.items()}
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{' and '.join(arrays)}: these are no numbers ({error}).") from None
-    for name, column in columns.items():
-        if column.ndim != 1:
-            raise ValueError(f"{name} has shape {column.shape}; it is one number an item, (n,).")
-        if not np.isfinite(column).all():
-            raise ValueError(
-                f"{name} holds {column[~np.isfinite(column)][0]}, not a finite number."
-            )
-    _same_length(**columns)
-    return list(columns.values())
-
-
-def _same_length(**arrays) -> None:
-    lengths = {name: len(array) for name, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise ValueError(f"The items must be the same ones, but their numbers are {lengths}.")
-    if min(lengths.values()) < 2:
-        raise ValueError(f"{min(lengths.values())} items are too few to see how much they vary.")
-
-
-def _upper(level) -> float:
-    """The share below the upper end of a two-sided interval."""
-    _check_level(level)
-    return 0.5 + level / 2
-
-
-def _check_level(level) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"{level} is no level: it lies between 0 and 1.")
+    """The arrays as two finite numbers or more, one an item. Raises ValueError."""
+    columns = []
+    for name, array in arrays.items():
+        column = column_or_1d(array, dtype=float)
+        columns.append(check_array(column, ensure_2d=False, ensure_min_samples=2, input_name=name))
+    check_consistent_length(*columns)
+    return columns
 
 
 def _generator(resamples, seed) -> np.random.Generator:

@@ -4,6 +4,8 @@ ladder.py trains and compares them, and loads what was saved here.
 """
 
 import dataclasses
+import itertools
+import json
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from llmnb import LlmnbError, card, files, models
 
 FACTS = "llmnb.json"  # a file beside the weights: method, label names, settings, metrics
+LEARNED_FILE = "learned.json"
 
 _CAVEATS = """It has learned the labels of that data, mistakes and prejudice included. On other
 kinds of text it can be much worse than these figures, which were measured on held-out texts."""
@@ -65,15 +68,16 @@ class Settings:
 class Classifier(ABC):
     """Texts to probabilities of the classes, which label_names names in their order.
 
-    A subclass trains itself (in `fit`, or encoders.train) and has `probabilities`, `write` and
-    `read`. `save` writes it with everything else that ladder.load needs to make it again: it
-    calls the class with label names and settings, then `read`.
+    A subclass trains itself (in `fit`, or encoders.train) and has `probabilities`. `save` writes
+    it with everything else that ladder.load needs to make it again: that calls the class with
+    label names and settings, then `read`.
     """
 
     method: str = ""  # its name in ladder.METHODS
     base: str = ""  # the pretrained model's name, if there is one
     needs_base: bool = False  # whether it reads that model again where it is loaded
     trainable_parameters: int = 0
+    learned: tuple[str, ...] = ()  # the attributes that `fit` sets, if JSON can hold them
     unsure_below: float = 0.0  # less probable predictions are marked as unsure, see scoring.py
 
     def __init__(self, label_names: Sequence[str], settings: Settings) -> None:
@@ -84,13 +88,16 @@ class Classifier(ABC):
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes), each row sums to 1."""
 
-    @abstractmethod
     def write(self, folder: Path) -> None:
         """Write to the folder what training added to the label names and settings."""
+        state = {name: getattr(self, name) for name in self.learned}
+        files.write_json(folder / LEARNED_FILE, state)
 
-    @abstractmethod
     def read(self, folder: Path) -> None:
         """Restore what `write` wrote."""
+        state = json.loads((folder / LEARNED_FILE).read_text(encoding="utf-8"))
+        for name in self.learned:
+            setattr(self, name, state[name])
 
     def predict(self, texts: Sequence[str]) -> list[str]:
         """The most probable label of each text."""
@@ -101,6 +108,13 @@ class Classifier(ABC):
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def example_rows(labels: NDArray[np.integer], n_classes: int, shots: int) -> list[int]:
+    """The rows of the first `shots` texts of each class, one of each class in turn."""
+    by_class = [np.flatnonzero(labels == number)[:shots].tolist() for number in range(n_classes)]
+    turns = itertools.zip_longest(*by_class)
+    return [row for turn in turns for row in turn if row is not None]
 
 
 def save(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.sparse import hstack
+from scipy.special import softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -32,24 +33,18 @@ MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and b
 class Majority(Classifier):
     """Always the shares of the classes in the training set: the baseline of every other rung."""
 
-    shares: NDArray[np.float64]
+    learned = ("shares",)
+    shares: list[float]
 
     def fit(self, texts: Sequence[str], labels: NDArray[np.integer]) -> "Majority":
         """Count the classes."""
-        self.shares = np.bincount(labels, minlength=len(self.label_names)) / len(labels)
+        counts = np.bincount(labels, minlength=len(self.label_names))
+        self.shares = (counts / len(labels)).tolist()
         return self
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The same row for every text: (texts, classes)."""
         return np.tile(self.shares, (len(texts), 1))
-
-    def write(self, folder: Path) -> None:
-        """The shares."""
-        save_file({"shares": self.shares}, folder / WEIGHTS_FILE)
-
-    def read(self, folder: Path) -> None:
-        """The shares."""
-        self.shares = load_file(folder / WEIGHTS_FILE)["shares"]
 
 
 class _Linear(Classifier):
@@ -86,9 +81,7 @@ class _Linear(Classifier):
         """softmax(W x + b): (texts, classes)"""
         if not len(texts):
             return np.zeros((0, len(self.label_names)))
-        scores = np.asarray(self.features(texts) @ self.weight.T) + self.bias
-        odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-        return odds / odds.sum(axis=1, keepdims=True)
+        return softmax(np.asarray(self.features(texts) @ self.weight.T) + self.bias, axis=1)
 
     def write(self, folder: Path) -> None:
         """Weights and bias. The weights in fp32, which is precise enough and half as large."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from llmnb.fine_tuning.base import FineTuningError
 
@@ -92,12 +93,8 @@ class Batch:
 
 def batch_of(rows: Sequence[tuple[list[int], list[bool]]], device: str | None = None) -> Batch:
     """Encoded conversations, one below the other."""
-    width = max(len(ids) for ids, _ in rows)
-    ids, attention, answers = [], [], []
-    for row_ids, is_answer in rows:
-        padding = width - len(row_ids)
-        ids.append(row_ids + row_ids[:1] * padding)
-        attention.append([1] * len(row_ids) + [0] * padding)
-        answers.append(is_answer + [False] * padding)
-    tensors = (torch.tensor(part, device=device) for part in (ids, attention, answers))
-    return Batch(*tensors)
+    ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True)
+    is_answer = pad_sequence([torch.tensor(answers) for _, answers in rows], batch_first=True)
+    lengths = torch.tensor([len(ids) for ids, _ in rows])
+    attention_mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (rows, seq)
+    return Batch(*(part.to(device) for part in (ids, attention_mask.long(), is_answer)))

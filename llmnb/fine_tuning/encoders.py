@@ -4,16 +4,12 @@ Three things make it fast: the precision that hardware.dtype chooses, a fused op
 batches of texts of similar length.
 """
 
-import contextlib
-import dataclasses
-import hashlib
-import json
 import math
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,9 +100,8 @@ def load_with_head(
     folder = models.locate(name)
     labels = {}
     if label_names is not None:
-        numbers = {label: number for number, label in enumerate(label_names)}
-        labels = {"num_labels": len(label_names), "id2label": dict(enumerate(label_names))}
-        labels["label2id"] = numbers
+        labels["id2label"] = dict(enumerate(label_names))
+        labels["label2id"] = {label: number for number, label in enumerate(label_names)}
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would warn that the head is new
@@ -125,10 +120,8 @@ def load_with_head(
             )
     finally:
         logging.set_verbosity(verbosity)
-    missing = list(info["missing_keys"])
-    if new_head:
-        missing = [key for key in missing if not key.startswith(HEAD_WEIGHTS)]
-    if missing:
+    may_be_new = HEAD_WEIGHTS if new_head else ()
+    if missing := [key for key in info["missing_keys"] if not key.startswith(may_be_new)]:
         raise assets.AssetError(f"{name!r} lacks {len(missing)} weights, {missing[0]} among them.")
     return model
 
@@ -145,14 +138,12 @@ def train(
     parts: Mapping[str, tuple[Sequence[str], NDArray[np.integer]]],
     label_names: Sequence[str],
     settings: Settings,
-    checkpoints: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Encoded:
     """A classifier with its last weights; with the best ones where it is long enough to stop early.
 
     method: "full" or "lora"; base: the pretrained model; parts: texts and labels of "train" and
-    "validation". checkpoints: a folder from which a killed training is resumed; it is removed at
-    the end. The same settings on the same machine give the same classifier. Raises
+    "validation". The same settings on the same machine give the same classifier. Raises
     FineTuningError where the memory isn't enough, or the loss isn't finite any more.
     """
     transformers.set_seed(settings.seed)
@@ -178,10 +169,8 @@ def train(
     if method == "lora":
         model = with_adapter(model, settings)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    with _training_folder(checkpoints, method, base, rows, settings) as folder:
+    with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
-        # The optimizer's state is twice as large as the model, and only needed to resume.
-        arguments.save_only_model = checkpoints is None
         classifier.model = _train_model(model, tokenizer, rows, settings, arguments, say)
     if method == "lora":
         classifier.temporary = tempfile.TemporaryDirectory(prefix="llmnb-adapter-")
@@ -208,30 +197,8 @@ def with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
     return peft.get_peft_model(model, config)
 
 
-@contextlib.contextmanager
-def _training_folder(
-    checkpoints: Path | None, method: str, base: str, rows: dict, settings: Settings
-) -> Iterator[Path]:
-    """The folder for a training's checkpoints; removed after success.
-
-    Its name follows from all that decides the result, so no other training resumes from it.
-    """
-    if checkpoints is None:
-        with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
-            yield Path(folder)
-        return
-    facts = [method, models.digest(base), dataclasses.asdict(settings), rows]
-    facts.append(str(hardware.dtype(settings.dtype)))
-    key = json.dumps(facts).encode()
-    folder = Path(checkpoints).expanduser() / hashlib.sha256(key).hexdigest()[:12]
-    yield folder
-    shutil.rmtree(folder)
-    with contextlib.suppress(OSError):  # the checkpoints of another training are in it
-        folder.parent.rmdir()
-
-
 def _arguments(
-    method: str, n_texts: int, settings: Settings, folder: Path
+    method: str, n_texts: int, settings: Settings, folder: str
 ) -> transformers.TrainingArguments:
     device = hardware.device()
     dtype = hardware.dtype(settings.dtype)
@@ -239,10 +206,9 @@ def _arguments(
     steps_per_evaluation = min(steps_per_epoch, MAX_STEPS_PER_EVALUATION)
     n_evaluations = math.ceil(steps_per_epoch * settings.epochs / steps_per_evaluation)
     return transformers.TrainingArguments(
-        output_dir=str(folder),
+        output_dir=folder,
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr or LEARNING_RATE[method],
-        lr_scheduler_type="linear",
         warmup_steps=round(0.1 * steps_per_epoch * settings.epochs),
         weight_decay=0.01,
         optim="adamw_torch_fused" if device != "mps" else "adamw_torch",
@@ -257,6 +223,7 @@ def _arguments(
         eval_steps=steps_per_evaluation,
         save_steps=steps_per_evaluation,
         save_total_limit=1,
+        save_only_model=True,  # no training goes on from these checkpoints
         # A training too short to be stopped early ends with its last weights: before the learning
         # rate has come down, weights are worse than a few hundred validation texts can show.
         load_best_model_at_end=n_evaluations > settings.patience,
@@ -284,11 +251,8 @@ def _train_model(model, tokenizer, rows, settings, arguments, say) -> nn.Module:
     if arguments.load_best_model_at_end:
         trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
     trainer.remove_callback(transformers.PrinterCallback)
-    checkpoint = _last_complete_checkpoint(Path(arguments.output_dir))
-    if checkpoint:
-        say(f"goes on from step {checkpoint.rpartition('-')[2]}")
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train()
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise FineTuningError(
             f"Out of memory: lower batch_size ({settings.batch_size}) or max_length "
@@ -320,7 +284,7 @@ def _macro_f1(evaluation: transformers.EvalPrediction) -> dict[str, float]:
 
 
 class _Progress(transformers.TrainerCallback):
-    """Says a line after each evaluation."""
+    """Reports the validation macro-F1 after every evaluation."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -331,13 +295,3 @@ class _Progress(transformers.TrainerCallback):
         seconds = time.monotonic() - self.start
         f1 = metrics["eval_f1"]
         self.say(f"{share_done:4.0%} {seconds:6.1f} s   validation macro-F1 {f1:.3f}")
-
-
-def _last_complete_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; newer, incomplete ones are removed."""
-    paths = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    for path in reversed(paths):
-        if (path / "trainer_state.json").is_file():  # it is written last
-            return str(path)
-        shutil.rmtree(path)
-    return None

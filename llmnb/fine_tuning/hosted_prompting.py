@@ -1,16 +1,13 @@
 """No training here: ask a hosted model, and read the label in its answer."""
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmnb import files, hosted
-from llmnb.fine_tuning.base import Classifier, FineTuningError
+from llmnb import hosted
+from llmnb.fine_tuning.base import Classifier, FineTuningError, example_rows
 
-PROMPT_FILE = "prompt.json"
 MAX_TEXT_CHARACTERS = 4000  # of a text that is sent
 
 
@@ -21,6 +18,7 @@ class Hosted(Classifier):
     and is counted in `n_without_label`.
     """
 
+    learned = ("instruction", "shares")
     instruction: str = ""
     shares: list[float]  # of the classes among the training texts
     n_without_label: int = 0
@@ -42,11 +40,8 @@ class Hosted(Classifier):
             f"Classify the last text as {', '.join(names[:-1])} or {names[-1]}. "
             "Reply with the label and nothing else."
         ]
-        for shot in range(self.settings.shots):
-            for number, name in enumerate(names):
-                rows = np.flatnonzero(labels == number)
-                if shot < len(rows):
-                    parts.append(f"Text: {_shortened(texts[rows[shot]])}\nLabel: {name}")
+        for row in example_rows(labels, len(names), self.settings.shots):
+            parts.append(f"Text: {_shortened(texts[row])}\nLabel: {names[labels[row]]}")
         self.instruction = "\n\n".join(parts)
         counts = np.bincount(labels, minlength=len(names))
         self.shares = (counts / counts.sum()).tolist()
@@ -64,17 +59,6 @@ class Hosted(Classifier):
             else:
                 row[self.label_names.index(label)] = 1.0
         return rows
-
-    def write(self, folder: Path) -> None:
-        """The prompt and the class shares; the model stays where it is."""
-        saved = {"prompt": self.instruction, "shares": self.shares}
-        files.write_json(folder / PROMPT_FILE, saved)
-
-    def read(self, folder: Path) -> None:
-        """The prompt and the class shares."""
-        saved = json.loads((folder / PROMPT_FILE).read_text(encoding="utf-8"))
-        self.instruction = saved["prompt"]
-        self.shares = saved["shares"]
 
 
 def _shortened(text: str) -> str:

@@ -6,8 +6,10 @@ can't be used is left out and counted, by reason; nothing is guessed.
 """
 
 import collections
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,14 @@ SHAPES = (
     "prompt and answer; messages; instruction, input and output; conversations; "
     "prompt, chosen and rejected"
 )
-PROMPTS = ("prompt", "question", "input")
+PROMPTS = ("instruction", "prompt", "question")
+CONTEXTS = ("input", "context")  # what the prompt is about; an input may be the prompt itself
 ANSWERS = ("answer", "completion", "response", "output")
-ROLES = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant"}
+MESSAGES = ("messages", "conversations")
+READ_KEYS = {*PROMPTS, *CONTEXTS, *ANSWERS, *MESSAGES, "chosen", "rejected", "system", "label"}
+ROLES = {"human": "user", "prompter": "user", "developer": "system"}
+ROLES |= {"gpt": "assistant", "bot": "assistant"}
+NAMES = {"system": "system message", "user": "prompt", "assistant": "answer"}  # of a role's text
 MIN_EXAMPLES = 8  # fewer can't be split into training and validation
 ADVICE = "save it as JSON in UTF-8, one example a line"
 
@@ -36,42 +43,42 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Instructions:
-    """Examples ready for training. One of the two lists is empty."""
+    """Examples ready for training: conversations, or pairs of answers."""
 
     name: str
-    conversations: list[list[dict[str, str]]]
-    pairs: list[Pair]
+    examples: list[list[dict[str, str]]] | list[Pair]
     dropped: dict[str, list[int]]  # why rows were left out: their numbers, from 1
     notes: tuple[str, ...]
 
-    def examples(self) -> list:
-        """The conversations, or the pairs."""
-        return self.conversations or self.pairs
+    @property
+    def pairs(self) -> list[Pair]:
+        """The examples that are pairs: all of them, or none."""
+        return [example for example in self.examples if isinstance(example, Pair)]
 
     def split(self) -> tuple[list, list]:
         """Training and validation examples, nine to one, by the fingerprint of the prompt.
 
         So the same prompt, with whatever answers, stands on one side only.
         """
-        prints = [data.fingerprint(prompt_of(example)) for example in self.examples()]
+        prints = [data.fingerprint(prompt_of(example)) for example in self.examples]
         different = sorted(set(prints))
         if len(different) < 2:
             raise DataError(f"{self.name} has one prompt only: nothing is left to validate on.")
         held_out = set(different[: max(1, len(different) // 10)])
         train, validation = [], []
-        for example, fingerprint in zip(self.examples(), prints, strict=True):
+        for example, fingerprint in zip(self.examples, prints, strict=True):
             (validation if fingerprint in held_out else train).append(example)
         return train, validation
 
     def fingerprint(self) -> str:
         """12 hex digits that depend on the examples, but not on their order."""
-        texts = [json.dumps(e, default=vars, sort_keys=True) for e in self.examples()]
+        texts = [json.dumps(e, default=vars, sort_keys=True) for e in self.examples]
         return hashlib.sha256("\n".join(sorted(texts)).encode("utf-8", "replace")).hexdigest()[:12]
 
     def summary(self) -> str:
         """The file in words: what it holds, and what was left out."""
-        kind = "conversations" if self.conversations else "pairs of answers"
-        lines = [f"{self.name}: {len(self.examples()):,} {kind}."]
+        kind = "pairs of answers" if self.pairs else "conversations"
+        lines = [f"{self.name}: {len(self.examples):,} {kind}."]
         for reason, numbers in self.dropped.items():
             few = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
             lines.append(f"Left out: {len(numbers):,} ({few}), {reason}.")
@@ -104,7 +111,7 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
     notes: list[str] = []
     text = text_files.decode(text_files.read_bytes(path), path.name, ADVICE, notes)
     dropped: dict[str, list[int]] = collections.defaultdict(list)
-    examples, seen = [], set()
+    examples, seen, n_unread = [], set(), collections.Counter()
     for number, row in enumerate(_rows(text, path.name), start=1):
         try:
             example = _example(row)
@@ -119,13 +126,16 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
             continue
         seen.add(content)
         examples.append(example)
-    pairs = [example for example in examples if isinstance(example, Pair)]
-    conversations = [example for example in examples if not isinstance(example, Pair)]
-    result = Instructions(path.name, conversations, pairs, dict(dropped), tuple(notes))
-    if pairs and conversations:
+        n_unread.update(row.keys() - READ_KEYS)
+    if n_unread:
+        listed = ", ".join(f"{key} {n:,}" for key, n in sorted(n_unread.items()))
+        notes.append(f"keys that are not read (with their rows): {listed}.")
+    result = Instructions(path.name, examples, dict(dropped), tuple(notes))
+    n_pairs = len(result.pairs)
+    if 0 < n_pairs < len(examples):
         raise DataError(
-            f"{path.name} mixes {len(conversations):,} answers with {len(pairs):,} pairs of chosen "
-            "and rejected ones: make a file of each."
+            f"{path.name} mixes {len(examples) - n_pairs:,} answers with {n_pairs:,} pairs of "
+            "chosen and rejected ones: make a file of each."
         )
     if len(examples) < MIN_EXAMPLES:
         raise DataError(
@@ -136,10 +146,16 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
 
 
 def _rows(text: str, name: str) -> list[Any]:
-    """A JSON value a line, or one list of them."""
-    is_list = text.lstrip().startswith("[")
+    """The values of a list, also of one within {"data": ...}, or else one value a line."""
     rows = []
-    for number, line in enumerate([text] if is_list else text.split("\n"), start=1):
+    with contextlib.suppress(ValueError, RecursionError):
+        whole = json.loads(text)
+        lists = [whole] if isinstance(whole, list) else []
+        if isinstance(whole, dict) and not whole.keys() & {*MESSAGES}:
+            lists = [value for value in whole.values() if isinstance(value, list)]
+        if len(lists) == 1:
+            return lists[0]
+    for number, line in enumerate(re.split(r"\r\n?|\n", text), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
@@ -147,78 +163,78 @@ def _rows(text: str, name: str) -> list[Any]:
             raise DataError(f"{name}: {reason}. Write one example a line.") from error
     if not rows:
         raise DataError(f"{name} is empty.")
-    return rows[0] if is_list else rows
+    return rows
 
 
 def _example(row: Any) -> list[dict[str, str]] | Pair:
     if not isinstance(row, dict):
         raise _Refused("not an object")
+    if row.get("label") is False:
+        raise _Refused("with an answer that is marked as bad (label: false)")
+    if row.get("history"):
+        raise _Refused("with a history, which isn't read: write the whole talk as messages")
     if "chosen" in row and "rejected" in row:
         return _pair(row)
-    for key in ("messages", "conversations"):
+    for key in MESSAGES:
         if key in row:
-            return _ending_with_an_answer(_messages(row[key]))
-    if "instruction" in row:  # Alpaca's; its input may be empty
-        prompt = [row["instruction"], row.get("input") or ""]
-        prompt = "\n\n".join(_text(part, "instruction") for part in prompt if part)
-        return _exchange(prompt, row.get("output"))
+            return _conversation(row[key], row)
+    contexts = {key: row[key] for key in CONTEXTS if row.get(key)}
     prompts = [row[key] for key in PROMPTS if key in row]
+    if not prompts and "input" in row:
+        prompts = [contexts.pop("input", "")]
     answers = [row[key] for key in ANSWERS if key in row]
     if len(prompts) != 1 or len(answers) != 1:
         raise _Refused(f"without known keys (it has {', '.join(map(str, row))[:60]})")
-    return _exchange(prompts[0], answers[0])
+    parts = [_text(part, "prompt") for part in [*prompts, *contexts.values()]]
+    messages = [_message("user", "\n\n".join(parts)), _message("assistant", answers[0])]
+    return _conversation(messages, row)
 
 
-def _exchange(prompt: Any, answer: Any) -> list[dict[str, str]]:
-    contents = {"user": _text(prompt, "prompt"), "assistant": _text(answer, "answer")}
-    return [{"role": role, "content": text} for role, text in contents.items()]
+def _message(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
     """Of texts, or of whole conversations that differ in their last message."""
+    prompt = row.get("prompt", [])
+    prompt = prompt if isinstance(prompt, list) else [_message("user", prompt)]
     sides = []
     for key in ("chosen", "rejected"):
-        value = row[key]
-        messages = _messages(value) if isinstance(value, list) else []
-        if isinstance(value, list) and "prompt" not in row:
-            _ending_with_an_answer(messages)
-        answer = messages[-1]["content"] if messages else _text(value, key)
-        sides.append((messages[:-1], answer))
-    (before, chosen), (other_before, rejected) = sides
-    if "prompt" in row:
-        prompt = row["prompt"]
-        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        before = _messages(prompt)
-    elif before != other_before or not before:
+        messages = row[key] if isinstance(row[key], list) else [_message("assistant", row[key])]
+        sides.append([*prompt, *(messages[-1:] if prompt else messages)])
+    if len(sides[0]) < 2 or sides[0][:-1] != sides[1][:-1]:
         raise _Refused("a pair without one prompt for both answers")
-    if before[-1]["role"] != "user":
-        raise _Refused("a pair whose prompt doesn't end with the user")
+    (*before, chosen), (*_, rejected) = (_conversation(messages, row) for messages in sides)
     if chosen == rejected:
         raise _Refused("a pair of equal answers")
-    return Pair(before, chosen, rejected)
+    return Pair(before, chosen["content"], rejected["content"])
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
-    """OpenAI's role and content, or ShareGPT's from and value."""
+def _conversation(value: Any, row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Messages with OpenAI's role and content, or ShareGPT's from and value.
+
+    A system message may also stand in the row. After it, user and assistant must take turns, and
+    the assistant must end.
+    """
     if not isinstance(value, list) or not value:
         raise _Refused("without messages")
     messages = []
     for message in value:
         if not isinstance(message, dict):
             raise _Refused("with a message that is no object")
-        role = message.get("role", message.get("from"))
-        role = ROLES.get(role, role) if isinstance(role, str) else role
-        if role not in ("system", "user", "assistant"):
-            raise _Refused(f"with a message of the role {str(role)[:20]!r}")
+        role = str(message.get("role", message.get("from")))
+        role = ROLES.get(role, role)
+        if role not in NAMES:
+            raise _Refused(f"with a message of the role {role[:20]!r}")
         if message.get("tool_calls"):
             raise _Refused("calling a tool")
+        if message.get("weight") == 0:
+            raise _Refused("with a message of weight 0, which nothing is to be learned from")
         content = message.get("content", message.get("value"))
-        messages.append({"role": role, "content": _text(content, f"message of the {role}")})
-    return messages
-
-
-def _ending_with_an_answer(messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Checked: after a system message, user and assistant take turns, and the assistant ends."""
+        messages.append(_message(role, _text(content, NAMES[role])))
+    if row.get("system") and messages[0]["role"] != "system":
+        system = _text(row["system"], NAMES["system"])
+        messages.insert(0, _message("system", system))
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
@@ -231,4 +247,4 @@ def _text(value: Any, name: str) -> str:
         raise _Refused(f"with no text as {name}")
     if not value.strip():
         raise _Refused(f"with an empty {name}")
-    return value.strip()
+    return value.strip().encode("utf-8", "replace").decode()  # half a character becomes ?

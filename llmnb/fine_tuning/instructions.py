@@ -205,8 +205,8 @@ class Assistant:
     ) -> list[float]:
         """Supervised fine-tuning; returns the loss of each step.
 
-        snapshots: a folder from which a killed training goes on. What is too long is left out,
-        and its number said.
+        snapshots: a folder from which a killed training goes on. Conversations that
+        are too long are left out and counted.
         """
         rows = self.rows(conversations)
         if n_long := len(conversations) - len(rows):

@@ -46,7 +46,6 @@ KINDS = {  # module and class of the methods that train by their own `fit`
     "few_shot": "prompting.Prompted",
     "hosted": "hosted_prompting.Hosted",
 }
-ALPHA = 0.05  # a difference is shown where its p is lower
 
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
@@ -119,7 +118,7 @@ class Difference:
     @property
     def is_shown(self) -> bool:
         """Whether chance is an unlikely explanation."""
-        return self.p < ALPHA
+        return self.p < 0.05
 
 
 @dataclass(frozen=True)
@@ -165,19 +164,17 @@ def run(
     splits: "Mapping[str, datasets.Dataset]",
     label_names: Sequence[str],
     settings: Settings = Settings(),  # noqa: B008 - it is frozen
-    checkpoints: str | Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train by one method on splits["train"], choose on "validation", measure on "test".
 
-    The splits have the columns text and label (0, 1, …, as label_names). checkpoints: see
-    encoders.train. say: is called with lines about the progress. Raises FineTuningError,
-    AssetError.
+    The splits have the columns text and label (0, 1, …, as label_names). say: is called with
+    lines about the progress. Raises FineTuningError, AssetError.
     """
-    check(method, splits, label_names)
+    _check(method, splits, label_names)
     parts = {name: (part["text"][:], np.array(part["label"][:])) for name, part in splits.items()}
     start = time.perf_counter()
-    classifier = _train(method, parts, label_names, settings, checkpoints, say)
+    classifier = _train(method, parts, label_names, settings, say)
     classifier.method = method
     train_seconds = time.perf_counter() - start
     texts, labels = parts["test"]
@@ -189,12 +186,11 @@ def run(
     return Result(classifier, labels, probabilities, train_seconds, ms_per_text, bytes_on_disk)
 
 
-def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
-    """Raises FineTuningError where `run` would, before any work."""
+def _check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
     if method not in METHODS:
-        suggestion = files.did_you_mean(method, METHODS)
         raise FineTuningError(
-            f"No method is called {method!r}.{suggestion} There are {', '.join(METHODS)}."
+            f"No method is called {method!r}.{files.did_you_mean(method, METHODS)} "
+            f"There are {', '.join(METHODS)}."
         )
     if missing := {"train", "validation", "test"} - set(splits):
         raise FineTuningError(f"The splits lack {', '.join(sorted(missing))}.")
@@ -204,19 +200,16 @@ def check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
         raise FineTuningError("The training texts are all of one class: give more of them.")
 
 
-def _train(method, parts, label_names, settings, checkpoints, say) -> Classifier:
+def _train(method, parts, label_names, settings, say) -> Classifier:
     """parts: for each split, its texts and labels."""
     if method == "zero_shot":
         settings = dataclasses.replace(settings, shots=0)
     if method in KINDS:
-        kind = KINDS[method].partition(".")[2]
-        return _class_of_kind(kind)(label_names, settings).fit(*parts["train"])
+        return _imported(KINDS[method])(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
-    base = _base(method, settings)
     kind = "full" if method == "full" else "lora"
-    folder = None if checkpoints is None else Path(checkpoints)
-    return encoders.train(kind, base, parts, label_names, settings, folder, say)
+    return encoders.train(kind, _base(method, settings), parts, label_names, settings, say)
 
 
 def _base(method: str, settings: Settings) -> str:
@@ -249,7 +242,6 @@ def trained(
                 f"{', '.join(label_names[:8])}. They must be the same, in the same order."
             )
         return classifier
-    check(method, splits, label_names)
     texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
     key = [method, dataclasses.asdict(settings), list(label_names), texts, code_digests()]
     if base := _base(method, settings):
@@ -287,8 +279,9 @@ def load(name: str | Path) -> Classifier:
         return encoders.pretrained(str(name))
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        classifier_class = _class_of_kind(facts["kind"])
-        classifier = classifier_class(facts["label_names"], Settings(**facts["settings"]))
+        paths = {path.split(".")[1]: path for path in (*KINDS.values(), "encoders.Encoded")}
+        kind = _imported(paths[facts["kind"]])
+        classifier = kind(facts["label_names"], Settings(**facts["settings"]))
         classifier.method = facts["method"]
         classifier.trainable_parameters = facts["trainable_parameters"]
         classifier.unsure_below = facts.get("unsure_below", 0.0)
@@ -311,8 +304,7 @@ def load(name: str | Path) -> Classifier:
     return classifier
 
 
-def _class_of_kind(kind: str) -> type[Classifier]:
-    """The class that `save` noted; only its module is imported, as some take a second."""
-    paths = [*KINDS.values(), "encoders.Encoded"]
-    module = {path.partition(".")[2]: path.partition(".")[0] for path in paths}[kind]
-    return getattr(importlib.import_module(f"llmnb.fine_tuning.{module}"), kind)
+def _imported(path: str) -> type[Classifier]:
+    """The class of a path as in KINDS; only its module is imported, as some take a second."""
+    module, name = path.split(".")
+    return getattr(importlib.import_module(f"llmnb.fine_tuning.{module}"), name)

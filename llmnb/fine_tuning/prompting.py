@@ -1,25 +1,22 @@
 """No training: ask the decoder, and compare how likely it finds each label as the answer."""
 
-import json
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmnb import files, hardware, models
+from llmnb import hardware, models
 from llmnb.fast_linear import optimize_for_cpu
-from llmnb.fine_tuning.base import Classifier, FineTuningError
+from llmnb.fine_tuning.base import Classifier, FineTuningError, example_rows
 from llmnb.generation import KeyValueCache
 from llmnb.transformer import Decoder
 
 PROMPTS_PER_BATCH = 16
 CALIBRATION_TEXTS = 64
 TEMPLATE_TOKENS = 16  # room for the words around a text, such as "Text:" and "Label:"
-PROMPT_FILE = "prompt.json"
 
 _decoders = weakref.WeakValueDictionary()  # zero- and few-shot share a decoder while it is in use
 
@@ -34,6 +31,7 @@ class Prompted(Classifier):
     """
 
     needs_base = True
+    learned = ("instruction", "usual")
     instruction: str = ""
     usual: list[float]  # each label's usual score
     model: Decoder | None = None
@@ -51,16 +49,12 @@ class Prompted(Classifier):
         """
         names = self.label_names
         parts = [f"Classify each text as {', '.join(names[:-1])} or {names[-1]}."]
-        rows_of_class = [np.flatnonzero(labels == number) for number in range(len(names))]
-        example_rows = set()
-        for shot in range(self.settings.shots):
-            for name, rows in zip(names, rows_of_class, strict=True):
-                if shot < len(rows):
-                    parts.append(f"Text: {_on_one_line(texts[rows[shot]])}\nLabel: {name}")
-                    example_rows.add(rows[shot])
+        rows = example_rows(labels, len(names), self.settings.shots)
+        for row in rows:
+            parts.append(f"Text: {_on_one_line(texts[row])}\nLabel: {names[labels[row]]}")
         self.instruction = "\n\n".join(parts) + "\n\n"
         self.prefix = None  # an earlier instruction's
-        others = [text for row, text in enumerate(texts) if row not in example_rows]
+        others = [text for row, text in enumerate(texts) if row not in rows]
         self.usual = self._label_scores(others[:CALIBRATION_TEXTS] or texts).mean(0).tolist()
         return self
 
@@ -166,17 +160,6 @@ class Prompted(Classifier):
                 score = score + log_probs.gather(-1, rest[:, :, None]).sum((1, 2))
             scores.append(score)
         return torch.stack(scores, dim=1)
-
-    def write(self, folder: Path) -> None:
-        """The prompt and the usual scores; the decoder stays where it is."""
-        files.write_json(folder / PROMPT_FILE, {"prompt": self.instruction, "usual": self.usual})
-
-    def read(self, folder: Path) -> None:
-        """The prompt and the usual scores."""
-        saved = json.loads((folder / PROMPT_FILE).read_text(encoding="utf-8"))
-        self.instruction = saved["prompt"]
-        self.usual = saved["usual"]
-        self.prefix = None
 
 
 def _on_one_line(text: str) -> str:
