@@ -29,6 +29,7 @@ And more.
 # no heading
 ```
 
+- One
 ## Red boats
 Again.
 """
@@ -67,11 +68,11 @@ def passages_of(file, contents):
 
 
 def test_markdown_is_cut_at_headings_but_not_in_code():
-    red = "They cost 12.\nAnd more.\n# no heading"
+    red = "They cost 12.\nAnd more.\n# no heading\nOne"
     assert passages_of("a.md", MARKDOWN) == [
         ("boats-1", "Boats", "Before.", 1),
         ("red-boats", "Red boats", red, 7),
-        ("red-boats-1", "Red boats", "Again.", 16),
+        ("red-boats-1", "Red boats", "Again.", 17),
     ]
 
 

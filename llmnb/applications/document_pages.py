@@ -114,7 +114,7 @@ class _BlockParser(mistune.BlockParser):
     def parse_method(self, match: re.Match, state: mistune.BlockState) -> int | None:
         n_tokens = len(state.tokens)
         end = super().parse_method(match, state)
-        for token in state.tokens[n_tokens:]:
+        for token in state.tokens[n_tokens : n_tokens + 1]:  # a list parses the heading behind it
             token["start"] = match.start()
         return end
 
@@ -267,10 +267,7 @@ def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
 
 def _ancestor(node: Tag | NavigableString, names: set[str]) -> Tag | None:
     """The nearest element around a node that has one of the names."""
-    parent = node.parent
-    while parent is not None and parent.name not in names:
-        parent = parent.parent
-    return parent
+    return next((parent for parent in node.parents if parent.name in names), None)
 
 
 def _number_items(tag: Tag) -> None:
@@ -304,23 +301,23 @@ def _table_units(tag: Tag) -> list[str]:
     cells_by_row: dict[int, list[Tag]] = defaultdict(list)
     for cell in tag.find_all(_CELLS):
         cells_by_row[id(_ancestor(cell, {"tr"}))].append(cell)
-    headers: list[list[str]] = []
-    rows: list[list[str]] = []
-    spans: dict[int, tuple[int, str]] = {}  # of a column: for how many more rows, the text
-    for cells in cells_by_row.values():
-        row: list[str] = []
-        for cell in [*cells, None]:
-            while spans.get(len(row), (0, ""))[0] > 0:
-                n_more, text = spans[len(row)]
-                spans[len(row)] = (n_more - 1, text)
-                row.append(text)
-            if cell is not None:
-                text = " ".join(texts[id(cell)].split())
-                spans[len(row)] = (_span(cell, "rowspan") - 1, text)
-                row.append(text)
-                row += [text if cell.name == "th" else ""] * (_span(cell, "colspan") - 1)
-        is_header = not rows and all(cell.name == "th" for cell in cells)
-        (headers if is_header else rows).append(row)
+    grid: list[dict[int, str]] = [{} for _ in cells_by_row]  # the text of each column, row by row
+    n_headers = 0
+    for y, cells in enumerate(cells_by_row.values()):
+        if n_headers == y and all(cell.name == "th" for cell in cells):
+            n_headers += 1
+        x = 0
+        for cell in cells:
+            while x in grid[y]:
+                x += 1
+            text = " ".join(texts[id(cell)].split())
+            for row in grid[y : y + _span(cell, "rowspan")]:
+                row[x] = text
+            for _ in range(_span(cell, "colspan") - 1):
+                x += 1
+                grid[y].setdefault(x, text if cell.name == "th" else "")
+    rows = [[row.get(x, "") for x in range(max(row) + 1)] for row in grid]
+    headers, rows = rows[:n_headers], rows[n_headers:]
     columns = itertools.zip_longest(*headers, fillvalue="")
     names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]
     units = [" ".join(texts[id(tag)].split())]
