@@ -20,7 +20,6 @@ class Result:
     score: float | None = None  # how sure it is, 0 to 1, where it can say
     evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
     warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
-    lost: tuple[str, ...] = ()  # what had to stay, as numbers and addresses, and is missing
     tokens: int = 0  # generated
     seconds: float = 0.0  # from the call on; in a batch each has its share
 
@@ -46,15 +45,15 @@ class Application(ABC):
         raise ApplicationError(f"{type(self).__name__} makes no text piece by piece: call it.")
 
 
-def checked(texts: Sequence[str], first: int = 0) -> list[str]:
-    """The texts as a list; first: the number of the first one, for the error.
+def checked(texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
 
     Raises ApplicationError for one string, no string, an empty text, or halves of characters.
     """
     if isinstance(texts, str):
         raise ApplicationError("batch takes a list of texts; this is one: call the application.")
     texts = list(texts)
-    for number, text in enumerate(texts, first):
+    for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ApplicationError(f"Text {number} is empty or no text: {text!r:.60}.")
         if text.encode("utf-8", "replace").decode() != text:  # no tokenizer takes a surrogate

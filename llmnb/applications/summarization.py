@@ -24,6 +24,7 @@ SYSTEM = (
     "Provide a concise, objective summary of the input text in at most {} words, focusing on key "
     "actions and intentions without using second or third person pronouns."
 )
+MAX_PROMPT_TOKENS = 1024
 # For a model without a chat template. Source: Radford et al. 2019, section 3.6.
 REQUEST_WITHOUT_TEMPLATE = "{}\n\nTL;DR:"
 
@@ -32,11 +33,9 @@ _CAPITALIZABLE = re.compile(r"(?<![\w'’])[^\W\d_][\w'’]*")
 _NAME_AT_START = re.compile(r"\w+(?:['’]| [^\W\d_a-zß-ÿ])")
 
 
-def lead(text: str, k: int = 1) -> str:
-    """The first k sentences, a baseline; headings and the like only where there is nothing else."""
-    if k < 1:
-        raise ApplicationError(f"k is {k}; it is 1 or more.")
-    return " ".join(_full_sentences(*checked([text]))[:k])
+def lead(text: str) -> str:
+    """The first sentence, a baseline; a heading or the like only where there is nothing else."""
+    return _full_sentences(*checked([text]))[0]
 
 
 def centroid(text: str) -> str:
@@ -108,10 +107,8 @@ class Summarizer(Application):
     Result.evidence: the summaries of the pieces, level by level; empty for a text read whole.
     """
 
-    def __init__(
-        self, generator: TextGenerator, max_words: int = 30, max_tokens: int = 1024
-    ) -> None:
-        """max_words: of a summary; max_tokens: of a prompt. Both are upper limits."""
+    def __init__(self, generator: TextGenerator, max_words: int = 30) -> None:
+        """max_words: of a summary, at most."""
         if max_words < 1:
             raise ApplicationError(f"max_words is {max_words}; it is 1 or more.")
         self.max_words = max_words
@@ -120,19 +117,18 @@ class Summarizer(Application):
         self.request = "{}" if generator.is_chat_model else REQUEST_WITHOUT_TEMPLATE
         self.instruction_tokens = self._prompt_tokens(".")
         context = generator.context_tokens - generator.max_new_tokens
-        self.room = min(max_tokens, context) - self.instruction_tokens  # tokens of a text
+        self.room = min(MAX_PROMPT_TOKENS, context) - self.instruction_tokens  # tokens of a text
         least = 6 * generator.max_new_tokens  # with less the pieces might never shrink
         if self.room < least:
             raise ApplicationError(
                 f"{self.room} tokens are left for a text, and it takes {least}, 6 times those of a "
-                f"summary: raise max_tokens ({max_tokens}) or lower max_new_tokens."
+                f"summary: lower max_new_tokens ({generator.max_new_tokens})."
             )
 
     @classmethod
-    def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
-        """options: the class's and TextGenerator's; max_new_tokens is the profile's."""
-        limits = {name: options.pop(name) for name in {"max_words", "max_tokens"} & {*options}}
-        return cls(TextGenerator.load(model, profile, **options), **limits)
+    def load(cls, model: str = "", profile: str = "auto", max_words: int = 30, **options) -> Self:
+        """options: TextGenerator's; max_new_tokens is the profile's."""
+        return cls(TextGenerator.load(model, profile, **options), max_words)
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A summary of each text; its warnings say what can be seen to be wrong with it."""

@@ -237,15 +237,13 @@ class Translator(Application):
     def _join(self, parts: list[tuple[str, str]], translations: dict[str, Result]) -> Result:
         text = ""
         warnings = []
-        lost = []
         for number, (gap, sentence) in enumerate(parts, 1):
             place = f"sentence {number}: " if len(parts) > 1 else ""
             warnings += [place + warning for warning in translations[sentence].warnings]
             text += "" if gap == " " and self.target == "zh" else gap
             text += translations[sentence].text
-            lost += _lost(sentence, translations[sentence].text)
         tokens = sum(translations[sentence].tokens for _, sentence in parts)
-        return Result(text, warnings=tuple(warnings), lost=tuple(lost), tokens=tokens)
+        return Result(text, warnings=tuple(warnings), tokens=tokens)
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
         """A translation of each sentence; of what is between its tags, say, if it looks wrong."""
