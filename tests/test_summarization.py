@@ -241,8 +241,8 @@ def test_what_cannot_be_summarized_is_refused_before_any_work(tiny, tokenizer, a
     calls = script("never")
     with pytest.raises(ApplicationError, match="max_words is 0"):
         Summarizer(TextGenerator(tiny, tokenizer), max_words=0)
-    with pytest.raises(ApplicationError, match=r"lower max_new_tokens \(90\)"):
-        Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=90))
+    with pytest.raises(ApplicationError, match=r"raise max_tokens \(150\)"):
+        Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=24), max_tokens=150)
     for call in (app, lead, centroid):
         with pytest.raises(ApplicationError, match="empty or no text"):
             call(" \n")

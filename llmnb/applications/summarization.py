@@ -24,7 +24,6 @@ SYSTEM = (
     "Provide a concise, objective summary of the input text in at most {} words, focusing on key "
     "actions and intentions without using second or third person pronouns."
 )
-MAX_PROMPT_TOKENS = 1024
 # For a model without a chat template. Source: Radford et al. 2019, section 3.6.
 REQUEST_WITHOUT_TEMPLATE = "{}\n\nTL;DR:"
 
@@ -107,8 +106,10 @@ class Summarizer(Application):
     Result.evidence: the summaries of the pieces, level by level; empty for a text read whole.
     """
 
-    def __init__(self, generator: TextGenerator, max_words: int = 30) -> None:
-        """max_words: of a summary, at most."""
+    def __init__(
+        self, generator: TextGenerator, max_words: int = 30, max_tokens: int = 1024
+    ) -> None:
+        """max_words: of a summary; max_tokens: of a prompt. Both are upper limits."""
         if max_words < 1:
             raise ApplicationError(f"max_words is {max_words}; it is 1 or more.")
         self.max_words = max_words
@@ -117,18 +118,19 @@ class Summarizer(Application):
         self.request = "{}" if generator.is_chat_model else REQUEST_WITHOUT_TEMPLATE
         self.instruction_tokens = self._prompt_tokens(".")
         context = generator.context_tokens - generator.max_new_tokens
-        self.room = min(MAX_PROMPT_TOKENS, context) - self.instruction_tokens  # tokens of a text
+        self.room = min(max_tokens, context) - self.instruction_tokens  # tokens of a text
         least = 6 * generator.max_new_tokens  # with less the pieces might never shrink
         if self.room < least:
             raise ApplicationError(
                 f"{self.room} tokens are left for a text, and it takes {least}, 6 times those of a "
-                f"summary: lower max_new_tokens ({generator.max_new_tokens})."
+                f"summary: raise max_tokens ({max_tokens}) or lower max_new_tokens."
             )
 
     @classmethod
-    def load(cls, model: str = "", profile: str = "auto", max_words: int = 30, **options) -> Self:
-        """options: TextGenerator's; max_new_tokens is the profile's."""
-        return cls(TextGenerator.load(model, profile, **options), max_words)
+    def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
+        """options: the class's and TextGenerator's; max_new_tokens is the profile's."""
+        limits = {name: options.pop(name) for name in {"max_words", "max_tokens"} & {*options}}
+        return cls(TextGenerator.load(model, profile, **options), **limits)
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A summary of each text; its warnings say what can be seen to be wrong with it."""
