@@ -3,8 +3,8 @@
 import huggingface_hub
 import pytest
 import torch
+from conftest import byte_tokenizer
 from huggingface_hub.errors import LocalEntryNotFoundError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from llmnb import assets
@@ -36,11 +36,7 @@ HOSTILE = [
 def tokenizer():
     """Bytes as tokens, of printable ASCII and of the zero-width space, and control tokens."""
     letters = [chr(n) for n in range(33, 127)] + ["Ċ", "Ġ", *"âĢĭ"]
-    vocabulary = {letter: number for number, letter in enumerate(SPECIAL + letters)}
-    raw = Tokenizer(models.BPE(vocabulary, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(SPECIAL)
+    raw = byte_tokenizer(SPECIAL, letters)
     fast = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=SPECIAL[0])
     fast.chat_template = TEMPLATE
     return fast

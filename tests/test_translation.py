@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-import tokenizers
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from conftest import byte_tokenizer
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from llmnb import assets, models
@@ -90,12 +90,7 @@ def test_huge_and_odd_texts_come_to_an_end():
 @pytest.fixture(scope="module")
 def tokenizer():
     """Bytes as tokens; adds <eos> where special tokens are added."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(SPECIAL + letters)}
-    raw = Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(SPECIAL)
+    raw = byte_tokenizer(SPECIAL)
     raw.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]
     )
