@@ -84,9 +84,9 @@ def test_the_splits_of_a_sorted_table_begin_mixed():
 
 def test_a_given_test_split_is_kept_apart_from_train():
     own, train = rows(["b", "a", "A ", "shared", "c"]), rows(["x", "SHARED"])
-    kept = data.apart(own, train)["text"]
-    assert sorted(kept) == ["a", "b", "c"]
-    assert list(kept) == sorted(kept, key=data.fingerprint)
+    rest = data.apart(own, train)["text"]
+    assert sorted(rest) == ["a", "b", "c"]
+    assert list(rest) == sorted(rest, key=data.fingerprint)
 
 
 @pytest.mark.slow

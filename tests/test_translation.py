@@ -43,8 +43,8 @@ def test_references_have_no_problems_and_copies_and_other_languages_have(target)
         assert problems(row["en"], row[target], target) == (), row
         assert "copied" in " ".join(problems(row["en"], row["en"], target)), row
     others = [(row["en"], row[name]) for row in SENTENCES for name in LANGUAGES if name != target]
-    found = ["doesn't look like" in " ".join(problems(*pair, target)) for pair in others]
-    assert sum(found) / len(found) > 0.97
+    flags = ["doesn't look like" in " ".join(problems(*pair, target)) for pair in others]
+    assert sum(flags) / len(flags) > 0.97
 
 
 PROBLEMS = [
@@ -74,9 +74,9 @@ PROBLEMS = [
 
 @pytest.mark.parametrize(("source", "translation", "target", "expected"), PROBLEMS)
 def test_problems_are_named(source, translation, target, expected):
-    found = problems(source, translation, target)
-    assert len(found) == len(expected), found
-    assert all(word in problem for word, problem in zip(expected, found, strict=True))
+    warnings = problems(source, translation, target)
+    assert len(warnings) == len(expected), warnings
+    assert all(word in problem for word, problem in zip(expected, warnings, strict=True))
 
 
 def test_huge_and_odd_texts_come_to_an_end():

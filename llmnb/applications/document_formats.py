@@ -52,7 +52,6 @@ def read_rst(contents: str, document: Document) -> None:
         "warning_stream": False,
         "report_level": 1,  # messages stay in the tree: some of them hold text
         "halt_level": 5,
-        "syntax_highlight": "none",
         "embed_stylesheet": False,
         "doctitle_xform": False,
         "initial_header_level": 1,
@@ -134,11 +133,7 @@ def read_pdf(data: bytes, document: Document) -> None:
 
     logging.getLogger("pypdf").addHandler(logging.NullHandler())  # no warnings on bad files
     reader = pypdf.PdfReader(io.BytesIO(data))
-    try:
-        is_locked = reader.is_encrypted and not reader.decrypt("")
-    except pypdf.errors.DependencyError:  # without a password, but encrypted with AES
-        is_locked = True
-    if is_locked:
+    if reader.is_encrypted and not reader.decrypt(""):
         raise UnreadableError("it is locked: save a copy without a password or encryption")
     n_bytes = 0
     empty_pages = []

@@ -223,9 +223,7 @@ class Summarizer(Application):
         problems = []
         if not summary:
             problems.append("The model wrote nothing.")
-        if self._text_tokens(source) > self.room and self.room < max(
-            map(self._text_tokens, _sentences(source))
-        ):
+        if self.room < max(map(self._text_tokens, _sentences(source))):
             problems.append("A sentence is longer than what the model reads at once: it was cut.")
         if unknown := unsupported(source, summary):
             problems.append(f"Not in the text: {', '.join(unknown)}.")
