@@ -103,6 +103,8 @@ def test_what_is_no_text_is_refused_before_any_work():
         with pytest.raises(ApplicationError, match="Text 1 is empty"):
             call(["a", " "])
     assert classifier.calls == [] and app.batch([]) == []
+    with pytest.raises(ApplicationError, match="SentimentAnalyzer makes no text piece by piece"):
+        app.stream("a text")
 
 
 def test_coverage_by_hand():

@@ -8,8 +8,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerFast
 
 from llmnb import assets
-from llmnb.applications import Application, ApplicationError, Result, text_generation
-from llmnb.applications.base import checked
+from llmnb.applications import ApplicationError, text_generation
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import Sampling
 from llmnb.structured import StructuredError
@@ -195,33 +194,13 @@ def test_a_folder_is_loaded_and_the_profile_gives_the_length(tiny_models):
     assert TextGenerator.load(str(tiny_models / "decoder"), max_new_tokens=3).max_new_tokens == 3
 
 
-def test_an_unknown_model_is_refused_with_a_hint(monkeypatch, tmp_path):
+def test_an_unknown_model_is_refused_with_a_hint(monkeypatch):
     def closed(*_, **__):
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", closed)
     with pytest.raises(assets.AssetError, match=f"Did you mean '{ASSET}'"):
         TextGenerator.load("SmolLM2-135M-Instruct", profile="cpu")
-    with pytest.raises(assets.AssetError, match=r"no config\.json"):
-        TextGenerator.load(str(tmp_path), profile="cpu")
-    with pytest.raises(assets.AssetError):
-        TextGenerator.load("all-MiniLM-L6-v2", profile="cpu")  # an encoder writes nothing
-
-
-def test_an_application_that_makes_no_text_has_no_stream():
-    class Counter(Application):
-        @classmethod
-        def load(cls, model="", profile="auto"):
-            return cls()
-
-        def batch(self, texts):
-            return [Result(str(len(text))) for text in checked(texts)]
-
-    assert Counter.load()("abc") == Result("3")
-    with pytest.raises(ApplicationError, match="Counter makes no text piece by piece"):
-        Counter().stream("abc")
-    with pytest.raises(TypeError):
-        Application()
 
 
 @pytest.fixture(scope="module")
