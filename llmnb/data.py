@@ -228,9 +228,9 @@ def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":
-    """The splits that make(folder) writes to folder/splits, made once per key and code.
+    """The splits that make(folder) writes to folder/splits, once per key and version of the code.
 
-    Prints what make notes about them in folder/notes.txt.
+    Prints the notes that make may write to folder/notes.txt.
     """
     import datasets
 

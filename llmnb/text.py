@@ -110,7 +110,7 @@ def is_identifier(term: str) -> bool:
 
 
 def parts(term: str) -> list[str]:
-    """The words of which an identifier consists; of a plain word itself, of C# nothing."""
+    """The words in an identifier: max and length in max_length, none in C#."""
     return _WORD.findall(term.replace("_", " ")) if term[-1] not in "#+" else []
 
 
@@ -193,7 +193,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def _goes_on(before: str, after: str) -> bool:
-    """Whether a sentence goes on behind the full stop at which before ends."""
+    """Whether a sentence goes on: before ends in its full stop, after follows the space."""
     if after[:1].islower() or _is_abbreviation(before, after):
         return True
     if _ORDINAL.search(before) or (_DAY.search(before) and _MONTH.match(after)):
@@ -213,7 +213,7 @@ def printed_words(sentence: str) -> list[tuple[int, int]]:
 
 
 def can_end_at(sentence: str, end: int) -> bool:
-    """Whether a phrase can end there, which it can't behind Dr. or No. of a name or a number."""
+    """Whether a phrase can end there: not after the Dr. of a name or the No. of a number."""
     before = sentence[max(0, end - _ABBREVIATION_CHARACTERS) : end]
     return not _is_abbreviation(before, sentence[end:].lstrip())
 

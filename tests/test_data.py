@@ -7,6 +7,7 @@ import os
 import datasets
 import pandas as pd
 import pytest
+from conftest import python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -239,22 +240,17 @@ def test_blocks_and_joined():
 @pytest.mark.slow
 def test_memory_stays_flat_for_a_corpus_on_disk(cache, tmp_path):
     """200 MB of text, read and split by a process that is allowed far less than a copy more."""
-    from conftest import python
-
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
         for i in range(40_000):
             file.write(json.dumps({"text": f"{i} " + "words and more words " * 240}) + "\n")
     code = f"""
-import resource
+import datasets, numpy, psutil
 from llmnb import data
-import datasets, numpy
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import psutil, os
+before = psutil.Process().memory_full_info().uss
 corpus = data.load_corpus({str(path)!r})
 assert sum(map(len, corpus.values())) == 40_000
-anonymous = psutil.Process().memory_full_info().uss
-print(before * 1024, anonymous)
+print(before, psutil.Process().memory_full_info().uss)
 """
     result = python(code, LLMNB_CACHE=str(cache), MALLOC_ARENA_MAX="2")
     assert result.returncode == 0, result.stderr

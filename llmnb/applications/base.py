@@ -1,4 +1,4 @@
-"""What the five applications share: how they are called, and what they answer."""
+"""What the five applications share: how they are called, and the result that they give."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ class ApplicationError(LlmnbError, ValueError):
 
 @dataclass(frozen=True)
 class Result:
-    """What an application says to one text."""
+    """An application's answer to one text."""
 
     text: str
     score: float | None = None  # how sure it is, 0 to 1, where it can say
     evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
     warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
     tokens: int = 0  # generated
-    seconds: float = 0.0  # from the call on; in a batch each has its share
+    seconds: float = 0.0  # since the call; a batch divides its time among the results
 
 
 class Application(ABC):
@@ -41,7 +41,7 @@ class Application(ABC):
         return self.batch([text])[0]
 
     def stream(self, text: str) -> Iterator[str]:
-        """The result's text in pieces, as it is made. Raises ApplicationError where none is."""
+        """The result's text, piece by piece. Raises ApplicationError where none is generated."""
         raise ApplicationError(f"{type(self).__name__} makes no text piece by piece: call it.")
 
 

@@ -22,7 +22,7 @@ from llmnb.applications.document_pages import (
     unwrapped,
 )
 
-MAX_UNPACKED_BYTES = 100_000_000  # of a DOCX or of a PDF's pages: more is a bomb
+MAX_UNPACKED_BYTES = 100_000_000  # of a DOCX, or of a PDF's pages; more is a zip bomb
 INSTALL_COMMAND = "pip install pypdf python-docx docutils"
 _MODULES = {".rst": "docutils", ".pdf": "pypdf", ".docx": "docx"}  # optional ones
 
@@ -102,7 +102,7 @@ def read_notebook(contents: str, document: Document) -> None:
 def read_python(contents: str, document: Document) -> None:
     """Functions and classes under their names; what stands between two is the module's."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of a user's strings
+        warnings.simplefilter("ignore")  # of the compiler, on odd strings in a user's code
         tree = ast.parse(contents)
     owners: dict[int, str] = {}  # the function or class around a line
     functions = set()

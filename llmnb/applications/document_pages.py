@@ -1,6 +1,6 @@
 """A document as headings and units of text, and how HTML and Markdown are read as such.
 
-A unit is what no sentence reaches beyond: a paragraph, a list item, a table's row, a line of code.
+A unit holds whole sentences: a paragraph, a list item, a table's row, a line of code.
 Markdown becomes HTML first, as other formats do, so that one reader cuts them all.
 """
 
@@ -27,7 +27,7 @@ class Unit:
 
     line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
     text: str
-    level: int = 0  # of a heading, from 1; 0 for what is none
+    level: int = 0  # of a heading, from 1; 0 for text
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Document:
     blob_sizes: list[int] = field(default_factory=list)  # of `without_blobs`, in characters
 
     def add(self, line: int, text: str, level: int = 0) -> None:
-        """A unit. The first heading of level 1 is the title of a document that has no other."""
+        """Add a unit. The first heading of level 1 becomes the title if there is none yet."""
         if level:
             text = " ".join(text.split())
         if text.strip():
@@ -49,7 +49,7 @@ class Document:
             self.title = self.title or text
 
     def without_blobs(self, contents: str) -> str:
-        """The contents with … for pictures and other data that are written as letters."""
+        """The contents with … in place of pictures and other data that are written as letters."""
 
         def replacement(match: re.Match) -> str:
             if not any(character.isalnum() for character in match[0]):  # a ruler, a table's border
@@ -199,7 +199,7 @@ def read_html(contents: str, document: Document) -> None:
 def read_page(page: str, document: Document) -> None:
     """As `read_html`; a comment <!--line 5--> says where what follows begins in another format."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it takes a short text for a file's name or an address
+        warnings.simplefilter("ignore")  # that a short text looks like a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
     for tag in soup(["script", "style", "template"]):
         tag.decompose()
@@ -279,14 +279,14 @@ def _number_items(tag: Tag) -> None:
 
 
 def _put_before(text: str, item: Tag) -> None:
-    """Text that is read in one line with the item, or with its first paragraph."""
+    """Insert text that stands on one line with the item, or with its first paragraph."""
     contents = (child for child in item.contents if str(child).strip())
     first = next((child for child in contents if not isinstance(child, Comment)), None)
     (first if isinstance(first, Tag) and first.name == "p" else item).insert(0, text)
 
 
 def _table_units(tag: Tag) -> list[str]:
-    """A unit a row with the header's names, "Dish: soup; Price: 7.50"; before them the caption.
+    """The caption, then a unit for each row with the header's names: "Dish: soup; Price: 7.50".
 
     A cell that spans rows stands in each of them.
     """

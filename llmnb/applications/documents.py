@@ -23,7 +23,9 @@ MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 ADVICE = "save it as plain text (UTF-8)"
-_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
+_UNFIT = re.compile(
+    "[\x00-\x1f\x7f\ud800-\udfff]"
+)  # in a name; surrogates stand for bytes that aren't UTF-8
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
 
 
@@ -34,7 +36,7 @@ class Passage:
     id: str  # the citation, unique in a folder: attention.md#why-the-scale; its second part: ….2
     file: str  # from the folder on, with /
     title: str  # the document's
-    heading: str  # behind those above it, without the title: Norway > Delivery
+    heading: str  # after those above it, except the title: Norway > Delivery
     text: str  # a unit on every line; of a heading with nothing below it the heading
     line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
 
@@ -98,7 +100,10 @@ def _sections(units: list[Unit]) -> list[_Section]:
 
 
 def _slugs(headings: list[str]) -> list[str]:
-    """Addresses as GitHub gives them: "C#" is c, and the second one c-1. The first has the rest."""
+    """Addresses as GitHub gives them: "C#" is c, and the second one c-1.
+
+    The text before the first heading gets what the headings leave over.
+    """
     n_used: Counter[str] = Counter()
     slugs = []
     for heading in [*headings[1:], headings[0]]:
@@ -118,7 +123,7 @@ def _slugs(headings: list[str]) -> list[str]:
 
 
 def _packed(units: list[Unit]) -> list[tuple[int, str]]:
-    """Each passage's first line and text: as many units as fit. One without a word is none."""
+    """First line and text of each passage: as many units as fit. It needs a word."""
     packed: list[tuple[int, str]] = []
     for unit in units:
         gap = "\n"

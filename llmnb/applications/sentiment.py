@@ -1,4 +1,4 @@
-"""Sentiment: 04's classifier, its probabilities calibrated, silent where it is unsure (06)."""
+"""Sentiment (06): the classifier of 04 with calibrated probabilities; it can be unsure."""
 
 import re
 import time
@@ -30,9 +30,9 @@ class SentimentAnalyzer(Application):
     """Names a text's label; UNSURE where its calibrated probability is under the threshold.
 
     A text longer than the classifier reads is cut into windows of whole words. The mean of their
-    log-probabilities decides, weighted by their variance over the labels, for a window that has
-    no opinion says little. The result's evidence then holds, for each window, its start and end
-    in the text and its own probability of the text's likeliest label.
+    log-probabilities decides, weighted by their variance over the labels, because a window to
+    which all labels look alike says little. The result's evidence then holds, for each window,
+    its start and end in the text and its own probability of the text's likeliest label.
     """
 
     def __init__(self, classifier, threshold: float = 0.6, window: int = 32) -> None:
@@ -152,7 +152,7 @@ class SentimentAnalyzer(Application):
 
 
 def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
-    """What a threshold brings and costs, a row each; probabilities (n, classes), labels (n,).
+    """What each threshold brings and costs; probabilities (n, classes), labels (n,).
 
     answered: the share at or above it; accuracy: of those, with its 95 % interval (low, high), NaN
     where there are none. Source: El-Yaniv & Wiener 2010. Raises ValueError as calibration does.

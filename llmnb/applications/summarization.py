@@ -66,8 +66,8 @@ def unsupported(source: str, summary: str) -> tuple[str, ...]:
 
     A number may be written in another way: 24,50 and 24.50, 3.8 million and 3,800,000, 3 and
     three. A name is a word with a capital letter; at the beginning of a sentence, where any word
-    has one, only if it is possessive or another capital follows. For English. What the source says
-    of something else is not seen: "9 dogs" where it has 9 cats.
+    has one, only if it is possessive or another capital follows. For English. It doesn't
+    see what the source says of something else: "9 dogs" where it has 9 cats.
     """
     source = unicodedata.normalize("NFKC", source)
     source_values = set().union(*(number.values for number in numbers(source, english=True)))
@@ -237,7 +237,7 @@ class Summarizer(Application):
 
 
 def _units(text: str) -> tuple[str, list[str]]:
-    """What a text may be cut between, with the gap: paragraphs, else sentences, else words."""
+    """Units between which a text may be cut, with the gap: paragraphs, sentences, or words."""
     for gap, units in (("\n\n", blocks(text)), (" ", _sentences(text))):
         if len(units) > 1:
             return gap, units

@@ -62,7 +62,7 @@ class TextGenerator(Generator):
 
     model: Decoder | fast_linear.PackedDecoder
     tokenizer: Any  # of transformers
-    system: str = ""  # what the model is told before each message
+    system: str = ""  # instructions before each message
     max_new_tokens: int = 64
     sampling: Sampling = GREEDY
     stop: Sequence[str] = ()  # strings that end an answer
@@ -176,7 +176,7 @@ class HostedGenerator(Generator):
     max_new_tokens: int = 64
     sampling: Sampling = GREEDY  # temperature and seed; the server decides about the rest
     stop: Sequence[str] = ()  # strings that end an answer
-    context_tokens: int = 8192  # of the model on the server, which can't be asked
+    context_tokens: int = 8192  # of the model on the server: the protocol doesn't tell
     is_chat_model = True
 
     @classmethod
