@@ -206,7 +206,7 @@ def test_a_text_as_short_as_a_summary_stays(app, script):
 def test_a_warning_names_what_is_wrong(app, script, answer, warning):
     script(answer)
     assert [warning in text for text in app(TEXT).warnings] == [True]
-    assert answer or app(long_text()).warnings == ("The model wrote nothing.",)
+    assert answer or "The model wrote nothing." in app(long_text()).warnings
 
 
 def test_a_stream_shows_the_last_step_up_to_the_limit(app, script, monkeypatch):
