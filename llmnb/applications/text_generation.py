@@ -18,7 +18,7 @@ TOKENS_PER_BATCH = 8192  # padding and new ones included
 BYTES_PER_TOKEN = 3  # of UTF-8; English has about 4 or 5, other languages fewer
 
 
-class Generator(Application):
+class _Generator(Application):
     """What a model here and one on a server have in common."""
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Generator(Application):
 
 
 @dataclass(eq=False)
-class TextGenerator(Generator):
+class TextGenerator(_Generator):
     """Answers a message, or goes on from a text where the model has no chat template.
 
     What is drawn depends on the seed, the text and its place in the batch, on nothing else.
@@ -168,7 +168,7 @@ class TextGenerator(Generator):
 
 
 @dataclass(eq=False)
-class HostedGenerator(Generator):
+class HostedGenerator(_Generator):
     """A TextGenerator whose model is on a server; every answer is cached (see hosted.py)."""
 
     model: hosted.HostedModel
