@@ -178,15 +178,12 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _CODE = {"pre", "listing", "xmp", "plaintext"}
 # All other elements stand within a line, also those that nobody knows. Source: the HTML
 # standard's section on rendering, what has "display: block", and the parts of lists and tables.
-_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE} | set(
-    re.findall(
-        r"\w+",
-        "address article aside blockquote body caption center dd details dialog dir div dl dt"
-        " fieldset figcaption figure footer form frameset head header hgroup hr html legend li"
-        " main menu nav ol optgroup option p search section summary table tbody td tfoot th thead"
-        " tr ul",
-    )
+_BLOCK_ELEMENTS = (
+    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset"
+    " figcaption figure footer form frameset head header hgroup hr html legend li main menu nav ol"
+    " optgroup option p search section summary table tbody td tfoot th thead tr ul"
 )
+_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE, *_BLOCK_ELEMENTS.split()}
 _CELLS = ["td", "th"]
 _NO_CELL_HAS = ["table", "ul", "ol", "dl", "pre", *_HEADINGS]  # else it arranges a page
 
