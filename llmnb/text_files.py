@@ -23,11 +23,9 @@ _BEGINNINGS = {  # of files whose names promise something else
     b"<html": _WEB_PAGE,
     b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
 }
-_BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
+_BYTE_ORDER_MARKS = {  # UTF-32 first: one of its marks begins with one of UTF-16
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 
 
@@ -73,8 +71,8 @@ def encoding_of(head: bytes) -> str:
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    for mark, encoding in _BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
+    for encoding, marks in _BYTE_ORDER_MARKS.items():
+        if head.startswith(marks):
             return encoding
     if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
         return "utf-16-le"
