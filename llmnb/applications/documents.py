@@ -23,9 +23,7 @@ MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 ADVICE = "save it as plain text (UTF-8)"
-_UNFIT = re.compile(
-    "[\x00-\x1f\x7f\ud800-\udfff]"
-)  # in a name; surrogates stand for bytes that aren't UTF-8
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # the last are bytes that aren't UTF-8
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
 
 
