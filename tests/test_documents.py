@@ -29,9 +29,10 @@ And more.
 # no heading
 ```
 
-- One
 ## Red boats
 Again.
+- One
+## Storm
 """
 PAGE = """<html><head><title>Boats &amp; more</title><style>p {}</style></head>
 <body><h1>Boats</h1><p>The <b>red</b>
@@ -63,11 +64,12 @@ def passages_of(file, contents):
 
 
 def test_markdown_is_cut_at_headings_but_not_in_code():
-    red = "They cost 12.\nAnd more.\n# no heading\nOne"
+    red = "They cost 12.\nAnd more.\n# no heading"
     assert passages_of("a.md", MARKDOWN) == [
         ("boats-1", "Boats", "Before.", 1),
         ("red-boats", "Red boats", red, 7),
-        ("red-boats-1", "Red boats", "Again.", 17),
+        ("red-boats-1", "Red boats", "Again.\nOne", 16),
+        ("storm", "Storm", "Storm", 18),
     ]
 
 

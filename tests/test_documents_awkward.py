@@ -57,6 +57,7 @@ HTML = [
         "<table><caption>C</caption><tr><th>Day<th>At<tr><td rowspan=2>Mo<td>9<tr><td>14</table>",
         ["a: C/Day: Mo; At: 9/Day: Mo; At: 14"],
     ),
+    ("<table><tr><th colspan=2>Fee<tr><td>1<td>2</table>", ["a: Fee: 1; Fee: 2"]),
     ("<table><tr><th>Name<td>Ada<tr><th>Age<td>36</table>", ["a: Name: Ada/Age: 36"]),
     ("<table><tr><td><h2>Left</h2>a<td>b</table>", ["Left: a/b"]),
     ("<title>T</title><script>x()</script><!-- y --><p>z", ["T: z"]),
@@ -203,7 +204,7 @@ def test_a_file_that_cannot_be_read_is_refused_in_one_sentence(name, monkeypatch
 def test_text_is_read_in_every_encoding_that_says_what_it_is(codec):
     (passage,), note = documents.read("a.txt", "Das Café ist blau.".encode(codec))
     assert passage.text == "Das Café ist blau." and ("cp1252" in note) == (codec == "cp1252")
-    page = '<meta charset="cp1251"><p>Ключ'.encode("cp1251")
+    page = '<!DOCTYPE html><meta charset="cp1251"><p>Ключ'.encode("cp1251")
     (passage,), note = documents.read("a.html", page)
     assert (passage.text, note) == ("Ключ", "")
 
