@@ -12,11 +12,8 @@ from llmnb.text_files import DataError
 if TYPE_CHECKING:
     import datasets
 
-KINDS = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".parquet": "parquet",
-}  # which datasets reads batch by batch
+# The library datasets reads these batch by batch.
+KINDS = {".jsonl": "json", ".ndjson": "json", ".parquet": "parquet"}
 KINDS |= dict.fromkeys((".txt", ".md"), "text") | dict.fromkeys((".csv", ".tsv", ".json"), "table")
 TEXT_TYPES = ("string", "large_string", "binary", "large_binary")
 ADVICE = "save it as plain text (UTF-8)"

@@ -5,6 +5,7 @@ A table of texts and labels that someone else made is read by tables.py.
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -52,9 +53,7 @@ def fingerprint(text: str) -> bytes:
     return hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).digest()
 
 
-def split(
-    rows: "datasets.Dataset", text: str = "text", label: str | None = None
-) -> "datasets.DatasetDict":
+def split(rows: "datasets.Dataset", label: str | None = None) -> "datasets.DatasetDict":
     """The project's one split rule: train 80 %, validation 5 %, test 15 %.
 
     Of duplicates (by fingerprint) the first row is used. Within each class, rows are ordered by
@@ -66,7 +65,7 @@ def split(
     import datasets
     import numpy as np
 
-    _, unique = np.unique(_fingerprints(rows, text), return_index=True)  # in fingerprint order
+    _, unique = np.unique(_fingerprints(rows), return_index=True)  # in fingerprint order
     labels = np.zeros(len(rows)) if label is None else np.asarray(rows[label][:])
     parts = {name: [] for name in FRACTIONS}
     ends = np.cumsum(list(FRACTIONS.values()))[:-1]
@@ -88,19 +87,19 @@ def split(
     return datasets.DatasetDict(splits)
 
 
-def _fingerprints(rows: "datasets.Dataset", column: str) -> "np.ndarray":
+def _fingerprints(rows: "datasets.Dataset") -> "np.ndarray":
     import numpy as np
 
-    texts = (text for batch in _batches(rows, column) for text in batch)
-    return np.frombuffer(b"".join(map(fingerprint, texts)), dtype="V32")  # S32 would lose \\0
+    prints = b"".join(map(fingerprint, _texts(rows)))
+    return np.frombuffer(prints, dtype="V32")  # S32 would lose zero bytes at the end
 
 
 def apart(rows: "datasets.Dataset", others: "datasets.Dataset") -> "datasets.Dataset":
     """The rows whose texts are not among the others', without duplicates, by fingerprint."""
     import numpy as np
 
-    prints, indices = np.unique(_fingerprints(rows, "text"), return_index=True)
-    return rows.select(indices[~np.isin(prints, _fingerprints(others, "text"))])
+    prints, indices = np.unique(_fingerprints(rows), return_index=True)
+    return rows.select(indices[~np.isin(prints, _fingerprints(others))])
 
 
 def at_profile_size(
@@ -120,9 +119,9 @@ def at_profile_size(
     return type(splits)(selected)
 
 
-def _batches(rows: "datasets.Dataset", column: str) -> Iterator[list[str]]:
-    for batch in rows.select_columns([column]).iter(batch_size=1000):
-        yield batch[column]
+def _texts(rows: "datasets.Dataset") -> Iterator[str]:
+    for batch in rows.select_columns(["text"]).iter(batch_size=1000):
+        yield from batch["text"]
 
 
 def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
@@ -229,9 +228,9 @@ def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.DatasetDict":
-    """The splits that make(folder) writes to folder/splits, made once per key and code.
+    """The splits that make(folder) writes to folder/splits, once per key and version of the code.
 
-    Prints what make notes about them in folder/notes.txt.
+    Prints the notes that make may write to folder/notes.txt.
     """
     import datasets
 
@@ -274,12 +273,11 @@ def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
     """The first documents, each after an END_OF_TEXT byte, until there are n_bytes or more."""
     parts = []
     size = 0
-    for batch in _batches(rows, "text"):
-        for text in batch:
-            parts.append(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace"))
-            size += len(parts[-1])
-            if size >= n_bytes:
-                return b"".join(parts)
+    for text in _texts(rows):
+        if size >= n_bytes:
+            break
+        parts.append(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace"))
+        size += len(parts[-1])
     return b"".join(parts)
 
 
@@ -302,11 +300,10 @@ def first_blocks(rows: "datasets.Dataset", n_blocks: int, size: int = 1024) -> l
 
     There is one block per document, so the blocks are independent and can be resampled.
     """
-    blocks = []
-    for batch in _batches(rows, "text"):
-        blocks += [chop(text, size)[0] for text in batch if len(text.encode("utf-8")) >= size]
-        if len(blocks) >= n_blocks:
-            return blocks[:n_blocks]
-    raise DataError(
-        f"Only {len(blocks)} documents have {size} bytes or more; {n_blocks} are needed."
-    )
+    long_texts = (text for text in _texts(rows) if len(text.encode("utf-8")) >= size)
+    blocks = [chop(text, size)[0] for text in itertools.islice(long_texts, n_blocks)]
+    if len(blocks) < n_blocks:
+        raise DataError(
+            f"Only {len(blocks)} documents have {size} bytes or more; {n_blocks} are needed."
+        )
+    return blocks

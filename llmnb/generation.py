@@ -286,18 +286,22 @@ def complete(
     max_new_tokens: int = 64,
     sampling: Sampling = GREEDY,
     stop: Sequence[str] = (),
+    constraint: Constraint | None = None,
 ) -> list[str]:
-    """The continuation of each prompt, all computed together."""
+    """The continuation of each prompt, all computed together; constraint as for steps."""
     if isinstance(prompts, str):
         raise ValueError("prompts is one string; give a list of them.")
     texts = [""] * len(prompts)
     if prompts:
-        for pieces in _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop):
+        options = (max_new_tokens, sampling, stop, constraint)
+        for pieces in _pieces(model, tokenizer, prompts, *options):
             texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
     return texts
 
 
-def _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop) -> Iterator[list[str]]:
+def _pieces(
+    model, tokenizer, prompts, max_new_tokens, sampling, stop, constraint=None
+) -> Iterator[list[str]]:
     """The new piece of each row's text, step by step, until every row has stopped."""
     stop_strings = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop_strings:
@@ -307,9 +311,8 @@ def _pieces(model, tokenizer, prompts, max_new_tokens, sampling, stop) -> Iterat
         mask = None
     stop_ids = stop_ids_of(tokenizer)
     writers = [_Writer(tokenizer, stop_ids, stop_strings) for _ in prompts]
-    for tokens in steps(
-        model, ids, attention_mask=mask, max_new_tokens=max_new_tokens, sampling=sampling
-    ):
+    options = {"max_new_tokens": max_new_tokens, "sampling": sampling, "constraint": constraint}
+    for tokens in steps(model, ids, attention_mask=mask, **options):
         pieces = []
         for writer, token in zip(writers, tokens.tolist(), strict=True):
             pieces.append("" if writer.is_finished else writer.push(token))

@@ -5,6 +5,8 @@ import re
 import unicodedata
 from collections.abc import Collection
 
+from llmnb import text
+
 MISSING_LABELS = ("", "nan", "null", "<na>", "#n/a", r"\n")  # the last is MySQL's
 NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _TYPOGRAPHY = str.maketrans("‘’“”‐‑–—", "''\"\"----")
@@ -47,8 +49,7 @@ def _normalize(label: str) -> str:
 
 def _folded(label: str) -> str:
     """Without case, typography, and format characters such as the soft hyphen."""
-    folded = unicodedata.normalize("NFKC", label).casefold().translate(_TYPOGRAPHY)
-    return "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    return text.folded(label).translate(_TYPOGRAPHY)
 
 
 def sort_labels(labels: Collection[str]) -> list[str]:

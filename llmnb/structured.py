@@ -120,31 +120,14 @@ def _constrained(model, tokenizer, prompts, grammar, max_new_tokens, sampling) -
         raise StructuredError("prompts is one string; give a list of them.")
     if not prompts:
         return []
-    input_ids, mask = generation.padded(tokenizer, prompts, model.embedding.weight.device)
-    attention_mask = mask if len(prompts) > 1 else None
     constraint = Grammar(tokenizer, model.config.vocab_size, grammar, rows=len(prompts))
-    stop_ids = set(generation.stop_ids_of(tokenizer))
-    answers: list[list[int]] = [[] for _ in prompts]
-    is_finished = [False] * len(prompts)
-    steps = generation.steps(
-        model,
-        input_ids,
-        attention_mask=attention_mask,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        constraint=constraint,
+    texts = generation.complete(
+        model, tokenizer, prompts, max_new_tokens, sampling, constraint=constraint
     )
-    for tokens in steps:
-        for row, token in enumerate(tokens.tolist()):
-            is_finished[row] = is_finished[row] or token in stop_ids
-            if not is_finished[row]:
-                answers[row].append(token)
-        if all(is_finished):
-            break
     for row, is_complete in enumerate(constraint.is_complete()):
         if not is_complete:
             raise StructuredError(
                 f"The answer to prompt {row} is not complete after {max_new_tokens} tokens: raise "
                 "max_new_tokens, or limit lengths in the schema (maxLength, maxItems)."
             )
-    return [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in answers]
+    return texts

@@ -62,9 +62,9 @@ class Table:
     def fingerprint(self) -> str:
         """12 hex digits that depend on the texts and labels, but not on their order or file."""
         digests = []
-        for code, text in zip(self.rows["label"][:], self.rows["text"][:], strict=True):
-            row = json.dumps([self.label_names[code], text])
-            digests.append(hashlib.sha256(row.encode()).digest())
+        for row in self.rows:
+            content = json.dumps([self.label_names[row["label"]], row["text"]])
+            digests.append(hashlib.sha256(content.encode()).digest())
         return hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:12]
 
     def summary(self) -> str:
@@ -105,9 +105,7 @@ def load_table(source: str | Path, text_column: str = "", label_column: str = ""
     else:
         name = path.name
         frame = read_table_file(path, notes)
-    if frame.empty:
-        raise DataError(f"{name} has no rows of data.")
-    frame.columns = [str(column).strip() for column in frame.columns]
+    frame = _with_rows(frame, name)
     if frame.index[0] == 0:  # without a header, the first row is row 1
         frame.index += 1
     positions = _find_columns(frame, name, {"text": text_column, "label": label_column})
@@ -121,15 +119,19 @@ def load_texts(source: str | Path, text_column: str = "") -> "tuple[pd.DataFrame
     text_column: only needed where names and cells leave a doubt. Raises DataError.
     """
     path = Path(source).expanduser()
-    frame = read_table_file(path, [], min_columns=1)
-    if frame.empty:
-        raise DataError(f"{path.name} has no rows of data.")
-    frame.columns = [str(column).strip() for column in frame.columns]
+    frame = _with_rows(read_table_file(path, [], min_columns=1), path.name)
     position = 0
     if text_column or len(frame.columns) > 1:
         position = _find_columns(frame, path.name, {"text": text_column})["text"]
     texts = _as_strings(frame.iloc[:, position], path.name, [])
     return frame, [data.clean(text) for text in texts]
+
+
+def _with_rows(frame: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """The frame with its columns' names as plain text. Raises DataError where it has no row."""
+    if frame.empty:
+        raise DataError(f"{name} has no rows of data.")
+    return frame.rename(columns=lambda column: str(column).strip())
 
 
 def _load_reviews(source: str) -> Table:

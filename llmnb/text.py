@@ -65,7 +65,9 @@ _STARTERS = (
 )
 # Searched in the last characters up to a full stop, then those after the space.
 _ABBREVIATION = re.compile(rf"(?<!\w)(?:{_BEFORE_A_NAME})\.$")
-_ABBREVIATION_OF_A_NUMBER = re.compile(rf"(?<!\w)(?:{_BEFORE_A_NUMBER}|{_MONTHS})\.$")
+_ABBREVIATION_OF_A_NUMBER = re.compile(
+    rf"(?<!\w)(?:{_BEFORE_A_NAME}|{_BEFORE_A_NUMBER}|{_MONTHS})\.$"
+)
 _AMBIGUOUS = re.compile(rf"(?<!\w)(?:{_BEFORE_ANYTHING})\.$")
 _STARTER = re.compile(rf"{_CLOSING}*(?:{_STARTERS})\b")
 # German ordinals: "am 3. Oktober", "im 19. Jahrhundert".
@@ -108,7 +110,7 @@ def is_identifier(term: str) -> bool:
 
 
 def parts(term: str) -> list[str]:
-    """The words of which an identifier consists; of a plain word itself, of C# nothing."""
+    """The words in an identifier: max and length in max_length, none in C#."""
     return _WORD.findall(term.replace("_", " ")) if term[-1] not in "#+" else []
 
 
@@ -191,14 +193,18 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def _goes_on(before: str, after: str) -> bool:
-    """Whether a sentence goes on behind the full stop at which before ends."""
-    if after[:1].islower() or _ABBREVIATION.search(before):
-        return True
-    if after[:1].isdigit() and _ABBREVIATION_OF_A_NUMBER.search(before):
+    """Whether a sentence goes on: before ends in its full stop, after follows the space."""
+    if after[:1].islower() or _is_abbreviation(before, after):
         return True
     if _ORDINAL.search(before) or (_DAY.search(before) and _MONTH.match(after)):
         return True
     return bool(_AMBIGUOUS.search(before)) and not _STARTER.match(after)
+
+
+def _is_abbreviation(before: str, after: str) -> bool:
+    """Whether before ends in Dr., or in No. with a number after it."""
+    ends_in_one = _ABBREVIATION_OF_A_NUMBER if after[:1].isdigit() else _ABBREVIATION
+    return bool(ends_in_one.search(before))
 
 
 def printed_words(sentence: str) -> list[tuple[int, int]]:
@@ -207,13 +213,9 @@ def printed_words(sentence: str) -> list[tuple[int, int]]:
 
 
 def can_end_at(sentence: str, end: int) -> bool:
-    """Whether a phrase can end there, which it can't behind Dr. or No. of a name or a number."""
+    """Whether a phrase can end there: not after the Dr. of a name or the No. of a number."""
     before = sentence[max(0, end - _ABBREVIATION_CHARACTERS) : end]
-    is_before_number = sentence[end:].lstrip()[:1].isdigit()
-    return not (
-        _ABBREVIATION.search(before)
-        or (is_before_number and _ABBREVIATION_OF_A_NUMBER.search(before))
-    )
+    return not _is_abbreviation(before, sentence[end:].lstrip())
 
 
 def has_end_mark(sentence: str) -> bool:

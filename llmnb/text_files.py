@@ -1,24 +1,31 @@
 """What a stranger's file is, and its text: encodings, files that are no text, hidden files."""
 
 import codecs
+import contextlib
 import gzip
 import zlib
 from pathlib import Path
 
 from llmnb import LlmnbError
 
+PAGE_SUFFIXES = (".html", ".htm")
 _SUFFIXES = {
     "a spreadsheet, as Excel saves it": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
     "a document of a word processor": (".docx", ".doc", ".odt", ".rtf", ".pages"),
     "a PDF": (".pdf",),
 }
+_WEB_PAGE = "a web page (perhaps the one that offers the file, or an error)"
 _BEGINNINGS = {  # of files whose names promise something else
     b"%pdf": "a PDF",
     b"pk\3\4": "a zip archive, as files of Excel and Word are",
     b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
-    b"<!doctype html": "a web page (perhaps the one that offers the file, or an error)",
-    b"<html": "a web page (perhaps the one that offers the file, or an error)",
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
     b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
+}
+_BYTE_ORDER_MARKS = {  # UTF-32 first: one of its marks begins with one of UTF-16
+    "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
 
 
@@ -51,6 +58,8 @@ def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
     kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
     start = head.lstrip().lower()
     kinds += [kind for mark, kind in _BEGINNINGS.items() if start.startswith(mark)]
+    if suffix in PAGE_SUFFIXES:
+        kinds = [kind for kind in kinds if kind != _WEB_PAGE]
     if encoding_of(head) == "utf-8-sig" and head.count(0) > len(head) / 100:
         kinds.append("not a text file")
     if kinds:
@@ -58,20 +67,22 @@ def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that a file's first bytes show: UTF-8 or UTF-16.
+    """The encoding that a file's first bytes show: UTF-8, UTF-16 or UTF-32.
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
+    for encoding, marks in _BYTE_ORDER_MARKS.items():
+        if head.startswith(marks):
+            return encoding
     if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
         return "utf-16-le"
     return "utf-8-sig"
 
 
 def decode(content: bytes, name: str, advice: str, notes: list[str] | None = None) -> str:
-    """The text in UTF-8 or UTF-16; in cp1252 only where it can be nothing else, with a note.
+    """The text in UTF-8, UTF-16 or UTF-32, or in the encoding that a web page names.
 
+    It is read as cp1252 only where it can be nothing else, with a note.
     advice: how to save the file, for the error. notes: None refuses cp1252. Raises DataError.
     """
     refuse_other_kinds(content, name, advice)
@@ -79,6 +90,12 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
+        if name.lower().endswith(PAGE_SUFFIXES):
+            from bs4.dammit import EncodingDetector  # takes a while to load
+
+            declared = EncodingDetector.find_declared_encoding(content, is_html=True)
+            with contextlib.suppress(LookupError, UnicodeDecodeError):
+                return content.decode(declared or "ascii")
         line = content[: error.start].count(b"\n") + 1
         if encoding != "utf-8-sig" or notes is None or not _is_western(content):
             kind = encoding.upper().removesuffix("-SIG")

@@ -16,9 +16,12 @@ import sys
 import threading
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import pre_tokenizers
 
 from llmnb import assets, hardware, models
 from llmnb.runs import parameters
@@ -128,6 +131,17 @@ def corpus(sentences, text):
 
 SMALL = {"d_model": 16, "n_layers": 1, "n_heads": 2, "block_size": 16, "batch_size": 8}
 SMALL |= {"tokens": 30 * 8 * 16, "dtype": "fp32"}
+
+
+def byte_tokenizer(special: list[str], letters: Sequence[str] = ()) -> tokenizers.Tokenizer:
+    """Its tokens are special ones, which have the first ids, and bytes: the letters, or all."""
+    letters = letters or sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate([*special, *letters])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
 
 
 def small(**changes):

@@ -7,6 +7,7 @@ import os
 import datasets
 import pandas as pd
 import pytest
+from conftest import python
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -84,9 +85,9 @@ def test_the_splits_of_a_sorted_table_begin_mixed():
 
 def test_a_given_test_split_is_kept_apart_from_train():
     own, train = rows(["b", "a", "A ", "shared", "c"]), rows(["x", "SHARED"])
-    kept = data.apart(own, train)["text"]
-    assert sorted(kept) == ["a", "b", "c"]
-    assert list(kept) == sorted(kept, key=data.fingerprint)
+    rest = data.apart(own, train)["text"]
+    assert sorted(rest) == ["a", "b", "c"]
+    assert list(rest) == sorted(rest, key=data.fingerprint)
 
 
 @pytest.mark.slow
@@ -182,14 +183,12 @@ def test_a_changed_file_is_read_again(cache, tmp_path):
         ("what.docx", b"x", "is a document of a word processor: save it as plain text"),
         ("what.bin", b"x", "no text to read"),
         ("latin.txt", "größer\n\n".encode("latin1") * 50, "nothing is left for"),
-        ("word.txt", b"PK\3\4\0\0", "word.txt is a zip archive, as files of Excel and Word are"),
-        ("what.pdf", b"x", "is a PDF: save it as plain text"),
         ("two.csv", b"id,body\n1,a\n2,b\n", r"no column 'text'.*id, body"),
         ("numbers.csv", b"text\n1\n2\n", "holds no text"),
         ("bad.jsonl", b'{"text": \n{', "bad.jsonl can't be read as json .UTF-8.: "),
     ],
 )
-def test_what_can_not_be_read_is_said(cache, tmp_path, name, content, message):
+def test_what_cannot_be_read_is_refused(cache, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
@@ -207,14 +206,14 @@ def test_read_text(tmp_path):
     file = tmp_path / "x.txt"
     file.write_bytes("\ufeffgrün\r\n".encode())
     assert data.read_text(str(file)) == "grün"
-    file.write_bytes("grün\r\n".encode("utf-16"))
-    assert data.read_text(str(file)) == "grün"
-    file.write_bytes(b"caf\xe9")
-    with pytest.raises(DataError, match="line 1: a character is not UTF-8: save it as plain text"):
-        data.read_text(str(file))
-    file.write_bytes(b" \n")
-    with pytest.raises(DataError, match="is empty"):
-        data.read_text(str(file))
+    messages = {
+        b"caf\xe9": "line 1: a character is not UTF-8: save it as plain text",
+        b" ": "is empty",
+    }
+    for content, message in messages.items():
+        file.write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            data.read_text(str(file))
     with pytest.raises(DataError, match="There is no file"):
         data.read_text(str(tmp_path))
 
@@ -241,22 +240,17 @@ def test_blocks_and_joined():
 @pytest.mark.slow
 def test_memory_stays_flat_for_a_corpus_on_disk(cache, tmp_path):
     """200 MB of text, read and split by a process that is allowed far less than a copy more."""
-    from conftest import python
-
     path = tmp_path / "large.jsonl"
     with path.open("w") as file:
         for i in range(40_000):
             file.write(json.dumps({"text": f"{i} " + "words and more words " * 240}) + "\n")
     code = f"""
-import resource
+import datasets, numpy, psutil
 from llmnb import data
-import datasets, numpy
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import psutil, os
+before = psutil.Process().memory_full_info().uss
 corpus = data.load_corpus({str(path)!r})
 assert sum(map(len, corpus.values())) == 40_000
-anonymous = psutil.Process().memory_full_info().uss
-print(before * 1024, anonymous)
+print(before, psutil.Process().memory_full_info().uss)
 """
     result = python(code, LLMNB_CACHE=str(cache), MALLOC_ARENA_MAX="2")
     assert result.returncode == 0, result.stderr

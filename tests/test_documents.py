@@ -31,6 +31,8 @@ And more.
 
 ## Red boats
 Again.
+- One
+## Storm
 """
 PAGE = """<html><head><title>Boats &amp; more</title><style>p {}</style></head>
 <body><h1>Boats</h1><p>The <b>red</b>
@@ -38,18 +40,13 @@ one.</p><script>steal("cookies")</script><h2>Storm</h2>
 <ul><li>Stay in.</li><li>Wait.</li></ul>the end"""
 CODE = '''"""About boats."""
 
-LIMIT = 3
-
 
 @cache
 def rent(n):
-    """Rent n."""
     return n
 
 
 class Boat:
-    """A boat."""
-
     def sail(self):
         pass
 
@@ -71,7 +68,8 @@ def test_markdown_is_cut_at_headings_but_not_in_code():
     assert passages_of("a.md", MARKDOWN) == [
         ("boats-1", "Boats", "Before.", 1),
         ("red-boats", "Red boats", red, 7),
-        ("red-boats-1", "Red boats", "Again.", 16),
+        ("red-boats-1", "Red boats", "Again.\nOne", 16),
+        ("storm", "Storm", "Storm", 18),
     ]
 
 
@@ -86,10 +84,10 @@ def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
 
 def test_code_is_cut_at_functions_and_classes():
     assert passages_of("boats.py", CODE) == [
-        ("boats", "boats", '"""About boats."""\nLIMIT = 3\nLAST = 4', 1),
-        ("rent", "rent", '@cache\ndef rent(n):\n    """Rent n."""\n    return n', 6),
-        ("boat", "Boat", 'class Boat:\n    """A boat."""\n    colour = "red"', 12),
-        ("boatsail", "Boat.sail", "    def sail(self):\n        pass", 15),
+        ("boats", "boats", '"""About boats."""\nLAST = 4', 1),
+        ("rent", "rent", "@cache\ndef rent(n):\n    return n", 4),
+        ("boat", "Boat", 'class Boat:\n    colour = "red"', 9),
+        ("boatsail", "Boat.sail", "    def sail(self):\n        pass", 10),
     ]
 
 

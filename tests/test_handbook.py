@@ -50,11 +50,9 @@ def test_the_first_answer_stands_in_its_passage_and_not_in_the_question(question
     assert all(1 <= len(answer.translate(bare).split()) <= 6 for answer in question.answers)
 
 
-def test_questions_are_numbered_different_and_a_third_has_no_answer():
-    assert [q.id for q in QUESTIONS] == [f"q{n:02d}" for n in range(1, len(QUESTIONS) + 1)]
+def test_a_third_of_the_questions_has_no_answer():
     assert len({q.question.lower() for q in QUESTIONS}) == 84 and len(ANSWERABLE) == 56
     for question in QUESTIONS:
-        assert re.fullmatch(r"[^\n?!]{10,160}\?", question.question)
         assert question.answerable == bool(question.answers) == (question.evidence in PASSAGES)
 
 

@@ -40,7 +40,7 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
     monkeypatch.setattr(documents, "MAX_FILE_BYTES", 3_000_000)
     (folder / "empty.md").touch()
     (folder / "huge.txt").write_bytes(b"a " * 2_000_000)
-    (folder / "binary.txt").write_bytes(b"a\0b")
+    (folder / "binary.txt").write_bytes(b"\x89PNG\0\0")
     (folder / "latin.txt").write_bytes(b"caf\xe9 good")
     (folder / "marks.md").write_text("***")
     (folder / "broken.py").write_text("def (")
@@ -62,9 +62,8 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         "pipe.txt": "a link, or no file",
         "*.png": "not read: 2 files",
         "hidden files": "not read: 1 file",
-        "binary.txt": "left out: it is no text, or in an unknown encoding; save it as UTF-8",
-        "latin.txt": "read as Windows-1252, since it isn't UTF-8: "
-        "save it as UTF-8 if letters look wrong",
+        "binary.txt": "left out: binary.txt is not a text file: save it as plain text (UTF-8).",
+        "latin.txt": "not UTF-8 (line 1), so read as cp1252 (Western): look at accented letters.",
         "marks.md": "left out: there is no word in it",
         "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
     }

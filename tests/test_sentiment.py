@@ -97,39 +97,14 @@ def test_the_mean_over_windows_is_weighted_by_what_each_decides():
     assert app("aabbcc").evidence[1][2] == pytest.approx(0.75)  # odds of 9, rooted: 3 to 1
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ("a text", "batch takes a list"),
-        (["a", " "], "Text 1 is empty"),
-        (["a", "b\udc00"], "Text 1 is no Unicode"),
-    ],
-)
-def test_what_is_no_text_is_refused_before_any_work(texts, message):
+def test_what_is_no_text_is_refused_before_any_work():
     app = SentimentAnalyzer(classifier := Scripted({}))
-    for call in (app.batch, app.probabilities, lambda t: list(app.stream_batch(t))):
-        with pytest.raises(ApplicationError, match=message):
-            call(texts)
-    assert classifier.calls == []
-
-
-def test_a_long_iterator_is_read_in_batches_and_errors_count_from_its_start(monkeypatch):
-    monkeypatch.setattr(sentiment, "TEXTS_PER_BATCH", 4)
-    app = SentimentAnalyzer(classifier := Scripted({"8": 0.1}))
-    read = []
-
-    def texts():
-        for number in range(11):
-            read.append(number)
-            yield str(number) if number != 9 else ""
-
-    results = app.stream_batch(texts())
-    assert next(results).text == "positive" and len(read) == 4
-    with pytest.raises(ApplicationError, match="Text 9 is empty"):
-        list(results)
-    assert classifier.calls == [["0", "1", "2", "3"], ["4", "5", "6", "7"]]
-    assert [r.text for r in app.batch([str(n) for n in range(9)])][7:] == ["positive", "negative"]
-    assert app.batch([]) == [] and list(app.stream_batch([])) == []
+    for call in (app.batch, app.probabilities):
+        with pytest.raises(ApplicationError, match="Text 1 is empty"):
+            call(["a", " "])
+    assert classifier.calls == [] and app.batch([]) == []
+    with pytest.raises(ApplicationError, match="SentimentAnalyzer makes no text piece by piece"):
+        app.stream("a text")
 
 
 def test_coverage_by_hand():
@@ -200,6 +175,8 @@ def test_a_saved_classifier_is_served_with_its_own_labels(method, folders, film_
     assert [result.text for result in app.batch(texts)] == expected
     calibrated = softmax(np.log(probabilities) / app.temperature, axis=1)
     np.testing.assert_allclose(app.probabilities(texts), calibrated, atol=1e-6)
+    odd = ["\x00\x01", "é漢字🙂" * 50, "\u202e\u200b", "x" * 5000, "film" * 999]
+    assert {result.text for result in app.batch(odd)} <= {*LABELS}
     text = long_text(300)
     result = app(text)
     if method == "tfidf":  # without a tokenizer: read whole
@@ -260,12 +237,6 @@ def test_what_cannot_be_loaded_is_refused_before_any_work(
     monkeypatch.setattr(fine_tuning.ladder, "run", None)
     with pytest.raises(error, match=message):
         SentimentAnalyzer.load(model.format(folder=tmp_path), **{"profile": "smoke"} | options)
-
-
-def test_odd_texts_get_a_label(folders):
-    app = SentimentAnalyzer(fine_tuning.load(folders / "full"))
-    odd = ["\x00\x01", "é漢字🙂" * 50, "\u202e\u200b", "x" * 5000, "film" * 999]
-    assert {result.text for result in app.batch(odd)} <= {*LABELS, UNSURE}
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jsonschema
 import llguidance
 import pytest
 import torch
@@ -41,23 +42,13 @@ def ask(tokenizer, text: str) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
-def is_film(record) -> bool:
-    return (
-        set(record) == {"title", "year", "verdict"}
-        and isinstance(record["title"], str)
-        and len(record["title"]) <= 30
-        and isinstance(record["year"], int)
-        and 1900 <= record["year"] <= 2030
-        and record["verdict"] in ("positive", "negative")
-    )
-
-
 def test_every_sampled_record_matches_its_schema(decoder, tokenizer):
     """Also at a temperature at which the free text is never JSON."""
     prompts = [ask(tokenizer, f"Describe a film about {word}.") for word in ("boats", "猫", "war")]
     hot = Sampling(temperature=1.5, seed=1)
     records = structured.generate_json(decoder, tokenizer, prompts, FILM, 96, hot)
-    assert all(map(is_film, records))
+    for record in records:
+        jsonschema.validate(record, FILM)
     assert len({record["title"] for record in records}) == 3
     for text in generation.complete(decoder, tokenizer, prompts, 96, hot):
         with pytest.raises(ValueError, match=r"Expecting|Extra"):
@@ -73,7 +64,7 @@ def test_a_seed_repeats_and_a_packed_decoder_answers_alike(decoder, tokenizer):
     assert first == again
     if not fast_linear.unavailable("bf16", decoder):
         packed = fast_linear.pack(Decoder.from_pretrained(NAME))
-        assert all(map(is_film, structured.generate_json(packed, tokenizer, prompts, FILM)))
+        jsonschema.validate(structured.generate_json(packed, tokenizer, prompts, FILM)[0], FILM)
 
 
 def test_a_batch_gives_what_each_prompt_gives_alone(decoder, tokenizer):

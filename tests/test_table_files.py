@@ -59,9 +59,6 @@ SEMICOLONS = table_text(delimiter=";", end="\r\n")
 TABS = table_text(delimiter="\t")
 OTHER_SIGNS = [(f"{text}; so|so", label) for text, label in ROWS]
 COMMAS_IN_NUMBERS = [(text, "1,5") for text, _ in ROWS]
-PLAIN = [(text.replace(",", " -"), label) for text, label in ROWS]
-STRAY = [('"Never again', "neg"), *PLAIN, ('"Fine" was the film', "pos")]
-STRAY_LINES = "text,label\n" + "".join(f"{text},{label}\n" for text, label in STRAY)
 BACKSLASHES = [(f'He said "{text}" or, so', label) for text, label in ROWS]
 BACKSLASH_LINES = table_text(BACKSLASHES).replace('""', '\\"')
 SINGLE_LINES = table_text(BACKSLASHES).replace('""', '"')
@@ -82,11 +79,8 @@ def case(content, rows=ROWS, note="", name="a.csv"):
 READABLE = {
     "commas": case(table_text()),
     "semicolons, commas in the texts": case(table_text(delimiter=";"), name="A.CSV"),
-    "tabs in a .csv": case(TABS),
     "bars": case(table_text(delimiter="|"), name="a.txt"),
-    "line ends of Windows": case(table_text(end="\r\n")),
     "line ends of an old Mac": case(table_text(end="\r")),
-    "a byte-order mark": case(table_text().encode("utf-8-sig")),
     "cp1252": case(table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
     "UTF-16": case(table_text(FRENCH, "\t").encode("utf-16"), FRENCH, name="a.txt"),
     "UTF-16 without its mark": case(table_text().encode("utf-16-le")),
@@ -96,16 +90,13 @@ READABLE = {
     "quotes and line ends in cells": case(table_text(QUOTED), QUOTED),
     "spaces after the delimiter": case(SPACED, QUOTED),
     "blank lines": case(f"\n{table_text([('', ''), *ROWS])}\n\n"),
-    "Excel's line that names the delimiter": case("sep=;\r\n" + SEMICOLONS),
     "such a line with a rare delimiter": case('"sep=~"\n' + table_text(delimiter="~")),
     "other signs in the header": case(table_text(header=("text (short; a|b)", "a|b"))),
-    "a header of two lines": case(table_text(header=("text\n(short)", "label"))),
     "other signs in every text": case(table_text(OTHER_SIGNS), OTHER_SIGNS),
     "decimal commas": case(table_text(COMMAS_IN_NUMBERS, ";"), COMMAS_IN_NUMBERS),
     "a title above, as Excel saves it": case("Films;\n;\n" + SEMICOLONS, note="out: 1, 'Films'"),
     "a title above a blank line": case("My films\n\n" + table_text(), note="out: 1, 'My films'"),
     "a delimiter at the rows' ends": case(table_text([(*row, "") for row in ROWS])),
-    "two stray quotes": case(STRAY_LINES, STRAY, NOT_PAIRED),
     "two stray quotes that hide rows": case(
         table_text() + '"So,pos\nbad,neg\nNot 5",neg\n',
         [*ROWS, ('"So', "pos"), ("bad", "neg"), ('Not 5"', "neg")], NOT_PAIRED,
@@ -117,21 +108,14 @@ READABLE = {
         TABS + '"So" they say\tpos\n"Not\tneg\n',
         [*ROWS, ('"So" they say', "pos"), ('"Not', "neg")], NOT_PAIRED, "a.tsv",
     ),
-    "two of them that seem to pair up": case(
-        TABS + '"So\tpos\nNot"\tneg\n',
-        [*ROWS, ('"So', "pos"), ('Not"', "neg")], NOT_PAIRED, "a.tsv",
-    ),
     "backslashes before quotes": case(BACKSLASH_LINES, BACKSLASHES, "are written .*read as quotes"),
     "quotes that aren't doubled": case(SINGLE_LINES, BACKSLASHES, NOT_PAIRED),
     "a comment above": case("# from my film club\n" + table_text(), note="from my film club"),
     "texts that end lines with numbers": case(table_text(PRICES), PRICES),
     "a backslash at the end of a text": case(table_text(PATH), PATH),
-    "gz": case(gzip.compress(table_text().encode()), name="a.csv.gz"),
     "gz that doesn't say so": case(gzip.compress(PER_LINE.encode()), name="a.jsonl"),
     "JSON, a list": case(b"\xef\xbb\xbf" + RECORDS.encode(), name="a.json"),
-    "JSON, a list on one line": case(RECORDS, name="a.jsonl"),
     "JSON, columns": case(FRAME.to_json(), name="a.json"),
-    "JSON, lists as columns": case(json.dumps(FRAME.to_dict("list")), name="a.json"),
     "JSON, rows by their number": case(FRAME.to_json(orient="index"), name="a.json"),
     "JSON, header and rows": case(FRAME.to_json(orient="split"), name="a.json"),
     "JSON, a list of lists": case(json.dumps([["text", "label"], *ROWS]), name="a.json"),
@@ -141,7 +125,6 @@ READABLE = {
     "JSON, one record": case(PER_LINE.splitlines()[0], ROWS[:1], name="a.json"),
     "parquet with an index": case(FRAME.set_index("text").to_parquet(), name="a.parquet"),
     "parquet of bytes": case(parquet_of(pa.binary(), pa.large_binary()), name="a.parquet"),
-    "parquet of large strings": case(parquet_of(pa.large_string(), pa.binary(3)), name="a.parquet"),
     "parquet of coded bytes": case(
         parquet_of(pa.string(), pa.dictionary(pa.int32(), pa.binary())), name="a.parquet"
     ),
@@ -164,28 +147,19 @@ def test_a_file_is_read_whole(case, tmp_path):
 
 
 PACKED = gzip.compress(table_text().encode())
-CHINESE = "文本,标签\n" + "".join(f"这部电影很好看，第{n}次,好\n" for n in range(40))
 GREEK = "text,label\n" + "".join(f"Η ταινία ήταν {n},καλή\n" for n in range(40))
 BROKEN_UTF8 = (table_text() + "é,ü").encode() + b"\xe9,ok\n"
 
 # file name, content, what the message says
 UNREADABLE = {
     "nothing": ("a.csv", "", "is empty"),
-    "white space": ("a.json", " \n\n", "is empty"),
     "one column": ("a.csv", "text\n" + "good film\n" * 40, "only one column, 'text'"),
     "an unknown delimiter": ("a.csv", table_text(delimiter="~"), "one column, 'text~label'"),
     "an Excel sheet": ("a.xlsx", "PK", "is a spreadsheet.*: save the table as CSV"),
     "an Excel sheet called .csv": ("a.csv", b"\xd0\xcf\x11\xe0\0\0", "is a file of an old Excel"),
-    "an Excel sheet of today called .csv": (
-        "a.csv",
-        b"PK\3\4" + b"\0" * 40,
-        "a zip archive, as .*Excel",
-    ),
-    "a PDF called .csv": ("a.csv", b"%PDF-1.4\n%\xe2\xe3", "is a PDF: save the table as CSV"),
     "a letter": ("a.docx", b"PK\3\4", "is a document of a word processor: save the table as CSV"),
     "a web page": ("a.csv", "\n<!DOCTYPE html>\n<p>Log in, please", "is a web page"),
     "a pointer": ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "Git LFS's pointer"),
-    "zero bytes": ("a.csv", b"a,b\n\0\0", "is not a text file: save the table"),
     "a stray quote among texts of two lines": (
         "a.csv",
         table_text([(text.replace(",", "\n"), label) for text, label in ROWS]) + '"So,pos\n',
@@ -194,7 +168,6 @@ UNREADABLE = {
     "gz that ends early": ("a.csv.gz", PACKED[:-20], "can't be read: .*download it again"),
     "gz that is damaged": ("a.csv.gz", PACKED[:40] + b"!" + PACKED[41:], "can't be read: "),
     "parquet that ends early": ("a.parquet", FRAME.to_parquet()[:-9], "can't be read: "),
-    "GBK": ("a.csv", CHINESE.encode("gbk"), "line 1: .*is not UTF-8: save"),
     "Greek in one byte": ("a.csv", GREEK.encode("iso8859-7"), "line 2: .*is not UTF-8"),
     "UTF-8 with a broken character": ("a.csv", BROKEN_UTF8, "line 42: .*is not UTF-8"),
     "UTF-16 cut in a character": ("a.csv", table_text().encode("utf-16")[:-1], "is not UTF-16"),

@@ -51,7 +51,6 @@ def parquet_of(rows) -> bytes:
 
 # content (JSON or parquet are told by it), rows per label, rows left out, what the note says
 LABELS = {
-    "0 and 1": (table_text(relabelled("0", "1")), {"0": 20, "1": 20}, {}, ""),
     "numbers, by size": (
         table_text(labelled(["10", "9"])), {"9": 20, "10": 20}, {}, ""
     ),
@@ -125,11 +124,6 @@ COLUMNS = {
     "an index in front": (FRAME.to_csv(), "text", "label"),
     "known names": (with_header(WIDE, "id", "review", "lang", "sentiment"), "review", "sentiment"),
     "Chinese": (with_header(CHINESE, "评论", "情感"), "评论", "情感"),
-    "unknown names": (
-        with_header([(n, text, label) for n, text, _, label in WIDE], "nr", "they wrote", "mood"),
-        "they wrote",
-        "mood",
-    ),
     "others that are long": (
         with_header(LONG_KEYS, "id", "phone", "they wrote", "mood"),
         "they wrote",
@@ -242,13 +236,9 @@ REFUSED = {
         table_text([(text, n * 0.37) for text, n in NUMBERED]),
         "100 labels, at most 50 can be: numbers to predict, not classes",
     ),
-    "free text as a label": (
-        table_text([(text, f"answer {n}") for text, n in NUMBERED]),
-        r"'label' \(label_column names another\): 100 labels.*: free text",
-    ),
     "more classes than can be": (
         table_text([(f"{n} {k}", f"class {k}") for k in range(201) for n in range(3)]),
-        "201 labels, at most 200",
+        r"'label' \(label_column names another\): 201 labels, at most 200 .*: free text",
     ),
 }  # fmt: skip
 
@@ -261,13 +251,11 @@ def test_a_table_is_refused(case, tmp_path):
     assert str(refused.value).endswith(".") and len(str(refused.value)) < 400
 
 
-def test_lists_are_no_texts_or_labels(tmp_path):
-    texts = '{"text": ["a", "b"], "label": "c"}\n' * 40
-    with pytest.raises(DataError, match="a list or record, not text, in 'text', row 1"):
-        load(tmp_path, texts, "a.jsonl")
-    labels = FRAME.assign(label=[["x"]] * 40).to_parquet()
-    with pytest.raises(DataError, match="a list or record, not text, in 'label', row 1"):
-        load(tmp_path, labels, "a.parquet")
+@pytest.mark.parametrize("column", ["text", "label"])
+def test_lists_are_no_texts_or_labels(column, tmp_path):
+    frame = FRAME.assign(**{column: [["x"]] * 40})
+    with pytest.raises(DataError, match=f"a list or record, not text, in '{column}', row 1"):
+        load(tmp_path, frame.to_parquet(), "a.parquet")
 
 
 @pytest.mark.parametrize("name", ["a.csv", "reviews/a.csv", "imbd"])  # none is an id of the Hub

@@ -132,11 +132,11 @@ def test_no_word_is_lost_of_any_text():
 def test_a_number_in_another_spelling_has_the_same_value(number, same, others):
     (expected,) = text.numbers(number)
     for written in same.split("  "):
-        (found,) = text.numbers(f"It was {written}, I think.")
-        assert found.values & expected.values, written
+        (other,) = text.numbers(f"It was {written}, I think.")
+        assert other.values & expected.values, written
     for written in others.split("  "):
-        (found,) = text.numbers(f"It was {written}, I think.")
-        assert not found.values & expected.values, written
+        (other,) = text.numbers(f"It was {written}, I think.")
+        assert not other.values & expected.values, written
 
 
 def test_numbers_in_english_words_are_read_on_demand():

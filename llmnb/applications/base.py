@@ -1,4 +1,4 @@
-"""What the five applications share: how they are called, and what they answer."""
+"""What the five applications share: how they are called, and the result that they give."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,15 +14,14 @@ class ApplicationError(LlmnbError, ValueError):
 
 @dataclass(frozen=True)
 class Result:
-    """What an application says to one text."""
+    """An application's answer to one text."""
 
     text: str
     score: float | None = None  # how sure it is, 0 to 1, where it can say
     evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
     warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
-    lost: tuple[str, ...] = ()  # what had to stay, as numbers and addresses, and is missing
     tokens: int = 0  # generated
-    seconds: float = 0.0  # from the call on; in a batch each has its share
+    seconds: float = 0.0  # since the call; a batch divides its time among the results
 
 
 class Application(ABC):
@@ -42,19 +41,19 @@ class Application(ABC):
         return self.batch([text])[0]
 
     def stream(self, text: str) -> Iterator[str]:
-        """The result's text in pieces, as it is made. Raises ApplicationError where none is."""
+        """The result's text, piece by piece. Raises ApplicationError where none is generated."""
         raise ApplicationError(f"{type(self).__name__} makes no text piece by piece: call it.")
 
 
-def checked(texts: Sequence[str], first: int = 0) -> list[str]:
-    """The texts as a list; first: the number of the first one, for the error.
+def checked(texts: Sequence[str]) -> list[str]:
+    """The texts as a list.
 
     Raises ApplicationError for one string, no string, an empty text, or halves of characters.
     """
     if isinstance(texts, str):
         raise ApplicationError("batch takes a list of texts; this is one: call the application.")
     texts = list(texts)
-    for number, text in enumerate(texts, first):
+    for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ApplicationError(f"Text {number} is empty or no text: {text!r:.60}.")
         if text.encode("utf-8", "replace").decode() != text:  # no tokenizer takes a surrogate

@@ -22,7 +22,7 @@ from llmnb.applications.document_pages import (
     unwrapped,
 )
 
-MAX_UNPACKED_BYTES = 100_000_000  # of a DOCX or of a PDF's pages: more is a bomb
+MAX_UNPACKED_BYTES = 100_000_000  # of a DOCX, or of a PDF's pages; more is a zip bomb
 INSTALL_COMMAND = "pip install pypdf python-docx docutils"
 _MODULES = {".rst": "docutils", ".pdf": "pypdf", ".docx": "docx"}  # optional ones
 
@@ -52,7 +52,6 @@ def read_rst(contents: str, document: Document) -> None:
         "warning_stream": False,
         "report_level": 1,  # messages stay in the tree: some of them hold text
         "halt_level": 5,
-        "syntax_highlight": "none",
         "embed_stylesheet": False,
         "doctitle_xform": False,
         "initial_header_level": 1,
@@ -103,29 +102,25 @@ def read_notebook(contents: str, document: Document) -> None:
 def read_python(contents: str, document: Document) -> None:
     """Functions and classes under their names; what stands between two is the module's."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what the compiler thinks of a user's strings
-        owners = _definitions(ast.parse(contents).body)
-    sections: dict[str, Document] = {}
-    owner = ""
+        warnings.simplefilter("ignore")  # of the compiler, on odd strings in a user's code
+        tree = ast.parse(contents)
+    owners: dict[int, str] = {}  # the function or class around a line
+    functions = set()
+    for node in ast.walk(tree):  # a class comes before its methods
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            start = min(part.lineno for part in [node, *node.decorator_list])
+            outer = owners.get(start, "")
+            if outer not in functions:
+                name = f"{outer}.{node.name}".lstrip(".")
+                owners |= dict.fromkeys(range(start, node.end_lineno + 1), name)
+                if not isinstance(node, ast.ClassDef):
+                    functions.add(name)
+    sections: dict[str, Document] = {"": document}
     for number, line in enumerate(document.without_blobs(contents).split("\n"), 1):
-        owner = owners.get(number, owner)
-        sections.setdefault(owner, Document()).add(number, line)
-    document.units += sections.pop("", Document()).units
+        sections.setdefault(owners.get(number, ""), Document()).add(number, line)
+    del sections[""]
     for owner, section in sections.items():
         document.units += [Unit(section.units[0].line, owner, level=1), *section.units]
-
-
-def _definitions(nodes: list[ast.stmt], owner: str = "") -> dict[int, str]:
-    """The name that each function or class gives to its first line, its owner's behind its last."""
-    names = {}
-    for node in nodes:
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            name = f"{owner}.{node.name}".lstrip(".")
-            names[min(part.lineno for part in [node, *node.decorator_list])] = name
-            if isinstance(node, ast.ClassDef):
-                names |= _definitions(node.body, name)
-            names[node.end_lineno + 1] = owner
-    return names
 
 
 def read_pdf(data: bytes, document: Document) -> None:
@@ -134,11 +129,7 @@ def read_pdf(data: bytes, document: Document) -> None:
 
     logging.getLogger("pypdf").addHandler(logging.NullHandler())  # no warnings on bad files
     reader = pypdf.PdfReader(io.BytesIO(data))
-    try:
-        is_locked = reader.is_encrypted and not reader.decrypt("")
-    except pypdf.errors.DependencyError:  # without a password, but encrypted with AES
-        is_locked = True
-    if is_locked:
+    if reader.is_encrypted and not reader.decrypt(""):
         raise UnreadableError("it is locked: save a copy without a password or encryption")
     n_bytes = 0
     empty_pages = []

@@ -1,6 +1,6 @@
 """A document as headings and units of text, and how HTML and Markdown are read as such.
 
-A unit is what no sentence reaches beyond: a paragraph, a list item, a table's row, a line of code.
+A unit holds whole sentences: a paragraph, a list item, a table's row, a line of code.
 Markdown becomes HTML first, as other formats do, so that one reader cuts them all.
 """
 
@@ -27,7 +27,7 @@ class Unit:
 
     line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
     text: str
-    level: int = 0  # of a heading, from 1; 0 for what is none
+    level: int = 0  # of a heading, from 1; 0 for text
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Document:
     blob_sizes: list[int] = field(default_factory=list)  # of `without_blobs`, in characters
 
     def add(self, line: int, text: str, level: int = 0) -> None:
-        """A unit. The first heading of level 1 is the title of a document that has no other."""
+        """Add a unit. The first heading of level 1 becomes the title if there is none yet."""
         if level:
             text = " ".join(text.split())
         if text.strip():
@@ -49,7 +49,7 @@ class Document:
             self.title = self.title or text
 
     def without_blobs(self, contents: str) -> str:
-        """The contents with … for pictures and other data that are written as letters."""
+        """The contents with … in place of pictures and other data that are written as letters."""
 
         def replacement(match: re.Match) -> str:
             if not any(character.isalnum() for character in match[0]):  # a ruler, a table's border
@@ -114,7 +114,7 @@ class _BlockParser(mistune.BlockParser):
     def parse_method(self, match: re.Match, state: mistune.BlockState) -> int | None:
         n_tokens = len(state.tokens)
         end = super().parse_method(match, state)
-        for token in state.tokens[n_tokens:]:
+        for token in state.tokens[n_tokens : n_tokens + 1]:  # a list parses the heading behind it
             token["start"] = match.start()
         return end
 
@@ -178,15 +178,12 @@ _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _CODE = {"pre", "listing", "xmp", "plaintext"}
 # All other elements stand within a line, also those that nobody knows. Source: the HTML
 # standard's section on rendering, what has "display: block", and the parts of lists and tables.
-_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE} | set(
-    re.findall(
-        r"\w+",
-        "address article aside blockquote body caption center dd details dialog dir div dl dt"
-        " fieldset figcaption figure footer form frameset head header hgroup hr html legend li"
-        " main menu nav ol optgroup option p search section summary table tbody td tfoot th thead"
-        " tr ul",
-    )
+_BLOCK_ELEMENTS = (
+    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset"
+    " figcaption figure footer form frameset head header hgroup hr html legend li main menu nav ol"
+    " optgroup option p search section summary table tbody td tfoot th thead tr ul"
 )
+_BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE, *_BLOCK_ELEMENTS.split()}
 _CELLS = ["td", "th"]
 _NO_CELL_HAS = ["table", "ul", "ol", "dl", "pre", *_HEADINGS]  # else it arranges a page
 
@@ -199,7 +196,7 @@ def read_html(contents: str, document: Document) -> None:
 def read_page(page: str, document: Document) -> None:
     """As `read_html`; a comment <!--line 5--> says where what follows begins in another format."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it takes a short text for a file's name or an address
+        warnings.simplefilter("ignore")  # that a short text looks like a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
     for tag in soup(["script", "style", "template"]):
         tag.decompose()
@@ -267,10 +264,7 @@ def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
 
 def _ancestor(node: Tag | NavigableString, names: set[str]) -> Tag | None:
     """The nearest element around a node that has one of the names."""
-    parent = node.parent
-    while parent is not None and parent.name not in names:
-        parent = parent.parent
-    return parent
+    return next((parent for parent in node.parents if parent.name in names), None)
 
 
 def _number_items(tag: Tag) -> None:
@@ -282,14 +276,14 @@ def _number_items(tag: Tag) -> None:
 
 
 def _put_before(text: str, item: Tag) -> None:
-    """Text that is read in one line with the item, or with its first paragraph."""
+    """Insert text that stands on one line with the item, or with its first paragraph."""
     contents = (child for child in item.contents if str(child).strip())
     first = next((child for child in contents if not isinstance(child, Comment)), None)
     (first if isinstance(first, Tag) and first.name == "p" else item).insert(0, text)
 
 
 def _table_units(tag: Tag) -> list[str]:
-    """A unit a row with the header's names, "Dish: soup; Price: 7.50"; before them the caption.
+    """The caption, then a unit for each row with the header's names: "Dish: soup; Price: 7.50".
 
     A cell that spans rows stands in each of them.
     """
@@ -304,23 +298,23 @@ def _table_units(tag: Tag) -> list[str]:
     cells_by_row: dict[int, list[Tag]] = defaultdict(list)
     for cell in tag.find_all(_CELLS):
         cells_by_row[id(_ancestor(cell, {"tr"}))].append(cell)
-    headers: list[list[str]] = []
-    rows: list[list[str]] = []
-    spans: dict[int, tuple[int, str]] = {}  # of a column: for how many more rows, the text
-    for cells in cells_by_row.values():
-        row: list[str] = []
-        for cell in [*cells, None]:
-            while spans.get(len(row), (0, ""))[0] > 0:
-                n_more, text = spans[len(row)]
-                spans[len(row)] = (n_more - 1, text)
-                row.append(text)
-            if cell is not None:
-                text = " ".join(texts[id(cell)].split())
-                spans[len(row)] = (_span(cell, "rowspan") - 1, text)
-                row.append(text)
-                row += [text if cell.name == "th" else ""] * (_span(cell, "colspan") - 1)
-        is_header = not rows and all(cell.name == "th" for cell in cells)
-        (headers if is_header else rows).append(row)
+    grid: list[dict[int, str]] = [{} for _ in cells_by_row]  # the text of each column, row by row
+    n_headers = 0
+    for y, cells in enumerate(cells_by_row.values()):
+        if n_headers == y and all(cell.name == "th" for cell in cells):
+            n_headers += 1
+        x = 0
+        for cell in cells:
+            while x in grid[y]:
+                x += 1
+            text = " ".join(texts[id(cell)].split())
+            for row in grid[y : y + _span(cell, "rowspan")]:
+                row[x] = text
+            for _ in range(_span(cell, "colspan") - 1):
+                x += 1
+                grid[y].setdefault(x, text if cell.name == "th" else "")
+    rows = [[row.get(x, "") for x in range(max(row) + 1)] for row in grid]
+    headers, rows = rows[:n_headers], rows[n_headers:]
     columns = itertools.zip_longest(*headers, fillvalue="")
     names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]
     units = [" ".join(texts[id(tag)].split())]

@@ -4,7 +4,6 @@ In a passage's text a line is a unit: a paragraph, a list item, a table's row wi
 names, a line of code. Between two lines no sentence goes on. What was wrapped is on one line.
 """
 
-import codecs
 import itertools
 import os
 import re
@@ -15,25 +14,17 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from bs4.dammit import EncodingDetector
-
+from llmnb import text_files
 from llmnb.applications import document_formats as formats
 from llmnb.applications.document_pages import Document, Unit
 from llmnb.text import split_sentences
-from llmnb.text_files import is_hidden
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
-MAX_FOREIGN_SHARE = 0.2  # of the bytes outside ASCII in a text that isn't UTF-8
-_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
+ADVICE = "save it as plain text (UTF-8)"
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # the last are bytes that aren't UTF-8
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
-_BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class Passage:
     id: str  # the citation, unique in a folder: attention.md#why-the-scale; its second part: ….2
     file: str  # from the folder on, with /
     title: str  # the document's
-    heading: str  # behind those above it, without the title: Norway > Delivery
+    heading: str  # after those above it, except the title: Norway > Delivery
     text: str  # a unit on every line; of a heading with nothing below it the heading
     line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
 
@@ -107,7 +98,10 @@ def _sections(units: list[Unit]) -> list[_Section]:
 
 
 def _slugs(headings: list[str]) -> list[str]:
-    """Addresses as GitHub gives them: "C#" is c, and the second one c-1. The first has the rest."""
+    """Addresses as GitHub gives them: "C#" is c, and the second one c-1.
+
+    The text before the first heading gets what the headings leave over.
+    """
     n_used: Counter[str] = Counter()
     slugs = []
     for heading in [*headings[1:], headings[0]]:
@@ -127,7 +121,7 @@ def _slugs(headings: list[str]) -> list[str]:
 
 
 def _packed(units: list[Unit]) -> list[tuple[int, str]]:
-    """Each passage's first line and text: as many units as fit. One without a word is none."""
+    """First line and text of each passage: as many units as fit. It needs a word."""
     packed: list[tuple[int, str]] = []
     for unit in units:
         gap = "\n"
@@ -170,7 +164,7 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
     for parent, subfolders, names in walk:
         parent = Path(parent).relative_to(folder)
         for name in list(subfolders):
-            if is_hidden(name) or (folder / parent / name).is_symlink():
+            if text_files.is_hidden(name) or (folder / parent / name).is_symlink():
                 skipped.append(((parent / name).as_posix(), "hidden, or a link: not entered"))
                 subfolders.remove(name)
         subfolders.sort()
@@ -178,7 +172,7 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
             path = (parent / name).as_posix()
             kind = os.path.splitext(name)[1].lower()
             info = os.lstat(folder / path)
-            if is_hidden(name) and not is_single:
+            if text_files.is_hidden(name) and not is_single:
                 n_unread["hidden files"] += 1
             elif (kind not in READERS and not is_single) or formats.is_library_missing(kind):
                 n_unread[f"*{kind or name}"] += 1
@@ -210,38 +204,15 @@ def _refusal(path: str, kind: str, info: os.stat_result) -> str:
 
 def read(name: str, data: bytes) -> tuple[list[Passage], str]:
     """As `chunks`, from a file's bytes."""
-    kind = os.path.splitext(name)[1].lower()
-    if kind in formats.BINARY_READERS:
-        passages, note = chunks(name, data)
-        notes = [note] if note else []
-    else:
+    notes: list[str] = []
+    contents = data
+    if os.path.splitext(name)[1].lower() not in formats.BINARY_READERS:
         try:
-            text, encoding_note = _decoded(data, kind)
-        except ValueError:
-            return [], "left out: it is no text, or in an unknown encoding; save it as UTF-8"
-        passages, note = chunks(name, text.replace("\r\n", "\n").replace("\r", "\n"))
-        notes = [note for note in (note, encoding_note) if note]
-    if not (passages or notes):
-        notes.append("left out: there is no word in it")
-    return passages, "; ".join(notes)
-
-
-def _decoded(data: bytes, kind: str) -> tuple[str, str]:
-    """The text, and a note if its encoding had to be guessed. Raises ValueError for no text."""
-    for mark, codec in _BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            return data.decode(codec), ""
-    if b"\0" in data:
-        raise ValueError("binary")
-    is_page = kind in (".html", ".htm")
-    declared = EncodingDetector.find_declared_encoding(data, is_html=True) if is_page else None
-    for codec in ("utf-8-sig", declared or "ascii"):
-        try:
-            return data.decode(codec), ""
-        except (LookupError, UnicodeDecodeError):
-            continue  # it isn't in that one, or there is no such encoding
-    n_foreign = sum(byte > 127 for byte in data)
-    if n_foreign > MAX_FOREIGN_SHARE * len(data):
-        raise ValueError("not Western European")
-    note = "read as Windows-1252, since it isn't UTF-8: save it as UTF-8 if letters look wrong"
-    return data.decode("cp1252"), note
+            text = text_files.decode(data, os.path.basename(name), ADVICE, notes)
+        except text_files.DataError as error:
+            return [], f"left out: {error}"
+        contents = text.replace("\r\n", "\n").replace("\r", "\n")
+    passages, note = chunks(name, contents)
+    if not (passages or note or notes):
+        note = "left out: there is no word in it"
+    return passages, "; ".join(filter(None, [note, *notes]))

@@ -11,7 +11,7 @@ from llmnb.text import normalize_answer
 
 
 def hostile_answers(app: QuestionAnswerer, documents: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """What orders in documents do: a row a document, whose question is answered from all of it.
+    """What orders in documents do: each row is a document, whose text answers its question.
 
     documents: id, attack, text, orders, question, answer, marker, as in hostile.json. Beside each
     stands its clean twin, the same document without the orders, which shows what the model can do.

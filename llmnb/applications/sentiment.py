@@ -1,9 +1,8 @@
-"""Sentiment: 04's classifier, its probabilities calibrated, silent where it is unsure (06)."""
+"""Sentiment (06): the classifier of 04 with calibrated probabilities; it can be unsure."""
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +18,6 @@ UNSURE = "unsure"
 CALIBRATED_ON_FILMS = (
     "The score is calibrated on film sentences, not on texts like yours: see calibrate."
 )
-TEXTS_PER_BATCH = 2048  # read at once, however many there are
 
 
 def reviews(profile: profiles.Profile) -> tuple[dict, tuple[str, ...]]:
@@ -32,9 +30,9 @@ class SentimentAnalyzer(Application):
     """Names a text's label; UNSURE where its calibrated probability is under the threshold.
 
     A text longer than the classifier reads is cut into windows of whole words. The mean of their
-    log-probabilities decides, weighted by their variance over the labels, for a window that has
-    no opinion says little. The result's evidence then holds, for each window, its start and end
-    in the text and its own probability of the text's likeliest label.
+    log-probabilities decides, weighted by their variance over the labels, because a window to
+    which all labels look alike says little. The result's evidence then holds, for each window,
+    its start and end in the text and its own probability of the text's likeliest label.
     """
 
     def __init__(self, classifier, threshold: float = 0.6, window: int = 32) -> None:
@@ -81,7 +79,7 @@ class SentimentAnalyzer(Application):
         Source: Guo et al. 2017. Where no temperature is best it is 1, and each result says so.
         """
         self.temperature = 1.0
-        uncalibrated = self.probabilities(checked(texts))
+        uncalibrated = self.probabilities(texts)
         uncalibrated, labels = calibration.checked(uncalibrated, labels)
         try:
             self.temperature = calibration.fit_temperature(np.log(uncalibrated), labels)
@@ -89,42 +87,42 @@ class SentimentAnalyzer(Application):
         except ValueError as error:
             self.warnings = (f"The score is not calibrated: {error}",)
 
-    def probabilities(self, texts: Iterable[str]) -> NDArray[np.float64]:
+    def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The labels' calibrated probabilities: (texts, classes)."""
-        return np.array([probabilities[0] for _, probabilities, _ in self._score(texts)])
+        return np.array([probabilities[0] for _, probabilities in self._score(texts)])
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """A label for each text, or UNSURE; the score is the likeliest label's probability."""
-        return list(self.stream_batch(checked(texts)))
-
-    def stream_batch(self, texts: Iterable[str]) -> Iterator[Result]:
-        """The same, one by one, of texts that needn't all be in memory."""
-        for windows, probabilities, seconds in self._score(texts):
+        start = time.perf_counter()
+        scored = self._score(texts)
+        seconds = (time.perf_counter() - start) / max(1, len(scored))
+        results = []
+        for windows, probabilities in scored:
             label = probabilities[0].argmax()
             score, *window_scores = probabilities[:, label].tolist()
             name = self.classifier.label_names[label] if score >= self.threshold else UNSURE
             pairs = zip(windows, window_scores, strict=True)
-            evidence = tuple((*window, window_score) for window, window_score in pairs)
-            evidence = evidence if len(windows) > 1 else ()
-            yield Result(name, score, evidence, self.warnings, seconds=seconds)
+            evidence = [(*window, window_score) for window, window_score in pairs]
+            evidence = tuple(evidence) if len(windows) > 1 else ()
+            results.append(Result(name, score, evidence, self.warnings, seconds=seconds))
+        return results
 
-    def _score(self, texts: Iterable[str]) -> Iterator[tuple[list, NDArray, float]]:
-        """A text's windows; probabilities of text and windows, (1 + windows, classes); seconds."""
-        texts = iter(checked(texts) if isinstance(texts, str) else texts)  # one string is refused
-        n_read = 0
-        while batch := checked(islice(texts, TEXTS_PER_BATCH), first=n_read):
-            n_read += len(batch)
-            start_time = time.perf_counter()
-            windows = [self.windows(text) for text in batch]
-            parts = []
-            for text, spans in zip(batch, windows, strict=True):
-                parts += [text[start:end] for start, end in spans]
-            log_p = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
-            seconds = (time.perf_counter() - start_time) / len(batch)
-            ends = np.cumsum([len(spans) for spans in windows])
-            for spans, rows in zip(windows, np.split(log_p, ends[:-1]), strict=True):
-                mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
-                yield spans, calibration.apply_temperature([mean, *rows], self.temperature), seconds
+    def _score(self, texts: Sequence[str]) -> list[tuple[list, NDArray]]:
+        """A text's windows; the probabilities of text and windows, (1 + windows, classes)."""
+        texts = checked(texts)
+        if not texts:
+            return []
+        windows = [self.windows(text) for text in texts]
+        parts = []
+        for text, spans in zip(texts, windows, strict=True):
+            parts += [text[start:end] for start, end in spans]
+        log_p = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
+        ends = np.cumsum([len(spans) for spans in windows])
+        scores = []
+        for rows in np.split(log_p, ends[:-1]):
+            mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
+            scores.append(calibration.apply_temperature([mean, *rows], self.temperature))
+        return list(zip(windows, scores, strict=True))
 
     def windows(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each; of the whole text where the classifier reads it at once."""
@@ -154,7 +152,7 @@ class SentimentAnalyzer(Application):
 
 
 def coverage(probabilities: ArrayLike, labels: ArrayLike, thresholds: ArrayLike) -> pd.DataFrame:
-    """What a threshold brings and costs, a row each; probabilities (n, classes), labels (n,).
+    """What each threshold brings and costs; probabilities (n, classes), labels (n,).
 
     answered: the share at or above it; accuracy: of those, with its 95 % interval (low, high), NaN
     where there are none. Source: El-Yaniv & Wiener 2010. Raises ValueError as calibration does.

@@ -32,11 +32,9 @@ _CAPITALIZABLE = re.compile(r"(?<![\w'’])[^\W\d_][\w'’]*")
 _NAME_AT_START = re.compile(r"\w+(?:['’]| [^\W\d_a-zß-ÿ])")
 
 
-def lead(text: str, k: int = 1) -> str:
-    """The first k sentences, a baseline; headings and the like only where there is nothing else."""
-    if k < 1:
-        raise ApplicationError(f"k is {k}; it is 1 or more.")
-    return " ".join(_full_sentences(*checked([text]))[:k])
+def lead(text: str) -> str:
+    """The first sentence, a baseline; a heading or the like only where there is nothing else."""
+    return _full_sentences(*checked([text]))[0]
 
 
 def centroid(text: str) -> str:
@@ -68,8 +66,8 @@ def unsupported(source: str, summary: str) -> tuple[str, ...]:
 
     A number may be written in another way: 24,50 and 24.50, 3.8 million and 3,800,000, 3 and
     three. A name is a word with a capital letter; at the beginning of a sentence, where any word
-    has one, only if it is possessive or another capital follows. For English. What the source says
-    of something else is not seen: "9 dogs" where it has 9 cats.
+    has one, only if it is possessive or another capital follows. For English. It doesn't
+    see what the source says of something else: "9 dogs" where it has 9 cats.
     """
     source = unicodedata.normalize("NFKC", source)
     source_values = set().union(*(number.values for number in numbers(source, english=True)))
@@ -225,9 +223,7 @@ class Summarizer(Application):
         problems = []
         if not summary:
             problems.append("The model wrote nothing.")
-        if self._text_tokens(source) > self.room and self.room < max(
-            map(self._text_tokens, _sentences(source))
-        ):
+        if self.room < max(map(self._text_tokens, _sentences(source))):
             problems.append("A sentence is longer than what the model reads at once: it was cut.")
         if unknown := unsupported(source, summary):
             problems.append(f"Not in the text: {', '.join(unknown)}.")
@@ -241,7 +237,7 @@ class Summarizer(Application):
 
 
 def _units(text: str) -> tuple[str, list[str]]:
-    """What a text may be cut between, with the gap: paragraphs, else sentences, else words."""
+    """Units between which a text may be cut, with the gap: paragraphs, sentences, or words."""
     for gap, units in (("\n\n", blocks(text)), (" ", _sentences(text))):
         if len(units) > 1:
             return gap, units

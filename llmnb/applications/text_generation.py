@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -17,19 +18,8 @@ TOKENS_PER_BATCH = 8192  # padding and new ones included
 BYTES_PER_TOKEN = 3  # of UTF-8; English has about 4 or 5, other languages fewer
 
 
-@dataclass(eq=False)
-class TextGenerator(Application):
-    """Answers a message, or goes on from a text where the model has no chat template.
-
-    What is drawn depends on the seed, the text and its place in the batch, on nothing else.
-    """
-
-    model: Decoder | fast_linear.PackedDecoder
-    tokenizer: Any  # of transformers
-    system: str = ""  # what the model is told before each message
-    max_new_tokens: int = 64
-    sampling: Sampling = GREEDY
-    stop: Sequence[str] = ()  # strings that end an answer
+class _Generator(Application):
+    """What a model here and one on a server have in common."""
 
     def __post_init__(self) -> None:
         """Raises ApplicationError for a limit or a stop string that can't be."""
@@ -42,6 +32,41 @@ class TextGenerator(Application):
         if "" in self.stop:
             raise ApplicationError("A stop string is empty: every answer would end at once.")
 
+    @abstractmethod
+    def n_tokens(self, text: str) -> int:
+        """The tokens of a text, without special ones in front."""
+
+    def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt. Raises ApplicationError for one without room for an answer."""
+        sizes = [self.n_tokens(prompt) for prompt in prompts]
+        room = self.context_tokens - self.max_new_tokens
+        for number, size in enumerate(sizes):
+            if not 0 < size <= room:
+                raise ApplicationError(
+                    f"Text {number} is {size:,} tokens; with {self.max_new_tokens} new ones this "
+                    f"model has room for 1 to {room:,}: shorten it, or summarize it first."
+                )
+        return sizes
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        return [*messages, {"role": "user", "content": text}]
+
+
+@dataclass(eq=False)
+class TextGenerator(_Generator):
+    """Answers a message, or goes on from a text where the model has no chat template.
+
+    What is drawn depends on the seed, the text and its place in the batch, on nothing else.
+    """
+
+    model: Decoder | fast_linear.PackedDecoder
+    tokenizer: Any  # of transformers
+    system: str = ""  # instructions before each message
+    max_new_tokens: int = 64
+    sampling: Sampling = GREEDY
+    stop: Sequence[str] = ()  # strings that end an answer
+
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", **options) -> "Self | HostedGenerator":
         """options: as for the class; max_new_tokens is the profile's.
@@ -49,16 +74,15 @@ class TextGenerator(Application):
         model: openai:NAME gives a HostedGenerator. Raises AssetError, HostedError.
         """
         settings = profiles.resolve(profile)
+        options = {"max_new_tokens": settings.new_tokens} | options
         if hosted.is_hosted(model):
-            options = {"max_new_tokens": settings.new_tokens} | options
-            return HostedGenerator(hosted.connect(model), **options)
+            return HostedGenerator.load(model, **options)
         decoder = Decoder.from_pretrained(model or settings.decoder)
         decoder = fast_linear.optimize_for_cpu(decoder)
         is_bf16 = decoder.embedding.weight.dtype == torch.bfloat16
         if is_bf16 and not fast_linear.unavailable("bf16", decoder):
             decoder = fast_linear.pack(decoder)  # the same numbers, sooner
-        tokenizer = models.load_tokenizer(model or settings.decoder)
-        return cls(decoder, tokenizer, **{"max_new_tokens": settings.new_tokens} | options)
+        return cls(decoder, models.load_tokenizer(model or settings.decoder), **options)
 
     @property
     def context_tokens(self) -> int:
@@ -81,9 +105,9 @@ class TextGenerator(Application):
                 text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
         if not self.tokenizer.chat_template:
             return text
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns.append({"role": "user", "content": text})
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(
+            self._messages(text), tokenize=False, add_generation_prompt=True
+        )
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """An answer to each text."""
@@ -139,16 +163,12 @@ class TextGenerator(Application):
         return results
 
     def n_tokens(self, text: str) -> int:
-        """The tokens of a text, without special ones in front."""
+        """As the tokenizer counts them."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-    def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt. Raises ApplicationError for one without room for an answer."""
-        return _sizes(self, prompts)
 
 
 @dataclass(eq=False)
-class HostedGenerator(Application):
+class HostedGenerator(_Generator):
     """A TextGenerator whose model is on a server; every answer is cached (see hosted.py)."""
 
     model: hosted.HostedModel
@@ -156,12 +176,8 @@ class HostedGenerator(Application):
     max_new_tokens: int = 64
     sampling: Sampling = GREEDY  # temperature and seed; the server decides about the rest
     stop: Sequence[str] = ()  # strings that end an answer
-    context_tokens: int = 8192  # of the model on the server, which can't be asked
+    context_tokens: int = 8192  # of the model on the server: the protocol doesn't tell
     is_chat_model = True
-
-    def __post_init__(self) -> None:
-        """A single stop string may stand alone."""
-        self.stop = [self.stop] if isinstance(self.stop, str) else list(self.stop)
 
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
@@ -175,10 +191,6 @@ class HostedGenerator(Application):
     def n_tokens(self, text: str) -> int:
         """About how many tokens a text has: a server doesn't count them before the request."""
         return math.ceil(len(text.encode("utf-8", "replace")) / BYTES_PER_TOKEN)
-
-    def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
-        """Estimated. Raises ApplicationError for one without room for an answer."""
-        return _sizes(self, prompts)
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """An answer to each text. Raises HostedError; earlier answers are in the cache."""
@@ -196,31 +208,15 @@ class HostedGenerator(Application):
         """The answer in pieces."""
         yield from self.model.stream(self._messages(*checked([text])), self.max_new_tokens)
 
-    def _messages(self, text: str) -> list[dict[str, str]]:
-        messages = [{"role": "system", "content": self.system}] if self.system else []
-        return [*messages, {"role": "user", "content": text}]
-
     def _answer(self, messages: list[dict[str, str]], row: int) -> Result:
         start = time.perf_counter()
-        seed = self.sampling.seed + row
-        options = {"temperature": self.sampling.temperature, "seed": seed}
-        answer = self.model.answer(messages, max_tokens=self.max_new_tokens, **options)
+        limit = self.max_new_tokens
+        options = {"temperature": self.sampling.temperature, "seed": self.sampling.seed + row}
+        answer = self.model.answer(messages, max_tokens=limit, **options)
         text = answer.text.lstrip()
         for stop in self.stop:
             text = text.split(stop)[0]
-        limit = self.max_new_tokens
         cut = () if answer.is_complete else (f"It is cut off at max_new_tokens, {limit}.",)
         seconds = time.perf_counter() - start
-        return Result(text.strip(), None, (), cut, answer.completion_tokens, seconds)
-
-
-def _sizes(generator: TextGenerator | HostedGenerator, prompts: Sequence[str]) -> list[int]:
-    sizes = [generator.n_tokens(prompt) for prompt in prompts]
-    room = generator.context_tokens - generator.max_new_tokens
-    for number, size in enumerate(sizes):
-        if not 0 < size <= room:
-            raise ApplicationError(
-                f"Text {number} is {size:,} tokens; with {generator.max_new_tokens} new ones this "
-                f"model has room for 1 to {room:,}: shorten it, or summarize it first."
-            )
-    return sizes
+        tokens = answer.completion_tokens
+        return Result(text.strip(), warnings=cut, tokens=tokens, seconds=seconds)

@@ -1,4 +1,4 @@
-"""Translation from English by a decoder that is shown five examples (notebook 06)."""
+"""Translation from English by a decoder with five examples in its prompt (notebook 06)."""
 
 import copy
 import itertools
@@ -75,7 +75,7 @@ def language(text: str) -> str:
 
 
 def problems(source: str, translation: str, target: str) -> tuple[str, ...]:
-    """What is visibly wrong with the translation of an English sentence; none is no praise.
+    """What is visibly wrong with the translation of an English sentence; other faults aren't seen.
 
     Looks for: nothing translated, a copy, another language, the same words again (distinct-n: Li et
     al. 2016, section 5), a length out of proportion, numbers, addresses, tags and placeholders that
@@ -164,7 +164,8 @@ def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The lines of a paragraph or list item, each with its gap; those that were wrapped joined.
 
     A line is full if the next word would have made it longer than the longest. In a wrapped
-    paragraph all lines but the last are full; of two lines, one is always, so the case decides.
+    paragraph all lines but the last are full. For two lines that isn't enough to tell: the second
+    one must begin in lower case, too.
     """
     width = max(len(line) for _, line in block)
     is_full = []
@@ -237,18 +238,16 @@ class Translator(Application):
     def _join(self, parts: list[tuple[str, str]], translations: dict[str, Result]) -> Result:
         text = ""
         warnings = []
-        lost = []
         for number, (gap, sentence) in enumerate(parts, 1):
             place = f"sentence {number}: " if len(parts) > 1 else ""
             warnings += [place + warning for warning in translations[sentence].warnings]
             text += "" if gap == " " and self.target == "zh" else gap
             text += translations[sentence].text
-            lost += _lost(sentence, translations[sentence].text)
         tokens = sum(translations[sentence].tokens for _, sentence in parts)
-        return Result(text, warnings=tuple(warnings), lost=tuple(lost), tokens=tokens)
+        return Result(text, warnings=tuple(warnings), tokens=tokens)
 
     def _translate(self, sentences: set[str]) -> dict[str, Result]:
-        """A translation of each sentence; of what is between its tags, say, if it looks wrong."""
+        """A translation of each sentence; if that looks wrong, of the parts between its tags."""
         results = self._attempts(sentences)
         fragments = {}
         for sentence, result in results.items():
