@@ -219,7 +219,7 @@ def _charts(card: dict, lines: list[dict]) -> list[dict]:
 
 
 def _headline(out: Path, row: dict, has_thumbnail: bool) -> dict:
-    """The card's question, answer and thumbnail, from the newest finished run."""
+    """The card's question, answer, thumbnail and address in Colab, from the newest finished run."""
     headline = report.headline(out / "runs" / row["run"]["folder"])
     answer = headline["answer"] or {}
     picture = answer.get("figure") if has_thumbnail else None
@@ -227,6 +227,7 @@ def _headline(out: Path, row: dict, has_thumbnail: bool) -> dict:
         "title": headline["title"],
         "answer": answer.get("html"),
         "thumbnail": picture and _thumbnail(picture),
+        "colab": headline["colab"],
     }
 
 

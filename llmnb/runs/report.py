@@ -31,7 +31,10 @@ _CONTROL_CHARACTERS = re.compile(
     r"\x1b\].*?(?:\x07|\x1b\\|$)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]", re.MULTILINE
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-# The first of these that an output has, and that has something to show, is shown.
+# What a stamped notebook's badge links to. Nothing else is taken for the page's own link.
+_COLAB = re.compile(
+    r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+\.ipynb", re.ASCII
+)
 # What to do about an error whose own message can't say it.
 ADVICE = {
     "DeadKernelError": "Run it again with a smaller profile (-p profile smoke) or a smaller input, "
@@ -48,6 +51,7 @@ ADVICE = {
 USUAL_ADVICE = (
     "Change what the message names, and run the same command again. The cell that failed is marked."
 )
+# The first of these that an output has, and that has something to show, is shown.
 MIMES_BY_PREFERENCE = (
     "text/html",
     "text/markdown",
@@ -152,16 +156,23 @@ def _answer(cells: list, markdown: Markdown) -> dict | None:
 
 
 def headline(folder: Path) -> dict[str, Any]:
-    """A run's question and answer: "title" (clean HTML), and "answer" as `_answer` gives it.
+    """A run's "title" (clean HTML), "answer" as `_answer` gives it, and address in "colab".
 
-    Both are empty without a readable notebook.
+    All are empty without a readable notebook.
     """
     markdown = Markdown()
     cells = _read_notebook(folder).cells
     for cell in cells:
         if cell.cell_type == "markdown" and not markdown.title:
             markdown.convert(cell.source, cell)
-    return {"title": clean(markdown.title, inline=True), "answer": _answer(cells, markdown)}
+    title = clean(markdown.title, inline=True)
+    return {"title": title, "answer": _answer(cells, markdown), "colab": _colab(cells)}
+
+
+def _colab(cells: list) -> str | None:
+    """Where the notebook opens in Colab, from the badge in its first cell; None without one."""
+    address = _COLAB.search(cells[0].source) if cells else None
+    return address and address[0]
 
 
 def _failed_cell(cells: list, run: dict) -> int | None:
@@ -224,6 +235,7 @@ def render(notebook: NotebookNode, run: dict) -> str:
         advice=_advice(run, error),
         answer=_answer(notebook.cells, markdown),
         body=Markup(body),
+        colab=_colab(notebook.cells),
         code_styles=[HtmlFormatter(style=style) for style in ("default", "github-dark")],
         error=error,
         failed=failed,
