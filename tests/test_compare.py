@@ -152,5 +152,5 @@ def test_the_interval_of_a_mean_is_students():
 def test_an_interval_is_rounded_to_two_of_its_digits():
     assert compare.with_interval(0.9123456, 0.8873456, 0.9373456) == "0.912 [0.887, 0.937]"
     assert compare.with_interval(1234.5, 1000.0, 1469.0) == "1,234 [1,000, 1,469]"
-    assert compare.with_interval(1.0, 1.0, 1.0) == "1 [1, 1]"
+    assert compare.with_interval(1.0, 1.0, 1.0) == "1"
     assert compare.with_interval(1e300, -1e300, 3e300) == "1e+300 [-1e+300, 3e+300]"

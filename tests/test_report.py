@@ -16,7 +16,7 @@ from hostile import shown
 from nbformat import v4
 
 from llmnb.record import ANSWER_MIME, METRIC_MIME
-from llmnb.runs import markup, report
+from llmnb.runs import markup
 from llmnb.runs.report import render, write_report
 
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
@@ -49,8 +49,8 @@ RUN = {
 
 def book(*cells):
     """A notebook of markdown (strings) and code cells."""
-    made = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
-    return v4.new_notebook(cells=made)
+    typed = [v4.new_markdown_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    return v4.new_notebook(cells=typed)
 
 
 def code(source, *outputs, tags=()):
@@ -266,18 +266,6 @@ def test_write_report(tmp_path):
         "report.html",
         "run.json",
     ]
-
-
-def test_each_code_cell_of_a_long_notebook_is_highlighted_once(monkeypatch):
-    calls = []
-    highlighted = markup.highlighted
-    monkeypatch.setattr(report, "highlighted", lambda *args: calls.append(1) or highlighted(*args))
-    text = "## Part\n\nSome $x_i$ and `code`, **bold**.\n\n| a |\n|---|\n| $y$ |\n\n" * 3
-    body = "def f(x):\n    return [x ** 2 for _ in range(10)]  # squares\n" * 12
-    outputs = printed("line\n" * 150), shown(image_png=PIXEL * 5000)
-    notebook = book(*(cell for _ in range(40) for cell in (text, code(body, *outputs))))
-    page = render(notebook, RUN)
-    assert len(calls) == 40 and page.count('class="cell"') == 40
 
 
 def test_importing_the_report_does_not_import_nbconvert():

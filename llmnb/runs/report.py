@@ -36,17 +36,17 @@ _COLAB = re.compile(
     r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+\.ipynb", re.ASCII
 )
 # What to do about an error whose own message can't say it.
-ADVICE = {
-    "DeadKernelError": "Run it again with a smaller profile (-p profile smoke) or a smaller input, "
-    "or on a machine with more memory.",
+_LESS_MEMORY = (
+    "Run it again with a smaller profile (-p profile smoke) or a smaller input, or on a machine or "
+    "device with more memory."
+)
+ADVICE = dict.fromkeys(("DeadKernelError", "MemoryError", "OutOfMemoryError"), _LESS_MEMORY) | {
     "TimeoutError": "Run it again with a longer --timeout, a smaller profile or a smaller input.",
     "KeyboardInterrupt": "Somebody stopped it. The same command starts it again.",
     "killed": "The same command starts it again. If that happens twice, look at the machine's free "
     "memory while it runs.",
     "corrupt": "Delete this folder, and run the notebook again.",
     "ModuleNotFoundError": "Install what the message names, and run it again.",
-    "MemoryError": "Run it again with a smaller profile (-p profile smoke) or a smaller input.",
-    "OutOfMemoryError": "Run it again with a smaller profile or on a device with more memory.",
 }
 USUAL_ADVICE = (
     "Change what the message names, and run the same command again. The cell that failed is marked."
@@ -193,10 +193,8 @@ def _failed_cell(cells: list, run: dict) -> int | None:
     return with_error[0] if with_error else None
 
 
-def _cells(notebook: NotebookNode, failed: int | None, markdown: Markdown) -> str:
-    """The notebook's cells as HTML, by nbconvert with the template cells.html.j2."""
-    from jupyter_core.paths import jupyter_path
-    from nbconvert.exporters import TemplateExporter
+def _cells(cells: list, failed: int | None, markdown: Markdown) -> Markup:
+    """The notebook's cells as HTML. failed: the position of the one that is marked."""
     from nbconvert.preprocessors import coalescestreams
 
     merge_streams = coalescestreams.CoalesceStreamsPreprocessor().preprocess_cell
@@ -206,19 +204,9 @@ def _cells(notebook: NotebookNode, failed: int | None, markdown: Markdown) -> st
         candidates = [_part(output, markdown) for output in merged.get("outputs", [])]
         return [part for part in candidates if part]
 
-    exporter = TemplateExporter(
-        template_file="cells.html.j2",
-        template_paths=[str(records.TEMPLATES), *jupyter_path("nbconvert", "templates")],
-        default_preprocessors=[],  # each would validate the notebook, and refuse a broken one
-    )
-    exporter.environment.autoescape = True
-    exporter.environment.filters.update(
-        records.page_templates().filters,
-        code=lambda source: highlighted(source, "python"),
-        markdown=lambda cell: markdown.convert(cell.source, cell),
-        parts=parts,
-    )
-    return exporter.from_notebook_node(notebook, {"failed": failed})[0]
+    template = records.page_templates().get_template("cells.html.j2")
+    tools = {"markdown": markdown, "parts": parts, "highlighted": highlighted}
+    return Markup(template.render(cells=cells, failed=failed, **tools))
 
 
 def render(notebook: NotebookNode, run: dict) -> str:
@@ -228,13 +216,13 @@ def render(notebook: NotebookNode, run: dict) -> str:
     """
     markdown = Markdown()
     failed = None if run.get("status") == "ok" else _failed_cell(notebook.cells, run)
-    body = _cells(notebook, failed, markdown)
+    body = _cells(notebook.cells, failed, markdown)
     error = records.section(run, "error")
     template = records.page_templates().get_template("report.html.j2")
     return template.render(
         advice=_advice(run, error),
         answer=_answer(notebook.cells, markdown),
-        body=Markup(body),
+        body=body,
         colab=_colab(notebook.cells),
         code_styles=[HtmlFormatter(style=style) for style in ("default", "github-dark")],
         error=error,

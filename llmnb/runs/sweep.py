@@ -237,7 +237,7 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
             try:
                 return partial.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process made it in this moment
+                if not folder.exists():  # else another process came first
                     raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
