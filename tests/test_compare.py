@@ -79,23 +79,6 @@ def test_without_shared_seeds_the_intervals_are_those_of_tukeys_test():
         assert lead.low == pytest.approx(intervals.low[best, int(name)], abs=1e-6)
 
 
-def test_pairing_removes_what_a_seed_does_to_all():
-    seeds = np.array([0.0, 10.0, 20.0, 30.0])
-    noise = np.array([0.0, 0.1, 0.0, -0.1])
-    shared = values_of([seeds, seeds + 1 + noise])
-    assert compare.compare(shared, "higher").beaten == ["s0"]
-    alone = {name: {name + seed: v for seed, v in row.items()} for name, row in shared.items()}
-    assert compare.compare(alone, "higher").beaten == []
-
-
-def test_a_setting_that_scatters_far_more_is_judged_by_its_own_spread():
-    random = np.random.default_rng(1)
-    samples = random.normal(size=(6, 5))
-    samples[0] = [-40.0, 55.0, 30.0, -20.0, 10.0]
-    comparison = compare.compare(values_of(samples), "higher")
-    assert comparison.best == "s0" and comparison.beaten == []
-
-
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [

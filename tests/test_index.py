@@ -1,6 +1,5 @@
 """The records of the runs, and the page that compares them."""
 
-import base64
 import json
 import math
 import os
@@ -14,33 +13,22 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat import v4
+from test_report import PIXEL, RUN
 
 from llmnb.record import ANSWER_MIME
 from llmnb.runs.index import write_index
 from llmnb.runs.records import duration_text, memory_text, number_text, read_runs, time_text
 
 NOW = datetime.now(UTC)
-PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 
 
 def save(out, folder="04-a", pages=(), **changes):
-    """A run's folder with its record; a change to None leaves the key out."""
-    run = {
-        "schema": 1,
-        "notebook": "04_fine_tuning",
-        "status": "ok",
-        "parameters": {"seed": 0, "method": "lora"},
-        "metrics": {},
-        "pid": 1,
-        "started": "2026-11-23T19:52:11+00:00",
-        "seconds": 83.2,
-        "peak_memory_mb": 1912.4,
-        "hardware": {},
-    }
+    """A run's folder with its record."""
+    run = RUN | {"notebook": "04_fine_tuning", "metrics": {}, "hardware": {}}
     run_folder = out / "runs" / folder
     run_folder.mkdir(parents=True)
-    record = {key: value for key, value in (run | changes).items() if value is not None}
-    (run_folder / "run.json").write_text(json.dumps(record))
+    parameters = {"parameters": {"seed": 0, "method": "lora"}}
+    (run_folder / "run.json").write_text(json.dumps(run | parameters | changes))
     for name in pages:
         (run_folder / name).write_text("<script>not read</script>")
 
@@ -207,7 +195,7 @@ COLAB = "https://colab.research.google.com/github/someone/llmnb/blob/main/notebo
 
 def test_a_card_has_the_question_the_answer_the_key_figure_and_links(tmp_path):
     save(tmp_path, pages=["report.html"], metrics={"f1": metric(0.5, low=0.4, high=0.6)})
-    picture = hostile.shown({"image/png": {"alt": "a"}}, image_png=PNG)
+    picture = hostile.shown({"image/png": {"alt": "a"}}, image_png=PIXEL)
     answer = hostile.shown(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})
     title = f"# What is **it**?\n\n[![Open in Colab](x.svg)]({COLAB})"
     cells = [v4.new_markdown_cell(title), v4.new_code_cell(outputs=[picture, answer])]
@@ -215,7 +203,7 @@ def test_a_card_has_the_question_the_answer_the_key_figure_and_links(tmp_path):
     soup = page(tmp_path)
     assert texts(soup, "h2") == ["What is it ?"] and texts(soup, ".answer em") == ["Yes."]
     image = soup.select_one(".answer img")
-    assert image["alt"] == "a" and image["src"] == f"data:image/png;base64,{PNG}"
+    assert image["alt"] == "a" and image["src"] == f"data:image/png;base64,{PIXEL}"
     assert texts(soup, ".measured div") == ["f1 ↑ 0.50 [0.40, 0.60]"]
     links = {link.text: link["href"] for link in soup.select(".facts a")}
     folder = "runs/04-a"

@@ -150,12 +150,12 @@ def test_a_run_that_failed_says_what_to_do(change, advice):
 
 
 def test_a_failed_run_leads_to_the_cell():
-    error = {"cell": 2, "type": "KeyError", "message": "<k>"}
+    error = {"cell": 3, "type": "KeyError", "message": "<k>"}
     fine = code("1/0", FAILURE, tags=["raises-exception"])
     cells = ("# T", fine, code("x", FAILURE), code("never"))
     page = soup(*cells, run=RUN | {"status": "failed", "error": error})
     box = page.select_one(".alarm")
-    assert "KeyError in cell 2" in " ".join(box.text.split()) and box.pre.text == "<k>"
+    assert "KeyError in cell 3" in " ".join(box.text.split()) and box.pre.text == "<k>"
     target = page.find(id=box.a["href"][1:])
     assert target["class"] == ["cell", "failed"] and target.select_one(".error .ansi-red-fg")
     assert len(page.select(".failed")) == 1
@@ -295,7 +295,7 @@ def test_the_page_in_a_real_browser(tmp_path):
     wide = "<table>" + "<tr>" + "<td>a_wide_cell</td>" * 40 + "</table>"
     first = code("hidden = 1", shown(text_html=wide))
     path = tmp_path / "report.html"
-    failed = RUN | {"status": "failed"}
+    failed = RUN | {"status": "failed", "error": {"cell": 5}}
     path.write_text(render(book("# T", "## A $x$", first, "## B", code("x", FAILURE)), failed))
     with hostile.chromium() as browser:
         page = browser.new_page(viewport={"width": 1400, "height": 800})

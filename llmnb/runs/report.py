@@ -176,21 +176,10 @@ def _colab(cells: list) -> str | None:
 
 
 def _failed_cell(cells: list, run: dict) -> int | None:
-    """The position of the cell in which a run stopped.
-
-    It is the one that the record names, or else the first with an unexpected error.
-    """
-    with_error = []
-    for position, cell in enumerate(cells):
-        is_expected = "raises-exception" in str(records.section(cell, "metadata").get("tags"))
-        outputs = cell.get("outputs") or []
-        if not is_expected and any(o.get("output_type") == "error" for o in outputs):
-            with_error.append(position)
+    """The position of the cell in which a run stopped, as its record says; None if it doesn't."""
     number = records.section(run, "error").get("cell")  # counted from 1
     is_a_cell = isinstance(number, int) and 0 < number <= len(cells)
-    if is_a_cell and (number - 1 in with_error or not with_error):
-        return number - 1
-    return with_error[0] if with_error else None
+    return number - 1 if is_a_cell else None
 
 
 def _cells(cells: list, failed: int | None, markdown: Markdown) -> Markup:
