@@ -160,13 +160,6 @@ def test_a_failed_run_leads_to_the_cell():
     assert target["class"] == ["cell", "failed"] and target.select_one(".error .ansi-red-fg")
     assert len(page.select(".failed")) == 1
     assert not soup(*cells, run=RUN).select(".alarm, .failed")  # an error that was meant
-
-
-@pytest.mark.parametrize("status", ["timeout", "killed"])
-def test_a_run_that_was_stopped_names_the_cell_too(status):
-    error = {"cell": 2, "type": "TimeoutError", "message": "too long"}
-    page = soup("# T", code("while True: pass"), run=RUN | {"status": status, "error": error})
-    assert page.find(id=page.select_one(".alarm a")["href"][1:])["class"] == ["cell", "failed"]
     assert "did not finish" in soup("# T", run={"status": "killed"}).select_one(".alarm").text
 
 
