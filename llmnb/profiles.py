@@ -1,7 +1,7 @@
 """smoke | cpu | gpu: which models play which role, how much data, and in what precision."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmnb import LlmnbError, hardware
 from llmnb.record import RUN_MIME, display_with_data
@@ -13,28 +13,33 @@ class ProfileError(LlmnbError, ValueError):
 
 @dataclass(frozen=True)
 class Profile:
-    """Models and data by role, and the sizes that decide how long a notebook takes."""
+    """Models and data by role, and the sizes that decide how long a notebook takes.
+
+    The defaults are those of the profile cpu.
+    """
 
     name: str
-    encoder: str
-    decoder: str
-    translator: str
-    base_decoder: str  # one that nobody tuned to follow instructions; smoke takes a smaller model
-    retriever: str  # the encoder that finds passages, see applications.retrieval
-    reviews: str
-    corpus: str
-    train_bytes: int  # bytes of the corpus that n-gram models are trained on
-    eval_blocks: int  # number of held-out blocks of 1,024 bytes each
-    new_tokens: int  # most tokens in a generated answer
-    train_steps: int  # optimizer steps for the small models that a notebook trains
-    max_length: int  # tokens in the longest sequence that is timed
-    train_tokens: int  # tokens that a model is pretrained on
-    pretraining: tuple[int, int, int, int]  # d_model, n_layers, n_heads, tokens per block
-    train_texts: int  # labelled texts that a classifier is trained on
-    test_texts: int  # most texts that a classifier is tested on
-    prompted_texts: int  # the test texts that a decoder classifies, fewer as it is slower
-    instruction_steps: int  # optimizer steps of instruction tuning
-    instruction_messages: int  # test messages that a tuned model answers
+    encoder: str = "all-MiniLM-L6-v2"
+    decoder: str = "SmolLM2-135M-Instruct-q4_1"
+    translator: str = "gemma-3-270m-q4_k_m"
+    # Nobody tuned it to follow instructions; smoke takes a smaller model that was.
+    base_decoder: str = "gemma-3-270m-q4_k_m"
+    retriever: str = "all-MiniLM-L6-v2"  # finds passages, see applications.retrieval
+    reviews: str = "imdb"
+    corpus: str = "imdb"
+    train_bytes: int = 8_000_000  # bytes of the corpus that n-gram models are trained on
+    eval_blocks: int = 64  # number of held-out blocks of 1,024 bytes each
+    new_tokens: int = 60  # most tokens in a generated answer
+    train_steps: int = 1000  # optimizer steps for the small models that a notebook trains
+    max_length: int = 2048  # tokens in the longest sequence that is timed
+    train_tokens: int = 1_960_000  # tokens that a model is pretrained on
+    # d_model, n_layers, n_heads, tokens per block
+    pretraining: tuple[int, int, int, int] = (96, 3, 2, 128)
+    train_texts: int = 2000  # labelled texts that a classifier is trained on
+    test_texts: int = 2000  # most texts that a classifier is tested on
+    prompted_texts: int = 200  # the test texts that a decoder classifies, fewer as it is slower
+    instruction_steps: int = 25  # optimizer steps of instruction tuning
+    instruction_messages: int = 32  # test messages that a tuned model answers
 
     @property
     def assets(self) -> tuple[str, ...]:
@@ -44,31 +49,8 @@ class Profile:
         return tuple(dict.fromkeys(names))  # one model can have two roles
 
 
-_CPU = Profile(
-    name="cpu",
-    encoder="all-MiniLM-L6-v2",
-    decoder="SmolLM2-135M-Instruct-q4_1",
-    translator="gemma-3-270m-q4_k_m",
-    base_decoder="gemma-3-270m-q4_k_m",
-    retriever="all-MiniLM-L6-v2",
-    reviews="imdb",
-    corpus="imdb",
-    train_bytes=8_000_000,
-    eval_blocks=64,
-    new_tokens=60,
-    train_steps=1000,
-    max_length=2048,
-    train_tokens=1_960_000,
-    pretraining=(96, 3, 2, 128),
-    train_texts=2000,
-    test_texts=2000,
-    prompted_texts=200,
-    instruction_steps=25,
-    instruction_messages=32,
-)
 PROFILES = {
-    "smoke": replace(
-        _CPU,
+    "smoke": Profile(
         name="smoke",
         base_decoder="SmolLM2-135M-Instruct-q4_1",
         train_bytes=400_000,
@@ -84,9 +66,8 @@ PROFILES = {
         instruction_steps=2,
         instruction_messages=2,
     ),
-    "cpu": _CPU,
-    "gpu": replace(
-        _CPU,
+    "cpu": Profile("cpu"),
+    "gpu": Profile(
         name="gpu",
         encoder="google-bert/bert-base-uncased",
         decoder="HuggingFaceTB/SmolLM2-1.7B-Instruct",

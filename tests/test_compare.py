@@ -79,23 +79,6 @@ def test_without_shared_seeds_the_intervals_are_those_of_tukeys_test():
         assert lead.low == pytest.approx(intervals.low[best, int(name)], abs=1e-6)
 
 
-def test_pairing_removes_what_a_seed_does_to_all():
-    seeds = np.array([0.0, 10.0, 20.0, 30.0])
-    noise = np.array([0.0, 0.1, 0.0, -0.1])
-    shared = values_of([seeds, seeds + 1 + noise])
-    assert compare.compare(shared, "higher").beaten == ["s0"]
-    alone = {name: {name + seed: v for seed, v in row.items()} for name, row in shared.items()}
-    assert compare.compare(alone, "higher").beaten == []
-
-
-def test_a_setting_that_scatters_far_more_is_judged_by_its_own_spread():
-    random = np.random.default_rng(1)
-    samples = random.normal(size=(6, 5))
-    samples[0] = [-40.0, 55.0, 30.0, -20.0, 10.0]
-    comparison = compare.compare(values_of(samples), "higher")
-    assert comparison.best == "s0" and comparison.beaten == []
-
-
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -152,5 +135,5 @@ def test_the_interval_of_a_mean_is_students():
 def test_an_interval_is_rounded_to_two_of_its_digits():
     assert compare.with_interval(0.9123456, 0.8873456, 0.9373456) == "0.912 [0.887, 0.937]"
     assert compare.with_interval(1234.5, 1000.0, 1469.0) == "1,234 [1,000, 1,469]"
-    assert compare.with_interval(1.0, 1.0, 1.0) == "1 [1, 1]"
+    assert compare.with_interval(1.0, 1.0, 1.0) == "1"
     assert compare.with_interval(1e300, -1e300, 3e300) == "1e+300 [-1e+300, 3e+300]"

@@ -1,7 +1,5 @@
 """The records of the runs, and the page that compares them."""
 
-import base64
-import io
 import json
 import math
 import os
@@ -15,38 +13,24 @@ import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbformat import v4
-from PIL import Image
+from test_report import PIXEL, RUN
 
 from llmnb.record import ANSWER_MIME
 from llmnb.runs.index import write_index
 from llmnb.runs.records import duration_text, memory_text, number_text, read_runs, time_text
 
 NOW = datetime.now(UTC)
-_buffer = io.BytesIO()
-Image.new("RGB", (1200, 300), "red").save(_buffer, "PNG")
-PNG = base64.b64encode(_buffer.getvalue()).decode()
 
 
 def save(out, folder="04-a", pages=(), **changes):
-    """A run's folder with its record; a change to None leaves the key out."""
-    run = {
-        "schema": 1,
-        "notebook": "04_fine_tuning",
-        "status": "ok",
-        "parameters": {"seed": 0, "method": "lora"},
-        "metrics": {},
-        "pid": 1,
-        "started": "2026-11-23T19:52:11+00:00",
-        "seconds": 83.2,
-        "peak_memory_mb": 1912.4,
-        "hardware": {},
-    }
-    place = out / "runs" / folder
-    place.mkdir(parents=True)
-    kept = {key: value for key, value in (run | changes).items() if value is not None}
-    (place / "run.json").write_text(json.dumps(kept))
+    """A run's folder with its record."""
+    run = RUN | {"notebook": "04_fine_tuning", "metrics": {}, "hardware": {}}
+    run_folder = out / "runs" / folder
+    run_folder.mkdir(parents=True)
+    parameters = {"parameters": {"seed": 0, "method": "lora"}}
+    (run_folder / "run.json").write_text(json.dumps(run | parameters | changes))
     for name in pages:
-        (place / name).write_text("<script>not read</script>")
+        (run_folder / name).write_text("<script>not read</script>")
 
 
 def metric(value, better="higher", **more):
@@ -67,26 +51,18 @@ def status(out, **changes):
     return run["status"]
 
 
-def finished_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_a_running_run_is_alive_while_its_process_is(tmp_path):
-    assert status(tmp_path, pid=os.getpid(), started=NOW.isoformat()) == "running"
+@pytest.mark.parametrize(("age_days", "expected"), [(0, "running"), (1, "killed")])
+def test_a_process_is_the_runs_own_unless_it_is_younger(tmp_path, age_days, expected):
+    started = (NOW - timedelta(days=age_days)).isoformat()
+    assert status(tmp_path, pid=os.getpid(), started=started) == expected
 
 
 def test_a_running_run_without_its_process_was_killed(tmp_path):
-    pid = finished_pid()
-    assert status(tmp_path, pid=pid, hardware={"host": platform.node()}) == "killed"
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert status(tmp_path, pid=process.pid, hardware={"host": platform.node()}) == "killed"
     assert read_runs(tmp_path)[0]["error"]["message"] == "The process of this run is gone."
     assert json.loads((tmp_path / "runs/04-a/run.json").read_text())["status"] == "running"
-
-
-def test_a_process_that_is_younger_than_the_run_is_another_one(tmp_path):
-    earlier = (NOW - timedelta(days=1)).isoformat()
-    assert status(tmp_path, pid=os.getpid(), started=earlier) == "killed"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no zombies")
@@ -106,6 +82,7 @@ def test_what_can_not_be_judged_is_left_running(tmp_path, pid):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (None, ""),
         (b"{half", "Expecting"),
         (b"", "Expecting"),
         (b"[1]", "not the record"),
@@ -120,7 +97,9 @@ def test_what_can_not_be_judged_is_left_running(tmp_path, pid):
 )
 def test_a_record_that_can_not_be_used_is_shown_as_corrupt(tmp_path, content, reason):
     save(tmp_path)
-    (tmp_path / "runs/04-a/run.json").write_bytes(content)
+    file = tmp_path / "runs/04-a/run.json"
+    file.unlink()
+    file.mkdir() if content is None else file.write_bytes(content)
     (run,) = read_runs(tmp_path)
     assert (run["folder"], run["status"]) == ("04-a", "corrupt")
     assert reason in run["error"]["message"] and str(tmp_path) not in run["error"]["message"]
@@ -128,11 +107,6 @@ def test_a_record_that_can_not_be_used_is_shown_as_corrupt(tmp_path, content, re
     soup = page(tmp_path)
     (line,) = texts(soup, "#unreadable li")
     assert line.startswith("? corrupt 04-a") and len(soup.select(".card")) == 2
-
-
-def test_a_record_that_is_a_folder(tmp_path):
-    (tmp_path / "runs/x/run.json").mkdir(parents=True)
-    assert read_runs(tmp_path)[0]["status"] == "corrupt"
 
 
 def test_no_runs_is_a_friendly_page(tmp_path):
@@ -216,28 +190,25 @@ def test_failures_show_their_message_until_the_run_ended_well(tmp_path):
     )
 
 
-PARTS = [
-    v4.new_markdown_cell("# What is **it**?"),
-    v4.new_code_cell(outputs=[hostile.shown({"image/png": {"alt": "a"}}, **{"image/png": PNG})]),
-    v4.new_code_cell(outputs=[hostile.shown(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})]),
-]
+COLAB = "https://colab.research.google.com/github/someone/llmnb/blob/main/notebooks/04_a.ipynb"
 
 
-def test_a_card_has_the_question_the_answer_and_the_key_figure_in_small(tmp_path):
+def test_a_card_has_the_question_the_answer_the_key_figure_and_links(tmp_path):
     save(tmp_path, pages=["report.html"], metrics={"f1": metric(0.5, low=0.4, high=0.6)})
-    nbformat.write(v4.new_notebook(cells=PARTS), tmp_path / "runs/04-a/notebook.ipynb")
+    picture = hostile.shown({"image/png": {"alt": "a"}}, image_png=PIXEL)
+    answer = hostile.shown(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})
+    title = f"# What is **it**?\n\n[![Open in Colab](x.svg)]({COLAB})"
+    cells = [v4.new_markdown_cell(title), v4.new_code_cell(outputs=[picture, answer])]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "runs/04-a/notebook.ipynb")
     soup = page(tmp_path)
     assert texts(soup, "h2") == ["What is it ?"] and texts(soup, ".answer em") == ["Yes."]
-    picture = soup.select_one(".answer img")
-    assert picture["alt"] == "a" and int(picture["width"]) == 280
-    with Image.open(io.BytesIO(base64.b64decode(picture["src"].split(",")[1]))) as image:
-        assert image.width == 560
+    image = soup.select_one(".answer img")
+    assert image["alt"] == "a" and image["src"] == f"data:image/png;base64,{PIXEL}"
     assert texts(soup, ".measured div") == ["f1 ↑ 0.50 [0.40, 0.60]"]
-    broken = {"image/png": base64.b64encode(b"no picture").decode()}
-    PARTS[1].outputs = [hostile.shown({"image/png": {"alt": "a"}}, **broken)]
-    nbformat.write(v4.new_notebook(cells=PARTS), tmp_path / "runs/04-a/notebook.ipynb")
-    soup = page(tmp_path)
-    assert "Yes." in soup.text and not soup.select("img")
+    links = {link.text: link["href"] for link in soup.select(".facts a")}
+    folder = "runs/04-a"
+    pages = {"report": f"{folder}/report.html", "notebook": f"{folder}/notebook.ipynb"}
+    assert links == pages | {"open in Colab": COLAB}
 
 
 @pytest.mark.parametrize(
@@ -261,8 +232,8 @@ def test_which_values_are_best(tmp_path, metrics, marked):
         save(tmp_path, f"04-{n}", metrics={"m": one}, parameters={"n": n})
     soup = page(tmp_path)
     assert len(soup.select("tr.best")) == marked
-    places = [float(c[key]) for c in soup.select("circle") for key in ("cx", "cy")]
-    assert all(0 <= place <= 360 for place in places)
+    coordinates = [float(c[key]) for c in soup.select("circle") for key in ("cx", "cy")]
+    assert all(0 <= number <= 360 for number in coordinates)
 
 
 def test_links_lead_to_what_exists_and_notebooks_are_not_read(tmp_path):

@@ -7,7 +7,6 @@ checks of a whole run: no error, no warning, the expected metrics, and what the 
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import urllib.request
 
 import hostile
 import pytest
-from conftest import CLOSED_PROXY, NOTEBOOKS, disagreements
+from conftest import CLOSED_PROXY, NOTEBOOKS, disagreements, free_port
 
 from llmnb.record import METRIC_MIME
 from llmnb.runs import runner
@@ -55,9 +54,7 @@ def server(tmp_path_factory):
     for path in NOTEBOOKS:
         (folder / "work" / path.stem).mkdir(parents=True)
         shutil.copy(path, folder / "work" / path.stem)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--IdentityProvider.token=secret", "--expose-app-in-browser"]
     command += ["--allow-root", f"--ServerApp.root_dir={folder / 'work'}"]

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from conftest import NOTEBOOKS, ROOT
 
 from llmnb.runs import report
@@ -50,8 +51,8 @@ def problem(link: str, owner: str, folder=ROOT, anchors=()) -> str | None:
     return None
 
 
-def problems(found: set[str], owner: str, **options) -> dict[str, str]:
-    reasons = {link: problem(link, owner, **options) for link in found}
+def problems(hrefs: set[str], owner: str, **options) -> dict[str, str]:
+    reasons = {link: problem(link, owner, **options) for link in hrefs}
     return {link: reason for link, reason in reasons.items() if reason}
 
 
@@ -67,18 +68,26 @@ def test_no_link_of_a_document_is_dead(name, owner):
 
 @in_both_states
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_no_link_of_a_notebook_or_of_its_report_is_dead(path, owner):
+def test_no_link_of_a_notebook_or_of_its_report_is_dead(path, owner, tmp_path):
     text = path.read_text(encoding="utf-8")
     text = stamp["stamped_notebook"](text, path.name, settings(owner))
     notebook = nbformat.reads(text, as_version=4)
-    found = set()
+    hrefs = set()
     for cell in notebook.cells:
-        found |= links(cell.source) if cell.cell_type == "markdown" else addresses(cell.source)
-    assert problems(found, owner, folder=path.parent) == {}
-    page = report.render(notebook, {"status": "ok"})
-    found = set(re.findall(r'<a [^>]*href="([^"]*)"', page))
-    anchors = set(re.findall(r' id="([^"]+)"', page))
-    assert len(found) > 5 and problems(found, owner, anchors=anchors) == {}
+        hrefs |= links(cell.source) if cell.cell_type == "markdown" else addresses(cell.source)
+    assert problems(hrefs, owner, folder=path.parent) == {}
+    (tmp_path / "notebook.ipynb").write_text(text, encoding="utf-8")
+    (tmp_path / "run.json").write_text('{"status": "ok"}')
+    page = BeautifulSoup(report.write_report(tmp_path).read_bytes(), "html.parser")
+    hrefs = {link["href"] for link in page.select("a[href]")}
+    anchors = {element["id"] for element in page.select("[id]")}
+    assert len(hrefs) > 5 and problems(hrefs, owner, folder=tmp_path, anchors=anchors) == {}
+    own_links = {link.text: link["href"] for link in page.select(".facts a")}
+    colab = (
+        f"https://colab.research.google.com/github/{owner}/llmnb/blob/main/notebooks/{path.name}"
+    )
+    expected = {"notebook": "notebook.ipynb"} | ({"open in Colab": colab} if owner else {})
+    assert own_links == expected
 
 
 def test_a_dead_link_is_noticed():

@@ -3,24 +3,21 @@
 import pytest
 
 from llmnb.plots import bars
-from llmnb.record import ANSWER_MIME, METRIC_MIME, benchmark, describe, record
+from llmnb.record import ANSWER_MIME, METRIC_MIME, benchmark, record
 
 
 def test_outside_a_notebook_it_prints_a_line(capsys):
     record("accuracy", 0.84, low=0.82, high=0.86)
     beside = ("always the majority", 0.5)
     record("f1", 0.5, label="F1 of  full fine-tuning", baseline=beside)
+    record("loss", 2.0, "lower", "nats")
     record.answer("  It is **good**. ")
     assert capsys.readouterr().out.splitlines() == [
         "accuracy = 0.84  [0.82, 0.86]  (higher is better)",
         "F1 of full fine-tuning = 0.5  (higher is better; always the majority: 0.5)",
+        "loss = 2 nats  (lower is better)",
         "It is **good**.",
     ]
-
-
-def test_a_unit_and_the_direction_are_said():
-    metric = {"name": "loss", "value": 2.0, "better": "lower", "unit": "nats", "low": None}
-    assert describe(metric) == "loss = 2 nats  (lower is better)"
 
 
 @pytest.mark.parametrize(

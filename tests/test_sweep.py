@@ -99,13 +99,6 @@ def test_bad_choices_are_an_error_before_anything_runs(notebook, tmp_path, capsy
     assert "lr" in capsys.readouterr().err and not out.exists()
 
 
-def test_without_dask_the_command_that_installs_it_is_named(notebook, tmp_path):
-    code = "import sys; sys.modules['distributed'] = None; from llmnb import cli; "
-    code += f"sys.exit(cli.main(['sweep', {str(notebook)!r}, '--out', {str(tmp_path)!r}]))"
-    result = python(code)
-    assert result.returncode == 2 and "pip install distributed" in result.stderr
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on a file's size")
 def test_a_full_disk_leaves_no_half_written_run(tmp_path):
     code = "import resource, signal, sys; from pathlib import Path; from llmnb.runs import sweep; "

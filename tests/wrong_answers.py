@@ -78,7 +78,6 @@ ATTENTION = {
         (lambda q, k, v: weights(q, k, scale=1) @ v, "not divided by √d_k"),
         (lambda q, k, v: weights(q, k, dim=0) @ v, "over the queries"),
         (lambda q, k, v: q @ k.T / q.shape[-1] ** 0.5 @ v, "softmax is missing"),
-        (lambda q, k, v: weights(q, k), "multiply them by the values"),
     ],
     attention.check_sliding_mask: [
         (lambda n, w: torch.ones(n, n).tril().triu(-w), "One too many"),
@@ -128,8 +127,6 @@ def one_tensor(ids, chosen, *rest):
 PRETRAINING = {
     pretraining.check_loss: [
         (lambda x, ids: F.cross_entropy(x, ids), "No shift"),
-        (lambda x, ids: F.cross_entropy(x[1:], ids[1:]), "No shift"),
-        (lambda x, ids: F.cross_entropy(x[:-1], ids[:-1]), "No shift"),
         (lambda x, ids: F.cross_entropy(x[1:], ids[:-1]), "Shifted the wrong way"),
         (lambda x, ids: -nats(x, ids).sum() / len(ids), "You divide by seq"),
         (lambda x, ids: F.nll_loss(x[:-1].log_softmax(0), ids[1:]), "over the positions"),
@@ -138,14 +135,12 @@ PRETRAINING = {
     pretraining.check_schedule: [
         (schedule(since_warmup, first=0), "Step 0 gets 0"),
         (schedule(lambda t, steps, warmup: t / steps), "starts at step 0"),
-        (schedule(lambda t, n, w: (t - w) / (n - w - 1)), "last step gets 0"),
         (schedule(since_warmup, lambda x: math.cos(math.pi * x)), "falls to -1"),
     ],
     pretraining.check_corrupt: [
         (lambda i, c, d, o, m: (i.masked_fill(c, m), i.where(c, -100)), "mask all"),
         (one_tensor, "they are one tensor with the labels"),
         (with_labels(lambda i, c, d, *_: i.where(c & (d < 0.8), -100)), "the masks only"),
-        (with_labels(lambda i, c, *_: i * c), "Put -100"),
         (with_labels(lambda i, c, *_: i[c]), "labels: Expected the shape (20,)"),
         (corrupted, "Return two tensors"),
         (lambda *case: 5, "input_ids: Expected the shape (20,), got ()"),
@@ -181,7 +176,6 @@ FINE_TUNING = {
         (chosen(sign=0), "scores are missing"),
         (chosen(np.mean), "not its log-probability"),
         (chosen(normalize=list), "log-softmax is missing"),
-        (chosen(end=list), "Those are scores"),
     ],
 }
 
@@ -213,18 +207,15 @@ INSTRUCTIONS = {
     instructions.check_labels: [
         (lambda ids, prompt, n: labels(ids, 0 * prompt, n), "The prompt counts too"),
         (lambda ids, prompt, n: labels(ids, prompt, n - 1), "never learns to stop"),
-        (lambda ids, prompt, n: labels(ids, prompt, 0 * n + ids.shape[1]), "The padding counts"),
         (lambda ids, prompt, n: labels(ids, prompt + 1, n), "first token of the answer"),
     ],
     instructions.check_dpo: [
         (lambda p, r, b: -F.logsigmoid(b * margins(p, 0 * r)).mean(), "The reference is missing"),
         (lambda p, r, b: -F.logsigmoid(-b * margins(p, r)).mean(), "swapped"),
-        (lambda p, r, b: -b * F.logsigmoid(margins(p, r)).mean(), "β is outside"),
         (lambda p, r, b: F.softplus(-b * margins(p, r)).sum(), "That is the sum"),
     ],
     instructions.check_leaks: [
         (lambda train, test: copies(train, test, str), "Only exact copies"),
-        (lambda train, test: copies(train, test, str.lower), "not white space"),
         (lambda train, test: copies(test, train, squeezed), "return the test's"),
         (lambda train, test: copies(train, test, lambda t: " ".join(t.split())), "but not case"),
     ],
@@ -264,7 +255,6 @@ EVALUATION = {
     evaluation.check_token_f1: [
         (lambda p, a: f1(p, a, len(set(p) & set(a))), "as often as they occur"),
         (lambda p, a: f1(p, a, sum(w in a for w in p)), "at most as often"),
-        (lambda p, a: f1(p, a, common(p, a)) if p and a else 0, "Two empty lists agree"),
         (lambda p, a: common(p, a) / len(p) if p and a else p == a, "the precision"),
     ],
     evaluation.check_paired_interval: [
@@ -294,8 +284,8 @@ def scores_of(rankings, k, part=lambda k, rank: 1 / (k + rank), start=1):
     return parts
 
 
-def by_score(parts, join=sum, sign=-1):
-    return sorted(parts, key=lambda id_: (sign * join(parts[id_]), id_))
+def by_score(parts, sign=-1):
+    return sorted(parts, key=lambda id_: (sign * sum(parts[id_]), id_))
 
 
 def threshold(gain=lambda no, yes: no.mean() - yes.mean(), declined=np.less, step=1):
@@ -317,14 +307,12 @@ APPLICATIONS = {
     applications.check_fusion: [
         (lambda r, k: by_score(scores_of(r, k), sign=1), "the worst first"),
         (lambda r, k: by_score(scores_of(r, k, start=0)), "ranks begin at 0"),
-        (lambda r, k: by_score(scores_of(r, k), max), "best rank alone"),
         (lambda r, k: by_score(scores_of(r, k))[:2], "Expected the shape (4,), got (2,)"),
     ],
     applications.check_threshold: [
         (threshold(step=-1), "take the lowest"),
         (threshold(declined=np.less_equal), "equal to the threshold"),
         (threshold(lambda no, yes: no.sum() - yes.sum()), "of each kind"),
-        (threshold(declined=np.greater_equal), "other way round"),
     ],
 }
 WRONG = CONCEPTS | ATTENTION | PRETRAINING | FINE_TUNING | INSTRUCTIONS

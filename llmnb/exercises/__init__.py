@@ -5,6 +5,7 @@ A check knows the right answer and the usual wrong ones, so it can name the mist
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,18 @@ RIGHT = "Right."
 NOT_ATTEMPTED = "Not attempted yet: the function returns nothing."
 
 
+Mistake = Callable | Mapping[str, Any]  # a wrong function, or keywords of the right one
+
+
 def check(
-    attempt: Callable, reference: Callable, cases: Sequence[tuple], mistakes: Mapping[str, Callable]
+    attempt: Callable, reference: Callable, cases: Sequence[tuple], mistakes: Mapping[str, Mistake]
 ) -> str:
     """Compare an attempt with the right function; returns a sentence for the reader.
 
     The sentence is "Right.", "Not attempted yet …", the mistake's message, or the first
-    difference. cases: the arguments to try, a tuple for each call; mistakes: messages, and the
-    functions that make these mistakes. The first whose results equal the attempt's is reported.
+    difference. cases: the arguments to try, a tuple for each call; mistakes: messages, and what
+    makes these mistakes: a function, or keywords with which the reference makes it. The first
+    whose results equal the attempt's is reported.
     """
     if not callable(attempt):
         kind = type(attempt).__name__
@@ -42,10 +47,16 @@ def check(
     if not triples:
         return RIGHT
     for message, mistake in mistakes.items():
-        if all(map(same, results, [mistake(*copy.deepcopy(case)) for case in cases])):
+        wrong = wrong_function(mistake, reference)
+        if all(map(same, results, [wrong(*copy.deepcopy(case)) for case in cases])):
             return message
     result, right, case = triples[0]
     return f"{difference(result, right)}  {_called_with(case)}"
+
+
+def wrong_function(mistake: Mistake, reference: Callable) -> Callable:
+    """The function that makes the mistake."""
+    return mistake if callable(mistake) else partial(reference, **mistake)
 
 
 def same(result: Any, expected: Any, tolerance: float = 1e-6) -> bool:

@@ -12,54 +12,46 @@ _COUNTS = {("the", "cat"): 3, ("the", "dog"): 1, ("a", "cat"): 2, ("cat", "sat")
 def check_bigram(attempt) -> str:
     """Exercise 1: attempt(pairs, previous, word) is p(word | previous), from counts."""
 
-    def divided(total):
-        def probability(pairs, previous, word):
-            return pairs.get((previous, word), 0) / total(pairs, previous, word)
-
-        return probability
-
     def beginning(pairs, previous, word):
         return sum(count for pair, count in pairs.items() if pair[0] == previous)
 
     def ending(pairs, previous, word):
         return sum(count for pair, count in pairs.items() if pair[1] == word) or 1
 
-    def different(pairs, previous, word):
-        return sum(first == previous for first, _ in pairs)
+    def probability(pairs, previous, word, total=beginning):
+        return pairs.get((previous, word), 0) / total(pairs, previous, word)
 
     mistakes = {
         "That is p(previous, word), among all pairs: divide by the pairs that begin with "
-        "`previous` only.": divided(lambda pairs, previous, word: sum(pairs.values())),
+        "`previous` only.": {"total": lambda pairs, *_: sum(pairs.values())},
         "That is p(previous | word), the other way round: divide by the pairs that begin "
-        "with `previous`.": divided(ending),
-        "That is a count, not yet a probability: divide by the pairs that begin with "
-        "`previous`.": divided(lambda pairs, previous, word: 1),
-        "You divide by how many different words follow `previous`; divide by how often "
-        "they do.": divided(different),
+        "with `previous`.": {"total": ending},
+        "That is a count, not yet a probability: divide by the pairs that begin with `previous`.": {
+            "total": lambda *_: 1
+        },
+        "You divide by how many different words follow `previous`; divide by how often they do.": {
+            "total": lambda pairs, previous, _: sum(p == previous for p, _ in pairs)
+        },
     }
     cases = [(_COUNTS, "the", "cat"), (_COUNTS, "a", "cat"), (_COUNTS, "the", "sat")]
-    return check(attempt, divided(beginning), cases, mistakes)
+    return check(attempt, probability, cases, mistakes)
 
 
 def check_bits_per_byte(attempt) -> str:
     """Exercise 2: attempt(log_probs, text) is bits per byte, from natural logarithms."""
 
-    def bits(logs, text):
-        return -sum(logs) / math.log(2) / len(text.encode())
+    def bits(logs, text, base=2, length=lambda logs, text: len(text.encode())):
+        return -sum(logs) / math.log(base) / length(logs, text)
 
     mistakes = {
-        "Those are nats per byte: the logarithms are natural. Divide by ln 2.": (
-            lambda logs, text: -sum(logs) / len(text.encode())
-        ),
-        "You divide by characters: é has two bytes, 你 three. Use len(text.encode()).": (
-            lambda logs, text: -sum(logs) / math.log(2) / len(text)
-        ),
-        "You divide by tokens, so the tokenizer decides: divide by the bytes.": (
-            lambda logs, text: -sum(logs) / math.log(2) / len(logs)
-        ),
-        "The sign: a log-probability is negative, the bits it costs are positive.": (
-            lambda logs, text: -bits(logs, text)
-        ),
+        "Those are nats per byte: the logarithms are natural. Divide by ln 2.": {"base": math.e},
+        "You divide by characters: é has two bytes, 你 three. Use len(text.encode()).": {
+            "length": lambda logs, text: len(text)
+        },
+        "You divide by tokens, so the tokenizer decides: divide by the bytes.": {
+            "length": lambda logs, text: len(logs)
+        },
+        "The sign: a log-probability is negative, the bits it costs are positive.": {"base": 1 / 2},
         "That is the perplexity per token, not the bits per byte.": (
             lambda logs, text: math.exp(-sum(logs) / len(logs))
         ),
@@ -81,15 +73,13 @@ def check_top_p(attempt) -> str:
         return result / (result.sum() or 1) if normalized else result
 
     mistakes = {
-        "The right tokens, but they no longer sum to 1: divide by their sum.": (
-            lambda probs, p: filtered(probs, p, normalized=False)
-        ),
-        "You drop the token that crosses p: those that stay have at least p together.": (
-            lambda probs, p: filtered(probs, p, crossing=False)
-        ),
-        "You add up in the vocabulary's order: sort the tokens by probability.": (
-            lambda probs, p: filtered(probs, p, by_size=False)
-        ),
+        "The right tokens, but they no longer sum to 1: divide by their sum.": {
+            "normalized": False
+        },
+        "You drop the token that crosses p: those that stay have at least p together.": {
+            "crossing": False
+        },
+        "You add up in the vocabulary's order: sort the tokens by probability.": {"by_size": False},
         "The right values in the wrong places: put each back at its own index.": (
             lambda probs, p: np.sort(filtered(probs, p))[::-1]
         ),

@@ -6,19 +6,3 @@ Figures are made without pyplot: nothing is shown twice, no global state is left
 from llmnb.plots.canvas import COLOURS, Figure
 from llmnb.plots.charts import bars, distributions, heatmap, intervals, lines, points
 from llmnb.plots.pictures import Panel, coloured_text, maps, stacks, tokens
-
-__all__ = [
-    "COLOURS",
-    "Figure",
-    "Panel",
-    "bars",
-    "coloured_text",
-    "distributions",
-    "heatmap",
-    "intervals",
-    "lines",
-    "maps",
-    "points",
-    "stacks",
-    "tokens",
-]

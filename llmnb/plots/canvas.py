@@ -1,10 +1,13 @@
 """What all figures share: one style, one palette, alt text."""
 
+import contextlib
 import functools
 import io
 import textwrap
 import warnings
+from collections.abc import Iterator
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure as _Figure
 from matplotlib.font_manager import get_font_names
@@ -23,7 +26,6 @@ _STYLE = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 12,
-    "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.8,
@@ -68,17 +70,23 @@ def _small(buffer: io.BytesIO) -> str:
     return base64.b64encode(small.getvalue()).decode("ascii")
 
 
-def axes_of(
-    title: str, alt: str, width: float = 7.6, height: float = 4.0, columns: int = 1, rows: int = 1
-):
-    """An empty figure with its title and alt text, and its axes as a flat array."""
+@contextlib.contextmanager
+def drawing(
+    title: str, alt: str, width: float = 7.6, height: float = 4.0, shape=(1, 1), grid: bool = True
+) -> Iterator[tuple[Figure, np.ndarray]]:
+    """An empty figure with its title and alt text, and its axes as a flat array.
+
+    shape: rows and columns of axes; grid: whether they have lines behind what is drawn. Everything
+    is drawn inside the `with`, where our style holds.
+    """
     wrapped = textwrap.fill(title, round(width * 9))  # bold letters: nine an inch
     height += 0.2 * wrapped.count("\n")
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.alt = f"{title}. {alt}" if alt else title
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    figure.suptitle(wrapped, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
-    return figure, axes
+    with rc_context(style() | {"axes.grid": grid}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.alt = f"{title}. {alt}" if alt else title
+        axes = figure.subplots(*shape, squeeze=False).ravel()
+        figure.suptitle(wrapped, x=0.01, ha="left", fontweight="bold", fontsize=12.5)
+        yield figure, axes
 
 
 def box(left: float, middle: float, width: float, colour: str, filled: bool = True) -> Rectangle:

@@ -5,9 +5,9 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib.axes import Axes
 
-from llmnb.plots.canvas import COLOURS, Figure, axes_of, box, label_of, need, style
+from llmnb.plots.canvas import COLOURS, Figure, box, drawing, label_of, need
 
 
 def lines(
@@ -27,11 +27,8 @@ def lines(
     need(series, "series")
     alt = _described(x_label, y_label, x, series)
     alt += "".join(f"; {name} at {level:.3g}" for name, level in (levels or {}).items())
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt)
-        for name, level in (levels or {}).items():
-            axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
-            axes.text(max(x), level, label_of(name), ha="right", va="bottom", fontsize=9)
+    with drawing(title, alt) as (figure, (axes,)):
+        _draw_levels(axes, levels or {})
         for colour, (name, values) in zip(itertools.cycle(COLOURS), series.items(), strict=False):
             points = _measured(x, values)
             axes.plot(*points, color=colour, marker="o", markersize=4, label=label_of(name))
@@ -69,8 +66,7 @@ def bars(
     )
     if chance:
         alt += "; by chance " + ", ".join(form.format(level) for level in chance)
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt, height=0.8 + 0.46 * len(names))
+    with drawing(title, alt, height=0.8 + 0.46 * len(names)) as (figure, (axes,)):
         colours = [COLOURS[1] if name == highlight else COLOURS[0] for name in names]
         axes.barh(range(len(names)), numbers, height=0.62, color=colours)
         for row, (number, bottom, top) in enumerate(zip(numbers, low, high, strict=True)):
@@ -108,9 +104,8 @@ def distributions(
         numbers = ", ".join(f"{value:.2f}" for value in values)
         descriptions.append(f"{name}: {numbers}")
     alt = f"Panels of bars over {', '.join(labels)}: {'; '.join(descriptions)}"
-    with rc_context(style()):
-        height = 0.9 + 0.34 * len(labels)
-        figure, panels = axes_of(title, alt, width=8.4, height=height, columns=len(groups))
+    height = 0.9 + 0.34 * len(labels)
+    with drawing(title, alt, width=8.4, height=height, shape=(1, len(groups))) as (figure, panels):
         for panel, (name, values) in zip(panels, groups.items(), strict=True):
             panel.barh(range(len(labels)), values, color=COLOURS[0], height=0.7)
             tick_labels = [""] * len(labels)
@@ -146,8 +141,8 @@ def heatmap(
     cells = [" ".join(form.format(value) for value in row) for row in matrix]
     alt = f"Matrix of {bar_label}, rows {', '.join(rows)}; columns {', '.join(columns)}; values "
     alt += "; ".join(cells)
-    with rc_context(style() | {"axes.grid": False}):
-        figure, (axes,) = axes_of(title, alt, width=8.4, height=1.4 + 0.5 * len(rows))
+    size = {"width": 8.4, "height": 1.4 + 0.5 * len(rows)}
+    with drawing(title, alt, **size, grid=False) as (figure, (axes,)):
         norm = "log" if log else "linear"
         image = axes.imshow(matrix, cmap="cividis", aspect="auto", norm=norm)
         for (row, column), value in np.ndenumerate(matrix):
@@ -161,6 +156,13 @@ def heatmap(
         axes.set_yticks(range(len(rows)), [label_of(name) for name in rows])
         figure.colorbar(image, ax=axes, label=bar_label, shrink=0.9, format="{x:g}")
     return figure
+
+
+def _draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    for name, level in levels.items():
+        axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
+        right_end = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        axes.annotate(label_of(name), (1, level), fontsize=9, **right_end)
 
 
 def _measured(x, values) -> tuple[np.ndarray, np.ndarray]:
@@ -179,30 +181,25 @@ def _described(x_label: str, y_label: str, x, series: Mapping[str, Sequence[floa
 
 
 def points(
-    places: Mapping[str, tuple[float, float, float, float]],
+    measured: Mapping[str, tuple[float, float, float, float]],
     x_label: str,
     y_label: str,
     title: str,
     log_x: bool = False,
     levels: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Named points: places gives each name its x, y, and the interval of y, low and high.
+    """Named points: x, y, and the interval of y, low and high, for each name.
 
     levels: as in `lines`.
     """
-    need(places, "places")
+    need(measured, "measured")
     alt = f"{y_label} over {x_label}: " + "; ".join(
         f"{name} at {x:.3g}: {y:.3g}, {low:.3g} to {high:.3g}"
-        for name, (x, y, low, high) in places.items()
+        for name, (x, y, low, high) in measured.items()
     )
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt, height=4.6)
-        for name, level in (levels or {}).items():
-            axes.axhline(level, color=COLOURS[6], linestyle="--", linewidth=1.2)
-            axes.annotate(
-                label_of(name), (1, level), xycoords=("axes fraction", "data"), ha="right"
-            )
-        for number, (name, (x, y, low, high)) in enumerate(places.items()):
+    with drawing(title, alt, height=4.6) as (figure, (axes,)):
+        _draw_levels(axes, levels or {})
+        for number, (name, (x, y, low, high)) in enumerate(measured.items()):
             colour = COLOURS[number % len(COLOURS)]
             errors = [[y - low], [high - y]]
             axes.errorbar(x, y, yerr=errors, color=colour, marker="o", capsize=4, lw=1.4)
@@ -235,8 +232,7 @@ def intervals(
         numbers = [f"{y:.3g} ({low:.3g} to {high:.3g})" for _, y, low, high in rows]
         parts.append(f"{name} {', '.join(numbers)}")
     alt = f"{y_label} over {x_label}: {'; '.join(parts)}"
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt, height=4.6)
+    with drawing(title, alt, height=4.6) as (figure, (axes,)):
         for number, (name, rows) in enumerate(series.items()):
             x, y, low, high = np.array(rows, dtype=float).T
             line = {"fmt": "os^D"[number % 4], "capsize": 4, "label": label_of(name)}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context, rcParams
+from matplotlib import rcParams
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from llmnb.plots.canvas import COLOURS, Figure, axes_of, box, label_of, need, style
+from llmnb.plots.canvas import COLOURS, Figure, box, drawing, label_of, need
 
 LINE_CHARACTERS = 62  # of a coloured text
 LONGEST_OVERHANG = 6  # characters by which the rest of a word may stand out of its line
@@ -37,8 +37,7 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
     alt = "; ".join(
         f"{name}: {len(pieces)} tokens {' | '.join(pieces)}" for name, pieces in rows.items()
     )
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt, width=8.4, height=0.5 + 0.5 * len(rows))
+    with drawing(title, alt, width=8.4, height=0.5 + 0.5 * len(rows)) as (figure, (axes,)):
         axes.set_axis_off()
         right_end = 59.9
         for row, (name, pieces) in enumerate(rows.items()):
@@ -71,8 +70,8 @@ def coloured_text(
     alt += ", ".join(f"{piece.strip()} {value:.1f}" for value, piece in highest)
     positions = _positions(pieces)
     n_lines = 1 + positions[-1][0]
-    with rc_context(style() | {"axes.grid": False}):
-        figure, (axes,) = axes_of(title, alt, width=8.4, height=1.3 + 0.28 * n_lines)
+    size = {"width": 8.4, "height": 1.3 + 0.28 * n_lines}
+    with drawing(title, alt, **size, grid=False) as (figure, (axes,)):
         axes.set_axis_off()
         colours = LinearSegmentedColormap.from_list("surprise", ["white", COLOURS[1]])
         scale = ScalarMappable(Normalize(0, top), colours)
@@ -122,11 +121,9 @@ def maps(panels: Sequence[Panel], title: str, bar_label: str, per_row: int = 4) 
     alt += f"{panels[0].x_label} across"
     values = np.concatenate([np.ravel(panel.matrix) for panel in panels])
     scale = {"vmin": float(np.min(values)), "vmax": float(np.max(values)), "cmap": "cividis"}
-    with rc_context(style() | {"axes.grid": False}):
-        height = 0.9 + 7.2 / max(columns, 2) * lines
-        figure, all_axes = axes_of(
-            title, alt, width=8.4, height=height, columns=columns, rows=lines
-        )
+    size = {"width": 8.4, "height": 0.9 + 7.2 / max(columns, 2) * lines}
+    shape = (lines, columns)
+    with drawing(title, alt, **size, shape=shape, grid=False) as (figure, all_axes):
         for axes in all_axes[len(panels) :]:
             axes.set_axis_off()
         for number, (axes, panel) in enumerate(zip(all_axes, panels, strict=False)):
@@ -158,8 +155,7 @@ def stacks(
     alt = "; ".join(f"{n}, from the bottom: {', '.join(b)}" for n, b in columns.items())
     alt = alt.replace("*", "")
     height = max(map(len, columns.values()))
-    with rc_context(style()):
-        figure, (axes,) = axes_of(title, alt, width=8.4, height=0.9 + 0.52 * height)
+    with drawing(title, alt, width=8.4, height=0.9 + 0.52 * height) as (figure, (axes,)):
         axes.set_axis_off()
         for column, (name, boxes) in enumerate(columns.items()):
             axes.text(column, -0.85, name, ha="center", va="center", fontweight="bold")

@@ -10,17 +10,6 @@ MAX_LABELS = 6  # of texts below a chart
 MAX_LABEL_CHARACTERS = 12
 
 
-class Point(NamedTuple):
-    """A setting in a chart."""
-
-    x: float | str
-    value: float
-    low: float
-    high: float
-    title: str
-    is_best: bool
-
-
 class Axis(NamedTuple):
     """A scale: positions from 0 to 1 for values, and (position, label) of its ticks."""
 
@@ -28,18 +17,21 @@ class Axis(NamedTuple):
     ticks: list[tuple[float, str]]
 
 
-def chart(points: list[Point], x_label: str) -> dict | None:
-    """The coordinates of marks and ticks; None where x doesn't differ or can't be drawn."""
-    x_axis = _x_axis([point.x for point in points]) if points else None
+def chart(pairs: list[tuple[float | str, dict]], x_label: str) -> dict | None:
+    """The coordinates of marks and ticks; None where x doesn't differ or can't be drawn.
+
+    pairs: x, and a line of the index page with its "value", "low" and "high".
+    """
+    x_axis = _x_axis([x for x, _ in pairs]) if pairs else None
     if x_axis is None:
         return None
-    ends = [end for point in points for end in (point.value, point.low, point.high)]
+    ends = [line[key] for _, line in pairs for key in ("value", "low", "high")]
     y_axis = _linear(ends)
     marks = []
-    for number, point in enumerate(points):
-        value, low, high = (_y(p) for p in y_axis.positions[3 * number : 3 * number + 3])
+    for number, (_, line) in enumerate(pairs):
+        y, low, high = (_y(p) for p in y_axis.positions[3 * number : 3 * number + 3])
         x = _x(x_axis.positions[number])
-        marks.append({"x": x, "y": value, "low": low, "high": high, "point": point})
+        marks.append({"x": x, "y": y, "low": low, "high": high, "line": line})
     return {
         "x_label": x_label,
         "marks": marks,

@@ -16,9 +16,9 @@ t-test. Otherwise all runs count as independent.
 
 One variance is estimated from all settings, which is what makes few seeds enough. It is wrong
 where one setting scatters far more than the others, as a learning rate that diverges does. So where
-Bartlett's test rejects equal variances, a pair is judged by its own variance (Games and Howell
-1976) if that makes the interval wider. Without any spread between seeds nothing can be judged, and
-nothing is marked.
+Bartlett's test rejects equal variances, a pair is judged by its own variance (as Games and Howell
+1976 do, with the degrees of freedom of the smaller sample) if that makes the interval wider.
+Without any spread between seeds nothing can be judged, and nothing is marked.
 """
 
 from __future__ import annotations
@@ -127,19 +127,23 @@ def sentence(comparison: Comparison, unit: str = "") -> str:
         lead = _lead_text(leads[closest], unit)
         others = f"the best, {best}, leads {closest} by {lead}"
         return f"No difference shown: {others} {repeats}."
+    others = f"{'all' if len(beaten) == len(leads) else f'{len(beaten)} of'} {len(leads)} others, "
     lead = _lead_text(leads[beaten[0]], unit)
-    if len(leads) == 1:
-        return f"{best} beats {closest} by {lead} {repeats}."
-    if len(beaten) == len(leads):
-        return f"{best} beats all {len(leads)} others, {closest} by {lead} {repeats}."
+    text = f"{best} beats {others if len(leads) > 1 else ''}{beaten[0]} by {lead} {repeats}"
     equals = [name for name in leads if name not in beaten]
+    if not equals:
+        return f"{text}."
     more = f" and {len(equals) - 1} more" if len(equals) > 1 else ""
-    text = f"{best} beats {len(beaten)} of {len(leads)} others, {beaten[0]} by {lead} {repeats};"
-    return f"{text} no difference shown to {equals[0]}{more}."
+    return f"{text}; no difference shown to {equals[0]}{more}."
 
 
 def with_interval(value: float, low: float, high: float) -> str:
-    """A value and its interval, to two digits of the interval's half: 0.912 [0.887, 0.937]."""
+    """A value and its interval, to two digits of the interval's half: 0.912 [0.887, 0.937].
+
+    Without width there is no interval.
+    """
+    if low == high:
+        return number_text(value)
     margin = max(high - value, value - low)
     if not 1e-6 < margin < 1e4:
         return f"{number_text(value)} [{number_text(low)}, {number_text(high)}]"
@@ -164,7 +168,7 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
 
 def _margins(samples: list, best: int, is_paired: bool, level: float) -> list[float]:
     """Half the width of the interval of each setting's difference to the best one."""
-    from scipy.stats import bartlett
+    from scipy.stats import bartlett, sem
 
     k = len(samples)
     n = np.array([len(sample) for sample in samples])
@@ -185,20 +189,13 @@ def _margins(samples: list, best: int, is_paired: bool, level: float) -> list[fl
     for other in range(k):
         margin = _quantile(k, df, level) * np.sqrt(variance * (1 / n[best] + 1 / n[other]))
         if is_one_wild:
-            error, own_df = _own_error(samples[best], samples[other], is_paired)
+            error = math.hypot(sem(samples[best]), sem(samples[other]))
+            if is_paired:
+                error = sem(samples[best] - samples[other])
+            own_df = int(min(n[best], n[other])) - 1
             margin = max(margin, _quantile(k, own_df, level) * error)
         margins.append(float(margin))
     return margins
-
-
-def _own_error(a: np.ndarray, b: np.ndarray, is_paired: bool) -> tuple[float, int]:
-    """The standard error from these two settings alone, and its degrees of freedom."""
-    if is_paired:
-        return np.std(a - b, ddof=1) / np.sqrt(len(a)), len(a) - 1
-    parts = [np.var(sample, ddof=1) / len(sample) for sample in (a, b)]
-    weight = parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1)
-    df = sum(parts) ** 2 / weight if weight > 0 else 1  # Welch's
-    return np.sqrt(sum(parts)), max(1, int(df))
 
 
 @cache

@@ -39,16 +39,12 @@ def git_commit(path: Path) -> str | None:
     None outside a checkout, and where git is missing or hangs.
     """
 
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(path.resolve().parent), *arguments]
+    command = ["git", "-C", str(path.resolve().parent), "describe"]
+    command += ["--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    try:
         result = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS
         )
-        return result.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        is_changed = bool(git("status", "--porcelain", "-uno"))
     except (subprocess.SubprocessError, OSError):
         return None
-    return commit + "+" if is_changed else commit
+    return result.stdout.strip()

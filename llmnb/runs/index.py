@@ -6,8 +6,6 @@ figure. So it is quick to rebuild after every run, and a run that was killed hal
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -17,10 +15,7 @@ from llmnb.runs import charts, compare, records, report
 from llmnb.runs import parameters as params
 from llmnb.runs.records import as_number, as_text
 
-THUMBNAIL_PIXELS = 560  # its width, for 280 on a sharp screen
-THUMBNAIL_COLOURS = 64
-MAX_PICTURE_PIXELS = 40_000_000
-MAX_THUMBNAILS = 24  # on a page
+MAX_PICTURES = 24  # on a page
 MAX_NAME_CHARACTERS = 60  # of a setting in a sentence
 
 
@@ -43,7 +38,7 @@ def write_index(out: Path) -> Path:
     for number, card in enumerate(cards):
         for metric in card["metrics"]:
             _compare(card, metric, compare.ERROR_RATE / max(1, n_compared))
-        card |= _headline(out, card["newest"], has_thumbnail=number < MAX_THUMBNAILS)
+        card |= _headline(out, card["newest"], has_picture=number < MAX_PICTURES)
     template = records.page_templates().get_template("index.html.j2")
     page = template.render(cards=cards, unreadable=unreadable, n_compared=n_compared)
     return records.write_page(out / "index.html", page)
@@ -58,7 +53,6 @@ def _row(out: Path, run: dict) -> dict:
         "status": as_text(run["status"]),
         "address": "runs/" + quote(os.fsencode(run["folder"])),
         "pages": [name for name in ("report.html", "notebook.ipynb") if (folder / name).is_file()],
-        "values": parameters,
         "texts": {as_text(name): as_text(value) for name, value in parameters.items()},
         "metrics": records.metrics(run),
         "seconds": as_number(run.get("seconds")),
@@ -109,21 +103,16 @@ def _settings(rows: list[dict], names: list[str]) -> list[dict]:
     """
     settings = {}
     for row in rows:
-        key = tuple(row["texts"].get(name, "–") for name in names)
-        setting = settings.setdefault(key, {"texts": dict(zip(names, key, strict=True))})
-        runs = setting.setdefault("runs", {})
-        runs.setdefault(row["texts"].get("seed", row["run"]["folder"]), row)
-    by_number = sorted(settings, key=lambda key: [_sortable(text) for text in key])
-    for key in by_number:
-        name = ", ".join(f"{name} {text}" for name, text in zip(names, key, strict=True)) or "all"
-        if len(name) > MAX_NAME_CHARACTERS:
-            name = f"{name[: MAX_NAME_CHARACTERS - 1]}…"
-        settings[key]["name"] = name
-    ordered = [settings[key] for key in by_number]
-    repeated_names = Counter(setting["name"] for setting in ordered)
+        texts = {name: row["texts"].get(name, "–") for name in names}
+        setting = settings.setdefault(tuple(texts.values()), {"texts": texts, "runs": {}})
+        setting["runs"].setdefault(row["texts"].get("seed", row["run"]["folder"]), row)
+    by_value = sorted(settings, key=lambda key: [_sortable(text) for text in key])
+    ordered = [settings[key] for key in by_value]
     for number, setting in enumerate(ordered, start=1):
-        if repeated_names[setting["name"]] > 1:  # the same after it was cut
-            setting["name"] += f" ({number})"
+        name = ", ".join(f"{name} {text}" for name, text in setting["texts"].items()) or "all"
+        if len(name) > MAX_NAME_CHARACTERS:  # the number keeps apart what begins alike
+            name = f"{name[:MAX_NAME_CHARACTERS]}… ({number})"
+        setting["name"] = name
     return ordered
 
 
@@ -175,8 +164,6 @@ def _compare(card: dict, metric: dict, level: float) -> None:
             low, high = own
         line = {"setting": setting, "n": len(values), "value": mean, "low": low, "high": high}
         line["text"], _, line["interval"] = compare.with_interval(mean, low, high).partition(" ")
-        if low == high:
-            line |= {"text": records.number_text(mean), "interval": ""}
         lines.append(line)
     pick = {"higher": max, "lower": min}.get(as_text(metric["better"]))
     best = pick(line["value"] for line in lines) if pick and lines else None
@@ -198,52 +185,27 @@ def _charts(card: dict, lines: list[dict]) -> list[dict]:
     """The metric against the parameters that differ, and against the time of a run."""
     if len(lines) < 2:
         return []
-    xs = {name: [line["setting"]["texts"][name] for line in lines] for name in card["names"]}
-    for name, texts in xs.items():
-        order = sorted(range(len(lines)), key=lambda number: _sortable(texts[number]))
-        xs[name] = [(texts[number], lines[number]) for number in order]
+    pairs_of = {}
+    for name in card["names"]:
+        pairs = [(line["setting"]["texts"][name], line) for line in lines]
+        pairs_of[name] = sorted(pairs, key=lambda pair: _sortable(pair[0]))
     times = []
     for line in lines:
         seconds = [row["seconds"] for row in line["setting"]["runs"].values()]
         if None not in seconds:
             times.append((sum(seconds) / len(seconds), line))
-    xs["seconds a run"] = times
-    drawn = []
-    for name, pairs in xs.items():
-        points = [
-            charts.Point(x, n["value"], n["low"], n["high"], n["setting"]["name"], n["is_best"])
-            for x, n in pairs
-        ]
-        drawn.append(charts.chart(points, name))
+    pairs_of["seconds a run"] = times
+    drawn = [charts.chart(pairs, name) for name, pairs in pairs_of.items()]
     return [chart for chart in drawn if chart]
 
 
-def _headline(out: Path, row: dict, has_thumbnail: bool) -> dict:
-    """The card's question, answer and thumbnail, from the newest finished run."""
+def _headline(out: Path, row: dict, has_picture: bool) -> dict:
+    """The card's question, answer, key figure and address in Colab, from the newest good run."""
     headline = report.headline(out / "runs" / row["run"]["folder"])
     answer = headline["answer"] or {}
-    picture = answer.get("figure") if has_thumbnail else None
     return {
         "title": headline["title"],
         "answer": answer.get("html"),
-        "thumbnail": picture and _thumbnail(picture),
+        "figure": answer.get("figure") if has_picture else None,
+        "colab": headline["colab"],
     }
-
-
-def _thumbnail(figure: dict) -> dict | None:
-    """The figure in small; None for a picture that can't be read."""
-    from PIL import Image
-
-    try:
-        data = base64.b64decode(figure["data"])
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PICTURE_PIXELS:
-                return None
-            image = image.convert("RGB")
-            image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            buffer = io.BytesIO()
-            image.quantize(THUMBNAIL_COLOURS).save(buffer, "PNG", optimize=True)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    small = base64.b64encode(buffer.getvalue()).decode()
-    return figure | {"data": small, "width": image.width // 2}

@@ -8,7 +8,6 @@ import ast
 import functools
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -182,14 +181,8 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     """The value as a plain one of its default's type."""
     where = f"{name}: parameter {key!r}"
     is_free_secret = default is None and is_secret(key)  # its text is taken as it is
-    if isinstance(value, Path):
-        value = str(value)
     if isinstance(value, str) and not isinstance(default, str) and not is_free_secret:
-        value = _parsed(value, default, where)
-    if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, tuple):
-        value = list(value)
+        value = _parsed(value, default)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if is_free_secret and not isinstance(value, str | None):
@@ -207,16 +200,13 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     return value
 
 
-def _parsed(text: str, default: Any, where: str) -> Any:
+def _parsed(text: str, default: Any) -> Any:
     if isinstance(default, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except ValueError:
         return text
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ParameterError(f"{where} must be a finite number, not {text}.")
-    return value
 
 
 def _words(name: str) -> list[str]:

@@ -31,23 +31,27 @@ _CONTROL_CHARACTERS = re.compile(
     r"\x1b\].*?(?:\x07|\x1b\\|$)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]", re.MULTILINE
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/]+={0,2}")
-# The first of these that an output has, and that has something to show, is shown.
+# What a stamped notebook's badge links to. Nothing else is taken for the page's own link.
+_COLAB = re.compile(
+    r"https://colab\.research\.google\.com/github/[\w.-]+/[\w.-]+/blob/[\w./-]+\.ipynb", re.ASCII
+)
 # What to do about an error whose own message can't say it.
-ADVICE = {
-    "DeadKernelError": "Run it again with a smaller profile (-p profile smoke) or a smaller input, "
-    "or on a machine with more memory.",
+_LESS_MEMORY = (
+    "Run it again with a smaller profile (-p profile smoke) or a smaller input, or on a machine or "
+    "device with more memory."
+)
+ADVICE = dict.fromkeys(("DeadKernelError", "MemoryError", "OutOfMemoryError"), _LESS_MEMORY) | {
     "TimeoutError": "Run it again with a longer --timeout, a smaller profile or a smaller input.",
     "KeyboardInterrupt": "Somebody stopped it. The same command starts it again.",
     "killed": "The same command starts it again. If that happens twice, look at the machine's free "
     "memory while it runs.",
     "corrupt": "Delete this folder, and run the notebook again.",
     "ModuleNotFoundError": "Install what the message names, and run it again.",
-    "MemoryError": "Run it again with a smaller profile (-p profile smoke) or a smaller input.",
-    "OutOfMemoryError": "Run it again with a smaller profile or on a device with more memory.",
 }
 USUAL_ADVICE = (
     "Change what the message names, and run the same command again. The cell that failed is marked."
 )
+# The first of these that an output has, and that has something to show, is shown.
 MIMES_BY_PREFERENCE = (
     "text/html",
     "text/markdown",
@@ -152,40 +156,34 @@ def _answer(cells: list, markdown: Markdown) -> dict | None:
 
 
 def headline(folder: Path) -> dict[str, Any]:
-    """A run's question and answer: "title" (clean HTML), and "answer" as `_answer` gives it.
+    """A run's "title" (clean HTML), "answer" as `_answer` gives it, and address in "colab".
 
-    Both are empty without a readable notebook.
+    All are empty without a readable notebook.
     """
     markdown = Markdown()
     cells = _read_notebook(folder).cells
     for cell in cells:
         if cell.cell_type == "markdown" and not markdown.title:
             markdown.convert(cell.source, cell)
-    return {"title": clean(markdown.title, inline=True), "answer": _answer(cells, markdown)}
+    title = clean(markdown.title, inline=True)
+    return {"title": title, "answer": _answer(cells, markdown), "colab": _colab(cells)}
+
+
+def _colab(cells: list) -> str | None:
+    """Where the notebook opens in Colab, from the badge in its first cell; None without one."""
+    address = _COLAB.search(cells[0].source) if cells else None
+    return address and address[0]
 
 
 def _failed_cell(cells: list, run: dict) -> int | None:
-    """The position of the cell in which a run stopped.
-
-    It is the one that the record names, or else the first with an unexpected error.
-    """
-    with_error = []
-    for position, cell in enumerate(cells):
-        is_expected = "raises-exception" in str(records.section(cell, "metadata").get("tags"))
-        outputs = cell.get("outputs") or []
-        if not is_expected and any(o.get("output_type") == "error" for o in outputs):
-            with_error.append(position)
+    """The position of the cell in which a run stopped, as its record says; None if it doesn't."""
     number = records.section(run, "error").get("cell")  # counted from 1
     is_a_cell = isinstance(number, int) and 0 < number <= len(cells)
-    if is_a_cell and (number - 1 in with_error or not with_error):
-        return number - 1
-    return with_error[0] if with_error else None
+    return number - 1 if is_a_cell else None
 
 
-def _cells(notebook: NotebookNode, failed: int | None, markdown: Markdown) -> str:
-    """The notebook's cells as HTML, by nbconvert with the template cells.html.j2."""
-    from jupyter_core.paths import jupyter_path
-    from nbconvert.exporters import TemplateExporter
+def _cells(cells: list, failed: int | None, markdown: Markdown) -> Markup:
+    """The notebook's cells as HTML. failed: the position of the one that is marked."""
     from nbconvert.preprocessors import coalescestreams
 
     merge_streams = coalescestreams.CoalesceStreamsPreprocessor().preprocess_cell
@@ -195,19 +193,9 @@ def _cells(notebook: NotebookNode, failed: int | None, markdown: Markdown) -> st
         candidates = [_part(output, markdown) for output in merged.get("outputs", [])]
         return [part for part in candidates if part]
 
-    exporter = TemplateExporter(
-        template_file="cells.html.j2",
-        template_paths=[str(records.TEMPLATES), *jupyter_path("nbconvert", "templates")],
-        default_preprocessors=[],  # each would validate the notebook, and refuse a broken one
-    )
-    exporter.environment.autoescape = True
-    exporter.environment.filters.update(
-        records.page_templates().filters,
-        code=lambda source: highlighted(source, "python"),
-        markdown=lambda cell: markdown.convert(cell.source, cell),
-        parts=parts,
-    )
-    return exporter.from_notebook_node(notebook, {"failed": failed})[0]
+    template = records.page_templates().get_template("cells.html.j2")
+    tools = {"markdown": markdown, "parts": parts, "highlighted": highlighted}
+    return Markup(template.render(cells=cells, failed=failed, **tools))
 
 
 def render(notebook: NotebookNode, run: dict) -> str:
@@ -217,13 +205,14 @@ def render(notebook: NotebookNode, run: dict) -> str:
     """
     markdown = Markdown()
     failed = None if run.get("status") == "ok" else _failed_cell(notebook.cells, run)
-    body = _cells(notebook, failed, markdown)
+    body = _cells(notebook.cells, failed, markdown)
     error = records.section(run, "error")
     template = records.page_templates().get_template("report.html.j2")
     return template.render(
         advice=_advice(run, error),
         answer=_answer(notebook.cells, markdown),
-        body=Markup(body),
+        body=body,
+        colab=_colab(notebook.cells),
         code_styles=[HtmlFormatter(style=style) for style in ("default", "github-dark")],
         error=error,
         failed=failed,

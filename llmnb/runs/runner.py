@@ -1,17 +1,17 @@
 """Run one notebook with parameters, and leave its outputs, a report and a record in a folder.
 
-papermill's engine executes the cells. What it writes into the notebook can't be trusted after a
-dead kernel or a timeout, so the status comes from the exception that it raises.
+nbclient executes the cells. What it writes into the notebook can't be trusted after a dead kernel
+or a timeout, so the status comes from the exception that it raises.
 """
 
+from __future__ import annotations
+
 import contextlib
-import copy
 import datetime
 import functools
 import html
 import itertools
 import json
-import logging
 import math
 import os
 import re
@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import nbformat
@@ -32,6 +32,9 @@ from llmnb import files, hardware
 from llmnb.record import ANSWER_MIME, METRIC_MIME, RUN_MIME
 from llmnb.runs import facts, kernels, records, report
 from llmnb.runs import parameters as params
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
 
 SECONDS_BETWEEN_SAVES = 2  # of the notebook while it runs
 SECONDS_BETWEEN_SAMPLES = 0.25  # of the kernel's memory
@@ -73,7 +76,9 @@ def run(
     files.write_json(folder / "run.json", record)
 
     params.inject(notebook, values)
-    _remove_outputs(notebook)
+    for cell in notebook.cells:  # no outputs of an earlier run
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
     execution = _Execution(notebook, folder, job, secrets, progress, is_cancelled)
     variables = {params.secret_variable(key): secret for key, secret in secrets.items()}
     variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
@@ -179,27 +184,28 @@ class _Execution:
 
     def execute(self, kernel_class: type) -> dict[str, Any]:
         """Run all cells; returns the record's "status" and "error"."""
-        from nbclient.exceptions import CellTimeoutError, DeadKernelError
-        from papermill.engines import papermill_engines
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-        logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the record has the error
         self.save()
+        client = NotebookClient(
+            self.notebook,
+            kernel_manager_class=kernel_class,
+            timeout_func=self._seconds_left,
+            coalesce_streams=True,
+            record_timing=False,
+            raise_on_iopub_timeout=True,
+            resources=self.resources,
+        )
         is_done = threading.Event()
         sample = functools.partial(self._sample_memory, kernel_class, is_done)
         threading.Thread(target=sample, daemon=True).start()
         try:
-            papermill_engines.execute_notebook_with_engine(
-                None,
-                self.notebook,
-                kernel_name="python3",
-                progress_bar=False,
-                kernel_manager_class=kernel_class,
-                timeout_func=self._seconds_left,
-                coalesce_streams=True,
-                resources=self.resources,
-                on_cell_start=self._cell_started,
-                on_cell_complete=self._cell_completed,
-            )
+            with client.setup_kernel():
+                self._execute_cells(client)
+        except CellExecutionError as error:
+            message = re.sub(r"\x1b\[[\d;]*m", "", error.evalue)
+            return self.outcome("failed", error.ename, message)
         except (CellTimeoutError, _OutOfTime):
             message = f"The notebook took longer than its {self.timeout:g} s."
             return self.outcome("timeout", "TimeoutError", message)
@@ -215,17 +221,19 @@ class _Execution:
             return self.outcome("failed", type(error).__name__, message)
         finally:
             is_done.set()
-        return self._first_error() or {"status": "ok", "error": None}
+        return {"status": "ok", "error": None}
 
-    def _first_error(self) -> dict[str, Any] | None:
-        """The outcome that an unexpected error in a cell's outputs means."""
+    def _execute_cells(self, client: NotebookClient) -> None:
+        n_cells = len(self.notebook.cells)
         for number, cell in enumerate(self.notebook.cells, start=1):
-            for output in cell.get("outputs", []):
-                if output.output_type == "error" and not params.has_tag(cell, "raises-exception"):
-                    self.cell_number = number
-                    message = re.sub(r"\x1b\[[\d;]*m", "", output.evalue)
-                    return self.outcome("failed", output.ename, message)
-        return None
+            self.cell_number = number
+            if self.timeout is not None and time.monotonic() - self.start > self.timeout:
+                raise _OutOfTime
+            client.execute_cell(cell, number - 1)
+            if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
+                self.save()
+            if self.progress:
+                self.progress(number, n_cells, time.monotonic() - self.start)
 
     def outcome(self, status: str, kind: str, message: str) -> dict[str, Any]:
         """The record's "status" and "error", for a run that ended in the current cell."""
@@ -236,18 +244,6 @@ class _Execution:
         if self.timeout is None:
             return None
         return max(1, math.ceil(self.timeout - (time.monotonic() - self.start)))
-
-    def _cell_started(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
-        self.cell_number = cell_index + 1
-        if self.timeout is not None and time.monotonic() - self.start > self.timeout:
-            raise _OutOfTime
-
-    def _cell_completed(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
-        if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
-            self.save()
-        if self.progress:
-            seconds = time.monotonic() - self.start
-            self.progress(cell_index + 1, len(self.notebook.cells), seconds)
 
     def _sample_memory(self, kernel_class: type, is_done: threading.Event) -> None:
         while not is_done.wait(SECONDS_BETWEEN_SAMPLES):
@@ -269,25 +265,10 @@ class _Execution:
         return value
 
     def save(self) -> None:
-        """Write the notebook as it is so far, without secrets and without papermill's times."""
+        """Write the notebook as it is so far, without secrets."""
         self.last_save = time.monotonic()
-        notebook = copy.deepcopy(self.notebook)
-        for part in (notebook, *notebook.cells):
-            part.metadata.pop("papermill", None)
-            part.metadata.pop("execution", None)
-        text = nbformat.writes(self.as_stored(notebook))
+        text = nbformat.writes(self.as_stored(self.notebook))
         files.write_text(self.folder / "notebook.ipynb", text)
-
-
-def _remove_outputs(notebook: nbformat.NotebookNode) -> None:
-    """Remove the outputs of an earlier run, and add the metadata that papermill's engine needs."""
-    notebook.metadata["papermill"] = nbformat.NotebookNode()
-    for cell in notebook.cells:
-        cell.metadata.setdefault("tags", [])
-        cell.metadata["papermill"] = nbformat.NotebookNode()
-        if cell.cell_type == "code":
-            cell.outputs = []
-            cell.execution_count = None
 
 
 def collect(cells: list[dict], mime: str) -> dict[str, dict]:

@@ -3,120 +3,70 @@
 Everything heavy is imported inside the functions: `llmnb --help` answers at once.
 """
 
-import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+import click
 
 from llmnb import files
 
 SECONDS_BETWEEN_LINES = 15  # of progress, where the output is not a terminal
 SECONDS_BETWEEN_INDEXES = 30  # the page is written again while a sweep runs
+COUNT = click.IntRange(min=1)
+PAIR_HELP = "set a parameter (see: llmnb list)"
+CHOICES_HELP = "the values of a parameter, separated by commas"
 
 
-def add_run(commands: argparse._SubParsersAction) -> None:
-    """Add `llmnb run` to the commands."""
-    subparser = commands.add_parser(
-        "run",
-        help="run notebooks, and write a report of each run",
-        description="Run notebooks: by number (01), name (01_concepts or concepts) or path.",
+def _shared_options(command: Callable) -> Callable:
+    """The options of `llmnb run` and `llmnb sweep` alike."""
+    options = (
+        click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help=PAIR_HELP),
+        click.option("-f", "file", metavar="FILE", help="parameters from a YAML file"),
+        click.option("--profile", help="the same as -p profile"),
+        click.option("--out", default="reports", metavar="DIR", help="default: reports"),
+        click.option("--timeout", type=COUNT, metavar="S", help="seconds for a notebook"),
     )
-    subparser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK")
-    subparser.add_argument("--all", action="store_true", help="every numbered notebook")
-    subparser.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at once")
-    _add_parameters(subparser)
-    subparser.set_defaults(command=_run)
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
-def add_sweep(commands: argparse._SubParsersAction) -> None:
-    """Add `llmnb sweep` to the commands."""
-    subparser = commands.add_parser(
-        "sweep",
-        help="run a notebook over a grid of parameters, and compare",
-        description="Run a notebook with every combination of the values, on all cores or on a "
-        "cluster (see docs/cluster.md). What finished before is skipped.",
-    )
-    subparser.add_argument("notebook", metavar="NOTEBOOK")
-    subparser.add_argument(
-        "-g",
-        dest="choices",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "V1,V2"),
-        help="the values of a parameter, separated by commas",
-    )
-    subparser.add_argument("--grid", metavar="FILE", help="NAME: [V1, V2] from a YAML file")
-    subparser.add_argument(
-        "--repeat", type=_count, default=1, metavar="N", help="run each setting with N seeds"
-    )
-    subparser.add_argument(
-        "--jobs", type=_count, metavar="N", help="runs at once (default: by cores and memory)"
-    )
-    subparser.add_argument("--cluster", metavar="ADDRESS", help="of a dask scheduler")
-    subparser.add_argument("--dry-run", action="store_true", help="list the runs and stop")
-    _add_parameters(subparser)
-    subparser.set_defaults(command=_sweep)
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NOTEBOOK]...")
+@click.option("--all", "is_all", is_flag=True, help="every numbered notebook")
+@click.option("--jobs", type=COUNT, default=1, metavar="N", help="so many at once")
+@_shared_options
+def run(names, is_all, jobs, pairs, file, profile, out, timeout) -> int:
+    """Run notebooks, and write a report of each run.
 
+    A notebook is named by number (01), name (01_concepts or concepts) or path.
+    """
+    from llmnb.runs import index, parameters, runner
+    from llmnb.runs import sweep as sweeps
 
-def _add_parameters(subparser: argparse.ArgumentParser) -> None:
-    subparser.add_argument(
-        "-p",
-        dest="parameters",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("NAME", "VALUE"),
-        help="set a parameter (see: llmnb list)",
-    )
-    subparser.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
-    subparser.add_argument("--profile", help="the same as -p profile")
-    subparser.add_argument("--out", default="reports", metavar="DIR", help="default: reports")
-    subparser.add_argument(
-        "--timeout", type=_seconds, metavar="S", help="seconds a notebook may take (default: none)"
-    )
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be a whole number above 0")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("must be a number of seconds above 0")
-    return seconds
-
-
-def _run(options: argparse.Namespace) -> int:
-    from llmnb.runs import index, parameters, runner, sweep
-
-    values = _parameter_values(options)
-    paths = [parameters.find_notebook(name) for name in options.notebooks]
-    if options.all:
+    values = _parameter_values(pairs, file, profile)
+    paths = [parameters.find_notebook(name) for name in names]
+    if is_all:
         paths += [path for path in parameters.all_notebooks() if path not in paths]
     if not paths:
         raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
-    out = _output_folder(options)
+    folder = _output_folder(out)
     for path in paths:  # check all of them before the first one starts
         parameters.resolve(parameters.read_notebook(path), values, path.stem)
-    if options.jobs > 1:
-        tasks = [task for path in paths for task in sweep.plan(path, [values], options.timeout)]
-        return _run_tasks(tasks, out, n_jobs=options.jobs, skip_finished=False)
+    if jobs > 1:
+        tasks = [task for path in paths for task in sweeps.plan(path, [values], timeout)]
+        return _run_tasks(tasks, folder, n_jobs=jobs, skip_finished=False)
     exit_code = 0
     for path in paths:
         line = _ProgressLine(path.stem)
-        job = runner.Job(str(path), values, options.out, options.timeout)
+        job = runner.Job(str(path), values, out, timeout)
         try:
             record = runner.run(job, line.show_progress)
         finally:
-            page = index.write_index(out)
+            page = index.write_index(folder)
         if record["status"] != "ok":
             exit_code = 1
         line.show_end(record)
@@ -124,51 +74,67 @@ def _run(options: argparse.Namespace) -> int:
     return exit_code
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
+def _output_folder(out: str) -> Path:
     """The folder of --out. Raises ParameterError where it holds somebody's web site."""
     from llmnb.runs import parameters
 
-    out = Path(options.out)
-    if (out / "index.html").exists() and not (out / "runs").is_dir():
+    if Path(out, "index.html").exists() and not Path(out, "runs").is_dir():
         raise parameters.ParameterError(
             f"{out} holds an index.html that is no index of runs: give another folder as --out."
         )
-    return out
+    return Path(out)
 
 
-def _sweep(options: argparse.Namespace) -> int:
-    from llmnb.runs import parameters, sweep, workers
+@click.command()
+@click.argument("name", metavar="NOTEBOOK")
+@click.option("-g", "choices", nargs=2, multiple=True, metavar="NAME V1,V2", help=CHOICES_HELP)
+@click.option("--grid", metavar="FILE", help="NAME: [V1, V2] from a YAML file")
+@click.option("--repeat", type=COUNT, default=1, metavar="N", help="run each setting with N seeds")
+@click.option("--jobs", type=COUNT, metavar="N", help="at once (default: by cores and memory)")
+@click.option("--cluster", metavar="ADDRESS", help="of a dask scheduler")
+@click.option("--dry-run", is_flag=True, help="list the runs and stop")
+@_shared_options
+def sweep(
+    name, choices, grid, repeat, jobs, cluster, dry_run, pairs, file, profile, out, timeout
+) -> int:
+    """Run a notebook over a grid of parameters, and compare.
 
-    path = parameters.find_notebook(options.notebook)
-    fixed = _parameter_values(options)
-    choices = files.read_settings(options.grid) if options.grid else {}
-    choices |= {name: values.split(",") for name, values in options.choices}
-    if both := sorted(fixed.keys() & choices.keys()):
+    Every combination of the values is run, on all cores or on a cluster (see docs/cluster.md).
+    What finished before is skipped.
+    """
+    from llmnb.runs import parameters, workers
+    from llmnb.runs import sweep as sweeps
+
+    path = parameters.find_notebook(name)
+    fixed = _parameter_values(pairs, file, profile)
+    values_of = files.read_settings(grid) if grid else {}
+    values_of |= {key: values.split(",") for key, values in choices}
+    if both := sorted(fixed.keys() & values_of.keys()):
         raise parameters.ParameterError(f"{both[0]} has one value (-p) and several (-g).")
-    settings = [fixed | setting for setting in sweep.grid(choices)]
-    if options.repeat > 1:
-        settings = sweep.repeated(settings, options.repeat, path)
-    out = _output_folder(options)
-    tasks = sweep.plan(path, settings, options.timeout, bool(options.cluster))
+    settings = [fixed | setting for setting in sweeps.grid(values_of)]
+    if repeat > 1:
+        settings = sweeps.repeated(settings, repeat, path)
+    folder = _output_folder(out)
+    tasks = sweeps.plan(path, settings, timeout, bool(cluster))
     if len(tasks) < len(settings):
         print(f"{len(settings) - len(tasks)} settings are the same as others, and run once.")
-    if not options.dry_run:
-        n_jobs = options.jobs or workers.default_jobs()
-        return _run_tasks(tasks, out, options.cluster, n_jobs)
-    names = dict.fromkeys([*choices, "seed"])
+    if not dry_run:
+        return _run_tasks(tasks, folder, cluster, jobs or workers.default_jobs())
     for task in tasks:
         stored = parameters.redacted(task.parameters)
-        values = ", ".join(f"{name} = {stored[name]}" for name in names if name in stored)
-        print(f"{task.name}  {values}  {'done' if sweep.is_finished(out, task) else 'to run'}")
+        keys = [key for key in dict.fromkeys([*values_of, "seed"]) if key in stored]
+        values = ", ".join(f"{key} = {stored[key]}" for key in keys)
+        print(f"{task.name}  {values}  {'done' if sweeps.is_finished(folder, task) else 'to run'}")
     return 0
 
 
 def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=True) -> int:
     """Run the tasks with their progress on a line; returns the exit code."""
-    from llmnb.runs import index, sweep
+    from llmnb.runs import index
+    from llmnb.runs import sweep as sweeps
 
     line = _ProgressLine(f"{len(tasks)} runs")
-    outcomes = sweep.run(tasks, out, address, n_jobs, line.show_sweep, skip_finished)
+    outcomes = sweeps.run(tasks, out, address, n_jobs, line.show_sweep, skip_finished)
     n_failed = 0
     last_index = time.monotonic()
     try:
@@ -189,12 +155,12 @@ def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=Tru
     return 1 if n_failed else 0
 
 
-def _parameter_values(options: argparse.Namespace) -> dict:
+def _parameter_values(pairs: tuple, file: str | None, profile: str | None) -> dict:
     """The values from the file, overridden by those of the command line."""
-    values = files.read_settings(options.file) if options.file else {}
-    values |= dict(options.parameters)
-    if options.profile:
-        values["profile"] = options.profile
+    values = files.read_settings(file) if file else {}
+    values |= dict(pairs)
+    if profile:
+        values["profile"] = profile
     return values
 
 
@@ -210,21 +176,20 @@ class _ProgressLine:
             print(f"{name} ...", flush=True)
 
     def show_progress(self, cells_done: int, cells: int, seconds: float) -> None:
-        text = f"{self.name}  cell {cells_done} of {cells}  {seconds:.0f} s"
+        """How far a notebook is."""
+        self._show(f"{self.name}  cell {cells_done} of {cells}  {seconds:.0f} s")
+
+    def show_sweep(self, progress) -> None:
+        """How far a sweep is."""
+        self.text = progress.text()
+        self._show(self.text)
+
+    def _show(self, text: str) -> None:
         if self.start_of_line:
             print(self.start_of_line + text, end="", flush=True)
         elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
             self.last_print = time.monotonic()
             print(text, flush=True)
-
-    def show_sweep(self, progress) -> None:
-        """How far a sweep is."""
-        self.text = progress.text()
-        if self.start_of_line:
-            print(self.start_of_line + self.text, end="", flush=True)
-        elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
-            self.last_print = time.monotonic()
-            print(self.text, flush=True)
 
     def show_outcome(self, outcome) -> None:
         """How a run of a sweep ended."""

@@ -207,11 +207,8 @@ def _outcome(out: Path, task: Task, future: Any) -> Outcome:
         return Outcome(task, "failed", None, message)
     folder = store(out, task.name, future.result())
     record = records.read_record(folder)
-    error = records.section(record, "error")
-    message = None
-    if error:
-        cell, kind = error.get("cell"), error.get("type")
-        message = f"cell {cell}: {kind}: {records.as_text(error.get('message'))}"
+    error = record["error"]
+    message = error and f"cell {error['cell']}: {error['type']}: {error['message']}"
     return Outcome(task, record["status"], folder, message)
 
 
@@ -237,7 +234,7 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
             try:
                 return partial.rename(folder)
             except OSError:
-                if not folder.exists():  # else another process made it in this moment
+                if not folder.exists():  # else another process came first
                     raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)

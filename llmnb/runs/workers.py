@@ -143,13 +143,13 @@ def execute(task: Task) -> dict[str, bytes]:
 
 def _with_paths(values: dict[str, Any], moved: dict[str, str]) -> dict[str, Any]:
     """The parameters with the paths of this machine."""
-    changed = {}
-    for name, value in values.items():
+
+    def here(value: Any) -> Any:
         if isinstance(value, list):
-            changed[name] = [moved.get(v, v) if isinstance(v, str) else v for v in value]
-        else:
-            changed[name] = moved.get(value, value) if isinstance(value, str) else value
-    return changed
+            return [here(item) for item in value]
+        return moved.get(value, value) if isinstance(value, str) else value
+
+    return {name: here(value) for name, value in values.items()}
 
 
 def default_jobs() -> int:
@@ -173,14 +173,10 @@ def _gpus() -> list[str]:
 def connect(address: str | None, n_jobs: int) -> distributed.Client:
     """A client of the scheduler at the address, or of a new cluster on this machine.
 
-    Raises SweepError where dask.distributed is missing or no scheduler answers.
+    Raises SweepError where no scheduler answers.
     """
-    try:
-        import distributed
-    except ModuleNotFoundError as error:
-        raise SweepError(
-            "Several runs at once need dask.distributed: pip install distributed"
-        ) from error
+    import distributed
+
     for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.core"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports what matters
     if address is None:
