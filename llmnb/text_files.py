@@ -2,6 +2,7 @@
 
 import codecs
 import gzip
+import re
 import zlib
 from pathlib import Path
 
@@ -10,16 +11,29 @@ from llmnb import LlmnbError
 _SUFFIXES = {
     "a spreadsheet, as Excel saves it": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
     "a document of a word processor": (".docx", ".doc", ".odt", ".rtf", ".pages"),
+    "a book or slides": (".epub", ".mobi", ".pptx", ".ppt", ".odp", ".key"),
     "a PDF": (".pdf",),
+}
+BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
 }
 _BEGINNINGS = {  # of files whose names promise something else
     b"%pdf": "a PDF",
+    b"{\\rtf": "a document of a word processor",
     b"pk\3\4": "a zip archive, as files of Excel and Word are",
     b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
     b"<!doctype html": "a web page (perhaps the one that offers the file, or an error)",
     b"<html": "a web page (perhaps the one that offers the file, or an error)",
     b"version https://git-lfs": "only Git LFS's pointer to the file (git lfs pull fetches it)",
 }
+
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and the like, in logs
+# In cp1252: a letter, then signs or a capital, then a small letter.
+_UNLIKELY = re.compile("[A-Za-zß-ÿ](?:[¡-©«¬®-±³-¶¸¹»-¿ˆ˜†‡•‰‹›„“”]+|[ŠŒŽŸÀ-ÖØ-Þ])(?=[a-zß-ÿ])")
 
 
 class DataError(LlmnbError, ValueError):
@@ -39,13 +53,13 @@ def read_bytes(path: Path) -> bytes:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is no text of the user's, but a program's.
 
-    For example .DS_Store, macOS's ._notes.txt, and Office's ~$notes.docx.
+    For example .DS_Store, macOS's ._notes.txt, Office's ~$notes.docx, and npm's packages.
     """
-    return name.startswith((".", "~$")) or name == "__MACOSX"
+    return name.startswith((".", "~$")) or name in ("__MACOSX", "node_modules")
 
 
-def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
-    """Raise DataError if a file's name or its first bytes show that it is no text."""
+def other_kind(content: bytes, name: str) -> str:
+    """What a file is that is no text, as its name or its first bytes show; "" for a text."""
     head = content[:4096]
     suffix = Path(name).suffix.lower()
     kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
@@ -53,17 +67,23 @@ def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
     kinds += [kind for mark, kind in _BEGINNINGS.items() if start.startswith(mark)]
     if encoding_of(head) == "utf-8-sig" and head.count(0) > len(head) / 100:
         kinds.append("not a text file")
-    if kinds:
-        raise DataError(f"{name} is {kinds[0]}: {advice}.")
+    return kinds[0] if kinds else ""
+
+
+def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
+    """Raise DataError for what is no text."""
+    if kind := other_kind(content, name):
+        raise DataError(f"{name} is {kind}: {advice}.")
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding that a file's first bytes show: UTF-8 or UTF-16.
+    """The encoding that a file's first bytes show: UTF-8, UTF-16 or UTF-32.
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
+    for mark, encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            return encoding
     if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):
         return "utf-16-le"
     return "utf-8-sig"
@@ -80,7 +100,7 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        if encoding != "utf-8-sig" or notes is None or not _is_western(content):
+        if encoding != "utf-8-sig" or notes is None or not is_western(content):
             kind = encoding.upper().removesuffix("-SIG")
             raise DataError(f"{name}, line {line}: a character is not {kind}: {advice}.") from error
         notes.append(
@@ -91,20 +111,22 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
     if n_zeros and notes is not None:
         line = text[: text.index("\0")].count("\n") + 1
         notes.append(f"zero bytes in it are read as spaces: {n_zeros:,}, the first in line {line}.")
-    return text.replace("\0", " ")
+    return TERMINAL_CODES.sub("", text.replace("\0", " "))
 
 
-def _is_western(content: bytes) -> bool:
+def is_western(content: bytes) -> bool:
     """Whether bytes that are not UTF-8 are likely to be cp1252.
 
-    In a Western European text at most a quarter of the characters are not ASCII. And if many of
-    those are valid UTF-8, the file is UTF-8 with a few broken characters.
+    In a Western European text at most a quarter of the characters are not ASCII. Within words
+    there are hardly any signs, as in "ksi¹¿ka" (Polish), or capitals, as in "BŠr" (an old Mac's
+    ä). And if many characters are valid UTF-8, the file is UTF-8 with a few broken ones.
     """
     try:
-        content.decode("cp1252")  # five of the 256 bytes mean nothing in it
+        western = content.decode("cp1252")  # five of the 256 bytes mean nothing in it
     except UnicodeDecodeError:
         return False
     text = content.decode("utf-8", "replace")
     n_invalid = text.count("\N{REPLACEMENT CHARACTER}")
     n_not_ascii = len(text) - len(text.encode("ascii", "ignore"))
-    return n_not_ascii < min(2 * n_invalid, len(text) / 4) + 1
+    is_mostly_invalid = n_not_ascii < min(2 * n_invalid, len(text) / 4) + 1
+    return is_mostly_invalid and 20 * len(_UNLIKELY.findall(western)) < n_not_ascii + 1

@@ -90,6 +90,8 @@ READABLE = {
     "cp1252": case(table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
     "UTF-16": case(table_text(FRENCH, "\t").encode("utf-16"), FRENCH, name="a.txt"),
     "UTF-16 without its mark": case(table_text().encode("utf-16-le")),
+    "UTF-32": case(table_text(FRENCH).encode("utf-32"), FRENCH),
+    "a terminal's colours": case(table_text().replace(" film", " \x1b[1mfilm\x1b[0m")),
     "a zero byte far down": case(
         table_text([*ROWS * 9, ("a\0b", "pos")]), [*ROWS * 9, ("a b", "pos")], "1, .* in line 362"
     ),
@@ -134,6 +136,7 @@ READABLE = {
     "JSON, lists as columns": case(json.dumps(FRAME.to_dict("list")), name="a.json"),
     "JSON, rows by their number": case(FRAME.to_json(orient="index"), name="a.json"),
     "JSON, header and rows": case(FRAME.to_json(orient="split"), name="a.json"),
+    "JSON, a list of texts": case(json.dumps([text for text, _ in ROWS]), name="a.json"),
     "JSON, a list of lists": case(json.dumps([["text", "label"], *ROWS]), name="a.json"),
     "JSON, records in a wrapper": case(f'{{"n": 40, "data": {RECORDS}}}', name="a.json"),
     "JSON, a record per line": case(PER_LINE + "\n\n", name="a.ndjson"),
@@ -165,6 +168,8 @@ def test_a_file_is_read_whole(case, tmp_path):
 
 PACKED = gzip.compress(table_text().encode())
 CHINESE = "文本,标签\n" + "".join(f"这部电影很好看，第{n}次,好\n" for n in range(40))
+POLISH = "text,label\n" + "".join(f"Film był żółty {n},dobry\n" for n in range(40))
+BEARS = "text,label\n" + "".join(f"Bären für Käthe {n},gut\n" for n in range(40))
 GREEK = "text,label\n" + "".join(f"Η ταινία ήταν {n},καλή\n" for n in range(40))
 BROKEN_UTF8 = (table_text() + "é,ü").encode() + b"\xe9,ok\n"
 
@@ -195,6 +200,9 @@ UNREADABLE = {
     "gz that is damaged": ("a.csv.gz", PACKED[:40] + b"!" + PACKED[41:], "can't be read: "),
     "parquet that ends early": ("a.parquet", FRAME.to_parquet()[:-9], "can't be read: "),
     "GBK": ("a.csv", CHINESE.encode("gbk"), "line 1: .*is not UTF-8: save"),
+    "Polish in one byte": ("a.csv", POLISH.encode("cp1250"), "line 2: .*is not UTF-8: save"),
+    "an old Mac's umlauts": ("a.csv", BEARS.encode("mac_roman"), "line 2: .*is not UTF-8: save"),
+    "a letter called .csv": ("a.csv", rb"{\rtf1 a,b}", "is a document of a word processor"),
     "Greek in one byte": ("a.csv", GREEK.encode("iso8859-7"), "line 2: .*is not UTF-8"),
     "UTF-8 with a broken character": ("a.csv", BROKEN_UTF8, "line 42: .*is not UTF-8"),
     "UTF-16 cut in a character": ("a.csv", table_text().encode("utf-16")[:-1], "is not UTF-16"),

@@ -180,6 +180,16 @@ def read_docx(data: bytes, document: Document) -> None:
             for child in list(element):
                 element.addprevious(child)
             element.getparent().remove(element)
+    struck_out = file.element.body.xpath(".//w:r[w:rPr/w:strike[not(@w:val='0')]]")
+    for run in struck_out:
+        run.getparent().remove(run)
+    if struck_out:
+        note = f"left out of it: text that is struck out (pieces: {len(struck_out)})"
+        document.notes.append(note)
+    for text in file.element.body.xpath(".//w:r[w:rPr/w:vertAlign/@w:val='superscript']/w:t"):
+        follows_digit = re.search(r"\d\Z", text.xpath("string(preceding::w:t[1])"))
+        if follows_digit and text.text[:1].isdigit():  # 500 and a note's 1 are not 5001
+            text.text = f"^{text.text}"
     page = ""
     for number, block in enumerate(file.iter_inner_content(), 1):
         page += f"<!--line {number}-->"

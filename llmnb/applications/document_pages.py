@@ -18,7 +18,7 @@ from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
 from mistune.plugins.formatting import strikethrough
 from mistune.plugins.table import table, table_in_list, table_in_quote
 
-MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
+from llmnb.text import has_cut_words, on_one_line
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Document:
 
     def add(self, line: int, text: str, level: int = 0) -> None:
         """A unit. The first heading of level 1 is the title of a document that has no other."""
-        if level:
-            text = " ".join(text.split())
+        if level:  # without the address that some tools let follow it: {#fees}
+            text = re.sub(r" \{[#.][^{}]*\}$", "", " ".join(text.split()))
         if text.strip():
             self.units.append(Unit(line, text.rstrip(), level))
         if level == 1:
@@ -67,6 +67,7 @@ _BLOB = re.compile(
     r"|[A-Za-z0-9+/=_-]{200,}",
     re.MULTILINE,
 )
+MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
 _NEW_UNIT = re.compile(r"[-*•–+>|#]\s|\(?\d{1,3}[.)]\s|\d+[-:/.]\d|\[")
 
 
@@ -77,14 +78,15 @@ def unwrapped(lines: Sequence[str]) -> list[str]:
     """
     lines = [" ".join(line.split()) for line in lines if line.strip()]
     width = max(map(len, lines), default=0)
+    is_list = width < MIN_WRAPPED_COLUMNS and not has_cut_words("\n".join(lines))
     units = [lines[:1]]
     for previous, line in itertools.pairwise(lines):
         is_full = len(previous) + 1 + len(line.split()[0]) > width
         goes_on = line[0].islower() and not lines[0][0].islower()
-        if width < MIN_WRAPPED_COLUMNS or _NEW_UNIT.match(line) or not (is_full or goes_on):
+        if is_list or _NEW_UNIT.match(line) or not (is_full or goes_on):
             units.append([])
         units[-1].append(line)
-    return [" ".join(unit) for unit in units]
+    return [on_one_line("\n".join(unit)) for unit in units]
 
 
 _FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -181,14 +183,15 @@ _CODE = {"pre", "listing", "xmp", "plaintext"}
 _BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE} | set(
     re.findall(
         r"\w+",
-        "address article aside blockquote body caption center dd details dialog dir div dl dt"
-        " fieldset figcaption figure footer form frameset head header hgroup hr html legend li"
+        "address article aside blockquote body button caption center dd details dialog dir div dl"
+        " dt fieldset figcaption figure footer form frameset head header hgroup hr html legend li"
         " main menu nav ol optgroup option p search section summary table tbody td tfoot th thead"
         " tr ul",
     )
 )
 _CELLS = ["td", "th"]
-_NO_CELL_HAS = ["table", "ul", "ol", "dl", "pre", *_HEADINGS]  # else it arranges a page
+_NO_DATA_HAS = ["table", "pre", *_HEADINGS]  # a table that has them arranges a page
+_NO_CELL_HAS = [*_NO_DATA_HAS, "ul", "ol", "dl"]  # without a header lists do that as well
 
 
 def read_html(contents: str, document: Document) -> None:
@@ -201,13 +204,20 @@ def read_page(page: str, document: Document) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it takes a short text for a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
-    for tag in soup(["script", "style", "template"]):
+    if struck_out := soup(["del", "s", "strike"]):
+        note = f"left out of it: text that is struck out (pieces: {len(struck_out)})"
+        document.notes.append(note)
+    for tag in soup(["script", "style", "template"]) + struck_out:
+        tag.decompose()
+    for tag in soup("sup", string=re.compile(r"^\W*\d")):  # 500 and a note's 1 are not 5001
+        if re.search(r"\d\Z", str(tag.previous)):
+            tag.insert(0, "^")
+    for tag in soup("a", href=re.compile("^#"), string=re.compile(r"^\W+$")):  # a heading's ¶
         tag.decompose()
     for tag in soup("br"):
         tag.insert_before("\v")
     for tag in soup("title"):
-        is_open = tag.find() is not None  # and around all that follows
-        if tag.parent.name in ("head", "html", soup.name) and not is_open:
+        if tag.parent.name in ("head", "html", soup.name) and not tag.find():  # else it is open
             document.title = document.title or " ".join(tag.get_text().split())
             tag.decompose()
     for tag in soup("ol"):
@@ -218,7 +228,7 @@ def read_page(page: str, document: Document) -> None:
             _put_before(" ".join(tag.get_text().split()).rstrip(":") + ": ", definition)
             tag.decompose()
     for tag in soup("table"):
-        if not tag.find(_NO_CELL_HAS):
+        if not tag.find(_NO_CELL_HAS if tag.find("th") is None else _NO_DATA_HAS):
             rows = soup.new_tag("pre")
             rows.string = "\n".join(_table_units(tag))
             rows.sourceline = tag.sourceline
@@ -308,6 +318,9 @@ def _table_units(tag: Tag) -> list[str]:
     rows: list[list[str]] = []
     spans: dict[int, tuple[int, str]] = {}  # of a column: for how many more rows, the text
     for cells in cells_by_row.values():
+        has_corner = not texts[id(cells[0])].strip()  # which may be empty in a row of names
+        are_names = all(cell.name == "th" for cell in cells[has_corner:])
+        is_header = not rows and (are_names or tag.thead in cells[0].parents)
         row: list[str] = []
         for cell in [*cells, None]:
             while spans.get(len(row), (0, ""))[0] > 0:
@@ -318,8 +331,7 @@ def _table_units(tag: Tag) -> list[str]:
                 text = " ".join(texts[id(cell)].split())
                 spans[len(row)] = (_span(cell, "rowspan") - 1, text)
                 row.append(text)
-                row += [text if cell.name == "th" else ""] * (_span(cell, "colspan") - 1)
-        is_header = not rows and all(cell.name == "th" for cell in cells)
+                row += [text if is_header else ""] * (_span(cell, "colspan") - 1)
         (headers if is_header else rows).append(row)
     columns = itertools.zip_longest(*headers, fillvalue="")
     names = [" ".join(dict.fromkeys(filter(None, column))) for column in columns]

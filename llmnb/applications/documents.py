@@ -4,7 +4,6 @@ In a passage's text a line is a unit: a paragraph, a list item, a table's row wi
 names, a line of code. Between two lines no sentence goes on. What was wrapped is on one line.
 """
 
-import codecs
 import itertools
 import os
 import re
@@ -20,20 +19,13 @@ from bs4.dammit import EncodingDetector
 from llmnb.applications import document_formats as formats
 from llmnb.applications.document_pages import Document, Unit
 from llmnb.text import split_sentences
-from llmnb.text_files import is_hidden
+from llmnb.text_files import BYTE_ORDER_MARKS, TERMINAL_CODES, is_hidden, is_western, other_kind
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
-MAX_FOREIGN_SHARE = 0.2  # of the bytes outside ASCII in a text that isn't UTF-8
 _UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
-_BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 @dataclass(frozen=True)
@@ -215,11 +207,15 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
         passages, note = chunks(name, data)
         notes = [note] if note else []
     else:
+        foreign = other_kind(data, name)
+        if foreign and "web page" not in foreign:
+            return [], f"left out: it is {foreign}; save it as plain text (UTF-8)"
         try:
             text, encoding_note = _decoded(data, kind)
         except ValueError:
             return [], "left out: it is no text, or in an unknown encoding; save it as UTF-8"
-        passages, note = chunks(name, text.replace("\r\n", "\n").replace("\r", "\n"))
+        text = TERMINAL_CODES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+        passages, note = chunks(name, text)
         notes = [note for note in (note, encoding_note) if note]
     if not (passages or notes):
         notes.append("left out: there is no word in it")
@@ -228,7 +224,7 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
 
 def _decoded(data: bytes, kind: str) -> tuple[str, str]:
     """The text, and a note if its encoding had to be guessed. Raises ValueError for no text."""
-    for mark, codec in _BYTE_ORDER_MARKS.items():
+    for mark, codec in BYTE_ORDER_MARKS.items():
         if data.startswith(mark):
             return data.decode(codec), ""
     if b"\0" in data:
@@ -240,8 +236,7 @@ def _decoded(data: bytes, kind: str) -> tuple[str, str]:
             return data.decode(codec), ""
         except (LookupError, UnicodeDecodeError):
             continue  # it isn't in that one, or there is no such encoding
-    n_foreign = sum(byte > 127 for byte in data)
-    if n_foreign > MAX_FOREIGN_SHARE * len(data):
+    if not is_western(data):
         raise ValueError("not Western European")
     note = "read as Windows-1252, since it isn't UTF-8: save it as UTF-8 if letters look wrong"
     return data.decode("cp1252"), note
