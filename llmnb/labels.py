@@ -46,9 +46,9 @@ def _normalize(label: str) -> str:
 
 
 def _folded(label: str) -> str:
-    """Without case, typography, and format characters such as the soft hyphen."""
+    """Without case, typography, and what can't be seen, as soft hyphens and colours of emojis."""
     folded = unicodedata.normalize("NFKC", label).casefold().translate(_TYPOGRAPHY)
-    return "".join(c for c in folded if unicodedata.category(c) != "Cf")
+    return "".join(c for c in folded if unicodedata.category(c) != "Cf" and c != "\ufe0f")
 
 
 def sort_labels(labels: Collection[str]) -> list[str]:

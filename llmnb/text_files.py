@@ -14,7 +14,7 @@ _SUFFIXES = {
     "a book or slides": (".epub", ".mobi", ".pptx", ".ppt", ".odp", ".key"),
     "a PDF": (".pdf",),
 }
-BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
+_BYTE_ORDER_MARKS = {  # the long ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -81,7 +81,7 @@ def encoding_of(head: bytes) -> str:
 
     UTF-16 without a byte-order mark has a zero in every other byte, where letters are Latin ones.
     """
-    for mark, encoding in BYTE_ORDER_MARKS.items():
+    for mark, encoding in _BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding
     if 2 * head[1::2].count(0) > len(head[1::2]) and not head[::2].count(0):

@@ -19,7 +19,7 @@ from bs4.dammit import EncodingDetector
 from llmnb.applications import document_formats as formats
 from llmnb.applications.document_pages import Document, Unit
 from llmnb.text import split_sentences
-from llmnb.text_files import BYTE_ORDER_MARKS, TERMINAL_CODES, is_hidden, is_western, other_kind
+from llmnb.text_files import TERMINAL_CODES, encoding_of, is_hidden, is_western, other_kind
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
@@ -224,9 +224,9 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
 
 def _decoded(data: bytes, kind: str) -> tuple[str, str]:
     """The text, and a note if its encoding had to be guessed. Raises ValueError for no text."""
-    for mark, codec in BYTE_ORDER_MARKS.items():
-        if data.startswith(mark):
-            return data.decode(codec), ""
+    encoding = encoding_of(data[:4096])
+    if encoding != "utf-8-sig":
+        return data.decode(encoding), ""
     if b"\0" in data:
         raise ValueError("binary")
     is_page = kind in (".html", ".htm")
