@@ -43,6 +43,7 @@ MARKDOWN = [  # a document; its passages, a heading and its units each
     ("# दिल्ली\n\nहै", ["दिल्ली: है"]),
     ("|Fee|\n|-|\n|500<sup>1</sup> for 80 m<sup>2</sup>|", ["a: Fee: 500^1 for 80 m2"]),
     (f"{LONG}\nto come a-\ngain, well-\nknown.", [f"a: {LONG} to come again, wellknown."]),
+    ("Rent\n: 500 euros\n\nFee\n:   3\n\nx", ["a: Rent: 500 euros/Fee: 3/x"]),
     ("# Fees {#money}\n\nx", ["Fees: x"]),
     ("The <script> or <title> tag\n\n<title>\n\nx", ["a: The <script> or tag/x"]),
 ]  # fmt: skip

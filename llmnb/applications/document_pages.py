@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import mistune
 import yaml
 from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
-from mistune.plugins.formatting import strikethrough
-from mistune.plugins.table import table, table_in_list, table_in_quote
+from mistune.plugins import def_list, formatting, table
 
 from llmnb.text import has_cut_words, on_one_line
 
@@ -166,8 +165,10 @@ def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
     markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
-    for plugin in (table, table_in_list, table_in_quote, strikethrough):
+    for plugin in (table.table, table.table_in_list, table.table_in_quote):
         plugin(markdown)
+    formatting.strikethrough(markdown)
+    def_list.def_list(markdown)
     footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
     formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
