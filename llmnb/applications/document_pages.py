@@ -165,10 +165,9 @@ def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
     markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
-    for plugin in (table.table, table.table_in_list, table.table_in_quote):
+    plugins = [table.table, table.table_in_list, table.table_in_quote, def_list.def_list]
+    for plugin in [*plugins, formatting.strikethrough]:
         plugin(markdown)
-    formatting.strikethrough(markdown)
-    def_list.def_list(markdown)
     footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
     formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
