@@ -184,7 +184,7 @@ def on_one_line(text: str) -> str:
 
     A hyphen stays, as in "well-known", if both parts are words of the text.
     """
-    counts = Counter(_WORD.findall(text))
+    counts = Counter(_WORD.findall(text) if has_cut_words(text) else ())
 
     def whole(match: re.Match) -> str:
         are_words = min(counts[match[1]], counts[match[2]]) > 1
