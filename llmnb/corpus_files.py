@@ -101,6 +101,7 @@ def _texts(path: Path, column: str, is_folder: bool, notes: list[str]) -> Iterab
                 raise
             notes.append(f"left out: {error}")
             return []
+        text = text_files.TERMINAL_CODES.sub("", text)
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         cells = [text] if is_folder else _DOCUMENT_END.split(text)
     else:

@@ -111,7 +111,7 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
     if n_zeros and notes is not None:
         line = text[: text.index("\0")].count("\n") + 1
         notes.append(f"zero bytes in it are read as spaces: {n_zeros:,}, the first in line {line}.")
-    return TERMINAL_CODES.sub("", text.replace("\0", " "))
+    return text.replace("\0", " ")
 
 
 def is_western(content: bytes) -> bool:

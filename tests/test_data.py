@@ -115,6 +115,7 @@ CORPORA = {
     "a.txt": "\n\n".join(DOCUMENTS),
     "spaces.txt": " \n".join(f"{text}\n\t" for text in DOCUMENTS),
     "form feeds.txt": "\f".join(DOCUMENTS),
+    "colours.txt": "\n\n".join(f"\x1b[1;31m{text}\x1b[0m" for text in DOCUMENTS),
     "utf-16.txt": "\r\n\r\n".join(DOCUMENTS).encode("utf-16"),
     "packed.txt.gz": gzip.compress("\n\n".join(DOCUMENTS).encode()),
     "a.jsonl": PER_LINE,

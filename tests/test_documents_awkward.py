@@ -254,6 +254,11 @@ def test_text_is_read_in_every_encoding_that_says_what_it_is(codec):
     assert (passage.text, note) == ("Ключ", "")
 
 
+def test_the_colours_of_a_terminal_are_no_text():
+    (passage,), note = documents.read("a.txt", b"\x1b[1;31mError:\x1b[0m disk full\x1b[K")
+    assert (passage.text, note) == ("Error: disk full", "")
+
+
 def test_a_single_file_stands_where_a_folder_does(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("notes.md", ".hidden", "sub/other.md"):
