@@ -30,7 +30,6 @@ COLUMN_NAMES = {  # what the two columns are often called
 }
 MAX_CLASSES = 200
 MIN_ROWS_PER_LABEL = 18  # with fewer, data.split could leave a label out of the validation split
-MAX_LISTED_COLUMNS = 12
 MIN_TEXT_BYTES = 12  # on average, in a column that is taken for the texts without its name
 
 _INDEX_NAME = re.compile(r"|id|index|unnamed: ?\d+|__index_level_\d+__", re.IGNORECASE)
@@ -202,8 +201,7 @@ def _find_columns(frame: "pd.DataFrame", name: str, column_names: dict[str, str]
         else:
             candidates = _likely_columns(frame, role, taken=positions.values())
         names = [columns[i] for i in candidates] or columns
-        listed = ", ".join(repr(name[:60]) for name in names[:MAX_LISTED_COLUMNS])
-        listed += ", …" * (len(names) > MAX_LISTED_COLUMNS)
+        listed = ", ".join(repr(name[:60]) for name in names[:20]) + ", …" * (len(names) > 20)
         problem = ""
         if not candidates and column:
             problem = f"has no column {column!r}.{files.did_you_mean(column, columns)}"

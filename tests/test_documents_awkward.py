@@ -135,11 +135,11 @@ def test_what_is_struck_out_is_left_out_and_counted():
     file.save(saved := io.BytesIO())
     (passage,), note = documents.read("a.docx", saved.getvalue())
     assert passage.text == "The fee is 7^1 for 80 m2"
-    assert note == "left out of it: text that is struck out (pieces: 1)"
+    assert note == "left out of it: struck-out text (pieces: 1)"
     for name, contents in [("a.md", "The fee is ~~5~~ 7"), ("a.html", "The fee is <s>5</s> 7")]:
         (passage,), note = chunks(name, contents)
         assert " ".join(passage.text.split()) == "The fee is 7"
-        assert note == "left out of it: text that is struck out (pieces: 1)"
+        assert note == "left out of it: struck-out text (pieces: 1)"
 
 
 def test_the_lines_of_a_table_are_no_picture():

@@ -186,8 +186,7 @@ def read_docx(data: bytes, document: Document) -> None:
     for run in struck_out:
         run.getparent().remove(run)
     if struck_out:
-        note = f"left out of it: text that is struck out (pieces: {len(struck_out)})"
-        document.notes.append(note)
+        document.notes.append(f"left out of it: struck-out text (pieces: {len(struck_out)})")
     for text in file.element.body.xpath(".//w:r[w:rPr/w:vertAlign/@w:val='superscript']/w:t"):
         follows_digit = re.search(r"\d\Z", text.xpath("string(preceding::w:t[1])"))
         if follows_digit and text.text[:1].isdigit():  # 500 and a note's 1 are not 5001

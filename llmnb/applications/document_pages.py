@@ -205,8 +205,7 @@ def read_page(page: str, document: Document) -> None:
         warnings.simplefilter("ignore")  # it takes a short text for a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
     if struck_out := soup(["del", "s", "strike"]):
-        note = f"left out of it: text that is struck out (pieces: {len(struck_out)})"
-        document.notes.append(note)
+        document.notes.append(f"left out of it: struck-out text (pieces: {len(struck_out)})")
     for tag in soup(["script", "style", "template"]) + struck_out:
         tag.decompose()
     for tag in soup("sup", string=re.compile(r"^\W*\d")):  # 500 and a note's 1 are not 5001
