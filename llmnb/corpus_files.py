@@ -36,11 +36,11 @@ def readable_files(path: Path) -> tuple[list[Path], str]:
     visible = [f for f in paths if not any(map(text_files.is_hidden, f.relative_to(path).parts))]
     readable = [f for f in visible if kind_of(f) and f.stat().st_size > 0]
     if not readable:
-        if path.is_file():
+        if path.is_file() and path.stat().st_size:
             text_files.refuse_other_kinds(text_files.read_bytes(path), path.name, ADVICE)
-        raise DataError(
-            f"{str(path)!r} holds no text to read: name non-empty files ({', '.join(KINDS)})."
-        )
+            raise DataError(f"{path.name} is of a kind that isn't read: {ADVICE}, as .txt.")
+        kinds = f"of a kind that is read ({', '.join(KINDS)})"
+        raise DataError(f"{str(path)!r} holds no text: it is empty, or nothing in it is {kinds}.")
     kinds = {kind_of(file): file.name for file in readable}
     if len(kinds) > 1:
         names = " and ".join(kinds.values())
@@ -91,7 +91,14 @@ def _texts(path: Path, column: str, is_folder: bool, notes: list[str]) -> Iterab
     """The documents of a text file or a table; of a table, NA and null are texts like others."""
     file_notes: list[str] = []
     if kind_of(path) == "text":
-        text = text_files.decode(text_files.read_bytes(path), path.name, ADVICE, file_notes)
+        try:
+            text = text_files.decode(text_files.read_bytes(path), path.name, ADVICE, file_notes)
+        except DataError as error:
+            if not is_folder:
+                raise
+            notes.append(f"left out: {error}")
+            return []
+        text = text_files.TERMINAL_CODES.sub("", text)
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         cells = [text] if is_folder else _DOCUMENT_END.split(text)
     else:

@@ -82,7 +82,8 @@ def split(rows: "datasets.Dataset", label: str | None = None) -> "datasets.Datas
         splits[name] = rows.select(indices[np.argsort(rank[indices])])
     if empty := [name for name, part in splits.items() if len(part) == 0]:
         raise DataError(
-            f"{len(unique)} different texts are too few: nothing is left for {', '.join(empty)}."
+            f"{len(unique)} different texts are too few: nothing is left for {', '.join(empty)}. "
+            "In a text file a blank line ends a text."
         )
     return datasets.DatasetDict(splits)
 

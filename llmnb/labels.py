@@ -48,8 +48,8 @@ def _normalize(label: str) -> str:
 
 
 def _folded(label: str) -> str:
-    """Without case, typography, and format characters such as the soft hyphen."""
-    return text.folded(label).translate(_TYPOGRAPHY)
+    """Without case, typography, and what can't be seen, as soft hyphens and colours of emojis."""
+    return text.folded(label).translate(_TYPOGRAPHY).replace("\ufe0f", "")
 
 
 def sort_labels(labels: Collection[str]) -> list[str]:

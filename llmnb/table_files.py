@@ -111,6 +111,8 @@ def _frame_of(table: list | dict) -> "pd.DataFrame":
             table = [table]  # one record
     if isinstance(table, list) and table and all(isinstance(row, list) for row in table):
         return pd.DataFrame(table[1:], columns=table[0], dtype=object)
+    if isinstance(table, list) and all(isinstance(row, str) for row in table):
+        return pd.DataFrame({"text": table}, dtype=object)
     frame = pd.DataFrame(table, dtype=object)
     if isinstance(table, dict) and len(frame) < len(frame.columns):
         frame = frame.T  # {"0": {"text": ...}, "1": ...}

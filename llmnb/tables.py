@@ -8,6 +8,7 @@ import collections
 import hashlib
 import json
 import re
+import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,15 +117,27 @@ def load_texts(source: str | Path, text_column: str = "") -> "tuple[pd.DataFrame
     """The rows of a file that has no labels, or whose labels don't count; and the text of each.
 
     The rows are as in the file, also those whose text is empty. source: a file, as for load_table;
-    text_column: only needed where names and cells leave a doubt. Raises DataError.
+    text_column: only needed where names and cells leave a doubt; what had to be assumed about
+    the file is printed. Raises DataError.
     """
     path = Path(source).expanduser()
-    frame = _with_rows(read_table_file(path, [], min_columns=1), path.name)
+    notes: list[str] = []
+    frame = _with_rows(read_table_file(path, notes, min_columns=1), path.name)
     position = 0
     if text_column or len(frame.columns) > 1:
         position = _find_columns(frame, path.name, {"text": text_column})["text"]
-    texts = _as_strings(frame.iloc[:, position], path.name, [])
-    return frame, [data.clean(text) for text in texts]
+    texts = [data.clean(t) for t in _as_strings(frame.iloc[:, position], path.name, notes)]
+    header = frame.columns[position]
+    is_known = text_column or header.casefold() in COLUMN_NAMES["text"].split()
+    has_header = frame.index[0] > 0  # it is delimited
+    length = statistics.median([len(text) for text in texts if text] or [0])
+    if has_header and not is_known and 2 * len(header) >= length:
+        raise DataError(
+            f"{path.name}: is its first line, {header[:60]!r}, a text or the name of the column? "
+            "Write the word text into a line above it, or give that name as text_column."
+        )
+    print("".join(f"{path.name}: {note}\n" for note in notes), end="")
+    return frame, texts
 
 
 def _with_rows(frame: "pd.DataFrame", name: str) -> "pd.DataFrame":
@@ -190,7 +203,7 @@ def _find_columns(frame: "pd.DataFrame", name: str, column_names: dict[str, str]
         else:
             candidates = _likely_columns(frame, role, taken=positions.values())
         names = [columns[i] for i in candidates] or columns
-        listed = ", ".join(repr(column_name[:60]) for column_name in names)
+        listed = ", ".join(repr(name[:60]) for name in names[:20]) + ", …" * (len(names) > 20)
         problem = ""
         if not candidates and column:
             problem = f"has no column {column!r}.{files.did_you_mean(column, columns)}"

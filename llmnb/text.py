@@ -6,6 +6,7 @@ Every other module takes them from here, so that a text has the same words every
 import re
 import string
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -33,12 +34,18 @@ _CAPITALIZED = re.compile(r"(?<=[\w,'’] )[A-Z][a-z]{2,}\b")
 _THOUSANDS = re.compile(r"(?<=\d)[,'’](?=\d{3}(?!\d))")
 _CHINESE = re.compile(f"[{_CHINESE_RANGES}]")
 
+# Behind the hyphen of "Nord-" there may be an "und".
+_CUT_WORD = re.compile(
+    r"(?<![\w-])([^\W\d_]+)(?:[-\u2010\u00ad]|\u00ad-)[ \t]*\n\s*"
+    r"(?!(?:and|or|to|und|oder|bis|et|ou|y|o)\b)((?=[^\W\d_])[a-zß-ÿ]\w*)"
+)
 _LIST_ITEM = re.compile(r"(?:[-*•–]|#+|\(?\d{1,3}[.)])(?:\s+|$)")  # of a heading, too
 _CLOSING = r"""['"”’»)\]」』]"""
+_END = "[.!?…\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4]"  # Hindi's, Arabic's and others' as well
 _SENTENCE_END = re.compile(  # “ closes a German quotation and opens a Chinese one
-    rf"(?<![.!?…])[.!?…]++(?:{_CLOSING}|“(?=\s))*+\s++|[。！？]++{_CLOSING}*+\s*+"
+    rf"(?<!{_END}){_END}++(?:{_CLOSING}|“(?=\s))*+\s++|[。！？]++{_CLOSING}*+\s*+"
 )
-_END_MARK = re.compile(rf"[.!?…。！？]{_CLOSING}*$")
+_END_MARK = re.compile(rf"(?:{_END}|[。！？]){_CLOSING}*$")
 _QUOTATION_MARK = re.compile('["“”„]')
 _MONTHS = (
     "Jan(?:uary?|uar)?|Feb(?:ruary?|ruar)?|Mar(?:ch)?|März|Apr(?:il)?|May|Mai|June?|Juni|July?"
@@ -166,7 +173,26 @@ def blocks(text: str) -> list[str]:
                 result.append([])
         if line:
             result[-1].append(line)
-    return [" ".join(block) for block in result if block]
+    return [on_one_line("\n".join(block)) for block in result if block]
+
+
+def has_cut_words(text: str) -> bool:
+    """Whether a hyphen at a line's end cuts a word in two."""
+    return bool(_CUT_WORD.search(text))
+
+
+def on_one_line(text: str) -> str:
+    """The lines of a paragraph on one, with the words whole that hyphens at their ends cut in two.
+
+    A hyphen stays, as in "well-known", if both parts are words of the text.
+    """
+    counts = Counter(_WORD.findall(text) if has_cut_words(text) else ())
+
+    def whole(match: re.Match) -> str:
+        are_words = min(counts[match[1]], counts[match[2]]) > 1
+        return f"{match[1]}-{match[2]}" if are_words else match[1] + match[2]
+
+    return " ".join(_CUT_WORD.sub(whole, text).split())
 
 
 def split_sentences(paragraph: str) -> list[str]:

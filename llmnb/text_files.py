@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import gzip
+import re
 import zlib
 from pathlib import Path
 
@@ -12,11 +13,13 @@ PAGE_SUFFIXES = (".html", ".htm")
 _SUFFIXES = {
     "a spreadsheet, as Excel saves it": (".xlsx", ".xls", ".xlsm", ".ods", ".numbers"),
     "a document of a word processor": (".docx", ".doc", ".odt", ".rtf", ".pages"),
+    "a book or slides": (".epub", ".mobi", ".pptx", ".ppt", ".odp", ".key"),
     "a PDF": (".pdf",),
 }
 _WEB_PAGE = "a web page (perhaps the one that offers the file, or an error)"
 _BEGINNINGS = {  # of files whose names promise something else
     b"%pdf": "a PDF",
+    b"{\\rtf": "a document of a word processor",
     b"pk\3\4": "a zip archive, as files of Excel and Word are",
     b"\xd0\xcf\x11\xe0": "a file of an old Excel or Word",
     b"<!doctype html": _WEB_PAGE,
@@ -27,6 +30,11 @@ _BYTE_ORDER_MARKS = {  # UTF-32 first: one of its marks begins with one of UTF-1
     "utf-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "utf-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
+
+
+TERMINAL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # colours and the like, in logs
+# In cp1252: a letter, then signs or a capital, then a small letter.
+_UNLIKELY = re.compile("[A-Za-zß-ÿ](?:[¡-©«¬®-±³-¶¸¹»-¿ˆ˜†‡•‰‹›„“”]+|[ŠŒŽŸÀ-ÖØ-Þ])(?=[a-zß-ÿ])")
 
 
 class DataError(LlmnbError, ValueError):
@@ -46,13 +54,13 @@ def read_bytes(path: Path) -> bytes:
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is no text of the user's, but a program's.
 
-    For example .DS_Store, macOS's ._notes.txt, and Office's ~$notes.docx.
+    For example .DS_Store, macOS's ._notes.txt, Office's ~$notes.docx, and npm's packages.
     """
-    return name.startswith((".", "~$")) or name == "__MACOSX"
+    return name.startswith((".", "~$")) or name in ("__MACOSX", "node_modules")
 
 
-def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
-    """Raise DataError if a file's name or its first bytes show that it is no text."""
+def other_kind(content: bytes, name: str) -> str:
+    """What a file is that is no text, as its name or its first bytes show; "" for a text."""
     head = content[:4096]
     suffix = Path(name).suffix.lower()
     kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
@@ -62,8 +70,13 @@ def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
         kinds = [kind for kind in kinds if kind != _WEB_PAGE]
     if encoding_of(head) == "utf-8-sig" and head.count(0) > len(head) / 100:
         kinds.append("not a text file")
-    if kinds:
-        raise DataError(f"{name} is {kinds[0]}: {advice}.")
+    return kinds[0] if kinds else ""
+
+
+def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
+    """Raise DataError for what is no text."""
+    if kind := other_kind(content, name):
+        raise DataError(f"{name} is {kind}: {advice}.")
 
 
 def encoding_of(head: bytes) -> str:
@@ -97,7 +110,7 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
             with contextlib.suppress(LookupError, UnicodeDecodeError):
                 return content.decode(declared or "ascii")
         line = content[: error.start].count(b"\n") + 1
-        if encoding != "utf-8-sig" or notes is None or not _is_western(content):
+        if encoding != "utf-8-sig" or notes is None or not is_western(content):
             kind = encoding.upper().removesuffix("-SIG")
             raise DataError(f"{name}, line {line}: a character is not {kind}: {advice}.") from error
         notes.append(
@@ -111,17 +124,19 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
     return text.replace("\0", " ")
 
 
-def _is_western(content: bytes) -> bool:
+def is_western(content: bytes) -> bool:
     """Whether bytes that are not UTF-8 are likely to be cp1252.
 
-    In a Western European text at most a quarter of the characters are not ASCII. And if many of
-    those are valid UTF-8, the file is UTF-8 with a few broken characters.
+    In a Western European text at most a quarter of the characters are not ASCII. Within words
+    there are hardly any signs, as in "ksi¹¿ka" (Polish), or capitals, as in "BŠr" (an old Mac's
+    ä). And if many characters are valid UTF-8, the file is UTF-8 with a few broken ones.
     """
     try:
-        content.decode("cp1252")  # five of the 256 bytes mean nothing in it
+        western = content.decode("cp1252")  # five of the 256 bytes mean nothing in it
     except UnicodeDecodeError:
         return False
     text = content.decode("utf-8", "replace")
     n_invalid = text.count("\N{REPLACEMENT CHARACTER}")
     n_not_ascii = len(text) - len(text.encode("ascii", "ignore"))
-    return n_not_ascii < min(2 * n_invalid, len(text) / 4) + 1
+    is_mostly_invalid = n_not_ascii < min(2 * n_invalid, len(text) / 4) + 1
+    return is_mostly_invalid and 20 * len(_UNLIKELY.findall(western)) < n_not_ascii + 1

@@ -116,6 +116,7 @@ CORPORA = {
     "a.txt": "\n\n".join(DOCUMENTS),
     "spaces.txt": " \n".join(f"{text}\n\t" for text in DOCUMENTS),
     "form feeds.txt": "\f".join(DOCUMENTS),
+    "colours.txt": "\n\n".join(f"\x1b[1;31m{text}\x1b[0m" for text in DOCUMENTS),
     "utf-16.txt": "\r\n\r\n".join(DOCUMENTS).encode("utf-16"),
     "packed.txt.gz": gzip.compress("\n\n".join(DOCUMENTS).encode()),
     "a.jsonl": PER_LINE,
@@ -146,14 +147,17 @@ def test_of_a_folder_hidden_and_other_files_are_left_out_and_counted(cache, tmp_
         (tmp_path / f"{i}.txt").write_text(text + "\n\nsecond paragraph", encoding="utf-8")
     for name in ("._3.txt", ".DS_Store", "~$a.txt", "a.bin", "empty.txt"):
         (tmp_path / name).write_bytes(b"\xff" if name != "empty.txt" else b"")
-    (tmp_path / ".git").mkdir()
-    (tmp_path / ".git/note.txt").write_text("a program's")
+    for folder in (".git", "node_modules"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "note.txt").write_text("a program's")
+    (tmp_path / "photo.txt").write_bytes(b"\x89PNG\0\0")
     (tmp_path / "again.txt").write_text(DOCUMENTS[0] + "\n\nsecond paragraph", encoding="utf-8")
     corpus = data.load_corpus(str(tmp_path))
     documents = [text for part in corpus.values() for text in part["text"]]
     assert sorted(documents) == sorted(f"{data.clean(t)}\n\nsecond paragraph" for t in DOCUMENTS)
     printed = capsys.readouterr().out
-    assert "files left out: 4 hidden, 2 empty or of another kind." in printed
+    assert "left out: photo.txt is not a text file: save it as plain text (UTF-8)." in printed
+    assert "files left out: 5 hidden, 2 empty or of another kind." in printed
     assert "documents that repeat an earlier one, left out: 1." in printed
 
 
@@ -179,9 +183,10 @@ def test_a_changed_file_is_read_again(cache, tmp_path):
     ("name", "content", "message"),
     [
         ("no.csv", None, "There is no file"),
-        ("empty.txt", b"", "no text to read"),
+        ("empty.txt", b"", "holds no text: it is empty"),
         ("what.docx", b"x", "is a document of a word processor: save it as plain text"),
-        ("what.bin", b"x", "no text to read"),
+        ("what.bin", b"x", "what.bin is of a kind that isn't read: save it as plain text"),
+        ("lines.txt", b"one\ntwo\n", "1 different texts.*a blank line ends a text"),
         ("latin.txt", "größer\n\n".encode("latin1") * 50, "nothing is left for"),
         ("two.csv", b"id,body\n1,a\n2,b\n", r"no column 'text'.*id, body"),
         ("numbers.csv", b"text\n1\n2\n", "holds no text"),

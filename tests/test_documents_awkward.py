@@ -41,6 +41,10 @@ MARKDOWN = [  # a document; its passages, a heading and its units each
     ("See[^1].\n\n[^1]: Word\n[^n]: two", ["a: See[^1]./[^1]: Word/[^n]: two"]),
     ("$x_1 = \\{a_2*b*c\\}$ for $5 or *$6*", ["a: $x_1 = \\{a_2*b*c\\}$ for $5 or $6"]),
     ("# दिल्ली\n\nहै", ["दिल्ली: है"]),
+    ("|Fee|\n|-|\n|500<sup>1</sup> for 80 m<sup>2</sup>|", ["a: Fee: 500^1 for 80 m2"]),
+    (f"{LONG}\nto come a-\ngain, well-\nknown.", [f"a: {LONG} to come again, wellknown."]),
+    ("Rent\n: 500 euros\n\nFee\n:   3\n\nx", ["a: Rent: 500 euros/Fee: 3/x"]),
+    ("# Fees {#money}\n\nx", ["Fees: x"]),
     ("The <script> or <title> tag\n\n<title>\n\nx", ["a: The <script> or tag/x"]),
 ]  # fmt: skip
 HTML = [
@@ -60,6 +64,12 @@ HTML = [
     ("<table><tr><th colspan=2>Fee<tr><td>1<td>2</table>", ["a: Fee: 1; Fee: 2"]),
     ("<table><tr><th>Name<td>Ada<tr><th>Age<td>36</table>", ["a: Name: Ada/Age: 36"]),
     ("<table><tr><td><h2>Left</h2>a<td>b</table>", ["Left: a/b"]),
+    ("<table><tr><td><th>Mon<th>Di<tr><th>At<td>9<td>10</table>", ["a: At; Mon: 9; Di: 10"]),
+    ("<table><thead><tr><td>A<td>B</thead><tr><td>1<td>2</table>", ["a: A: 1; B: 2"]),
+    ("<table><tr><th>A<th>B<tr><td>1<td><ul><li>a<li>b</ul></table>", ["a: A: 1; B: a b"]),
+    ("<h2>Fees<a href='#fees'>¶</a></h2><a href='#'>Top</a>", ["Fees: Top"]),
+    ("<p>2<sup><a href='#n'>1</a></sup>, 10<sup>-3</sup>, 1<sup>st</sup>", ["a: 2^1, 10^-3, 1st"]),
+    ("<button>Linux</button><button>Mac</button>", ["a: Linux/Mac"]),
     ("<title>T</title><script>x()</script><!-- y --><p>z", ["T: z"]),
 ]  # fmt: skip
 RST = [
@@ -74,6 +84,14 @@ TEXT = [
     (f"{LONG}\nto answer.\n \nEgg\nMilk", [f"a: {LONG} to answer./Egg/Milk"]),
     (f"{LONG}\n- item", [f"a: {LONG}/- item"]),
     (f"x\n\n{300 * '='}", [f"a: x/{300 * '='}"]),  # a ruler is no picture
+    (
+        "The boats on the lake are rent-\ned out by two of the fish\u00ad\nermen.\nNord-\nund Ost",
+        ["a: The boats on the lake are rented out by two of the fishermen./Nord- und Ost"],
+    ),
+    (
+        "A known fact. All is well, and well-\nknown it is.",
+        ["a: A known fact. All is well, and well-known it is."],
+    ),
 ]
 CASES = [
     pytest.param(f"a.{kind}", *case, id=f"{kind}-{n}")
@@ -104,6 +122,26 @@ def test_pictures_written_as_letters_are_left_out_and_counted(file, contents):
     passages, note = chunks(file, contents)
     assert re.findall(r"\w+", " ".join(p.text for p in passages)) == ["Before", "after"]
     assert re.fullmatch(r"left out of it: pictures or other data \(pieces: 1, letters: \d+\)", note)
+
+
+def test_what_is_struck_out_is_left_out_and_counted():
+    file = docx.Document()
+    paragraph = file.add_paragraph("The fee is 7")
+    for text, style in [
+        ("1", "superscript"),
+        (" not 5", "strike"),
+        (" for 80 m", ""),
+        ("2", "superscript"),
+    ]:
+        setattr(paragraph.add_run(text).font, style or "bold", True)
+    file.save(saved := io.BytesIO())
+    (passage,), note = documents.read("a.docx", saved.getvalue())
+    assert passage.text == "The fee is 7^1 for 80 m2"
+    assert note == "left out of it: struck-out text (pieces: 1)"
+    for name, contents in [("a.md", "The fee is ~~5~~ 7"), ("a.html", "The fee is <s>5</s> 7")]:
+        (passage,), note = chunks(name, contents)
+        assert " ".join(passage.text.split()) == "The fee is 7"
+        assert note == "left out of it: struck-out text (pieces: 1)"
 
 
 def pdf(*pages: str, password: str = "") -> bytes:
@@ -185,6 +223,10 @@ REFUSED = {
     "cut.docx": (word_file()[:2000], "it doesn't parse as .docx (BadZipFile); if it opens"),
     "bomb.docx": (zip_bomb(), "unpacked it is larger than 2 MB, the most that is read"),
     "photo.txt": (b"\x89PNG\0\0", "photo.txt is not a text file: save it as plain text (UTF-8)."),
+    "letter.txt": (rb"{\rtf1\ansi Dear Ada}", "letter.txt is a document of a word processor: save"),
+    "book.epub": (b"PK\3\4", "book.epub is a book or slides: save it as plain text"),
+    "polish.txt": ("Książka i żółty".encode("cp1250"), "polish.txt, line 1: a character is"),
+    "mac.txt": ("Ein Bär für Käthe".encode("mac_roman"), "mac.txt, line 1: a character is"),
     "russian.txt": ("Ключ".encode("cp1251"), "russian.txt, line 1: a character is not UTF-8"),
     "half.txt": (b"\xff\xfeT\0h", "half.txt, line 1: a character is not UTF-16: save it as"),
     "marks.md": (b"***", "there is no word in it"),
@@ -207,6 +249,11 @@ def test_text_is_read_in_every_encoding_that_says_what_it_is(codec):
     page = '<!DOCTYPE html><meta charset="cp1251"><p>Ключ'.encode("cp1251")
     (passage,), note = documents.read("a.html", page)
     assert (passage.text, note) == ("Ключ", "")
+
+
+def test_the_colours_of_a_terminal_are_no_text():
+    (passage,), note = documents.read("a.txt", b"\x1b[1;31mError:\x1b[0m disk full\x1b[K")
+    assert (passage.text, note) == ("Error: disk full", "")
 
 
 def test_a_single_file_stands_where_a_folder_does(tmp_path):

@@ -56,11 +56,18 @@ def test_scores_replace_scores_and_nothing_else(classifier, tmp_path):
         scoring.destination(tmp_path / "mine", source)
 
 
+def test_what_is_assumed_about_a_file_is_printed(classifier, tmp_path, capsys):
+    (tmp_path / "new.csv").write_bytes("Kommentar\nEin böser Film und für Bären\n".encode("cp1252"))
+    scoring.score_file(classifier, tmp_path / "new.csv", tmp_path / "scores.csv", "Kommentar")
+    assert "new.csv: not UTF-8 (line 2), so read as cp1252" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "is empty"),
         ("text\n", "no rows of data"),
+        ("A fine film\nA dull film\n", "first line, 'A fine film', a text or the name of the"),
         ("comment,message\na good film,another one\n", "several columns that could be the text"),
     ],
 )

@@ -32,10 +32,6 @@ PROMPTS = {  # a row, and the messages before its answer
 REFUSED = {
     "a bad answer": ({"prompt": "Open?", "completion": "No!", "label": False}, "marked as bad"),
     "no weight": ({"messages": [TURNS[0], BAD_TURN]}, "of weight 0"),
-    "a history": (
-        {"instruction": "And now?", "output": "Yes.", "history": [["Open?", "No."]]},
-        "with a history",
-    ),
 }
 
 

@@ -84,6 +84,7 @@ READABLE = {
     "cp1252": case(table_text(FRENCH).encode("cp1252"), FRENCH, "not UTF-8 .line 2.*cp1252"),
     "UTF-16": case(table_text(FRENCH, "\t").encode("utf-16"), FRENCH, name="a.txt"),
     "UTF-16 without its mark": case(table_text().encode("utf-16-le")),
+    "UTF-32": case(table_text(FRENCH).encode("utf-32"), FRENCH),
     "a zero byte far down": case(
         table_text([*ROWS * 9, ("a\0b", "pos")]), [*ROWS * 9, ("a b", "pos")], "1, .* in line 362"
     ),
@@ -147,6 +148,9 @@ def test_a_file_is_read_whole(case, tmp_path):
 
 
 PACKED = gzip.compress(table_text().encode())
+CHINESE = "文本,标签\n" + "".join(f"这部电影很好看，第{n}次,好\n" for n in range(40))
+POLISH = "text,label\n" + "".join(f"Film był żółty {n},dobry\n" for n in range(40))
+BEARS = "text,label\n" + "".join(f"Bären für Käthe {n},gut\n" for n in range(40))
 GREEK = "text,label\n" + "".join(f"Η ταινία ήταν {n},καλή\n" for n in range(40))
 BROKEN_UTF8 = (table_text() + "é,ü").encode() + b"\xe9,ok\n"
 
@@ -168,6 +172,10 @@ UNREADABLE = {
     "gz that ends early": ("a.csv.gz", PACKED[:-20], "can't be read: .*download it again"),
     "gz that is damaged": ("a.csv.gz", PACKED[:40] + b"!" + PACKED[41:], "can't be read: "),
     "parquet that ends early": ("a.parquet", FRAME.to_parquet()[:-9], "can't be read: "),
+    "GBK": ("a.csv", CHINESE.encode("gbk"), "line 1: .*is not UTF-8: save"),
+    "Polish in one byte": ("a.csv", POLISH.encode("cp1250"), "line 2: .*is not UTF-8: save"),
+    "an old Mac's umlauts": ("a.csv", BEARS.encode("mac_roman"), "line 2: .*is not UTF-8: save"),
+    "a letter called .csv": ("a.csv", rb"{\rtf1 a,b}", "is a document of a word processor"),
     "Greek in one byte": ("a.csv", GREEK.encode("iso8859-7"), "line 2: .*is not UTF-8"),
     "UTF-8 with a broken character": ("a.csv", BROKEN_UTF8, "line 42: .*is not UTF-8"),
     "UTF-16 cut in a character": ("a.csv", table_text().encode("utf-16")[:-1], "is not UTF-16"),
@@ -197,6 +205,11 @@ def test_an_unreadable_file_is_refused_with_its_name_and_the_reason(case, tmp_pa
     text = str(refused.value)
     assert name in text and text.endswith(".") and len(text) < 400
     assert "C error" not in text  # pandas's own words
+
+
+def test_a_list_of_texts_is_a_table_of_one_column(tmp_path):
+    path = write(tmp_path, "a.json", json.dumps([text for text, _ in ROWS]))
+    assert read_table_file(path, [])["text"].tolist() == [text for text, _ in ROWS]
 
 
 def test_a_folder_is_refused(tmp_path):

@@ -82,8 +82,9 @@ LABELS = {
     ),
     "cells missing at the end": (table_text() + "only a text\n", BOTH, {NO_LABEL: [42]}, ""),
     "labels that look alike": (
-        json_of(labelled([" ne\u0301", "NÉ", "né ", "a-b", "a–b", "d d", "d\xa0d", "e", "e\xad"])),
-        {"a-b": 40, "d d": 40, "e": 40, "né": 60}, {},
+        json_of(labelled([" ne\u0301", "NÉ", "né ", "a-b", "a–b", "d d", "d\xa0d",
+                          "♥", "♥\ufe0f\xad"])),
+        {"a-b": 40, "d d": 40, "né": 60, "♥": 40}, {},
         r"' ne\u0301' 20, 'N\xc9' 20, 'n\xe9 ' 20; 'a-b' 20, 'a–b' 20; 'd d' 20, 'd\xa0d' 20",
     ),
     "1 and 1.0, TRUE": (

@@ -81,6 +81,7 @@ She joined the U.S. Army.|He left the U.S. in May.|They moved to the U.S.|The ho
 I am 30.|My brother is 32.|It costs 3.|The rest is free.|It opens at 9 a.m.|The key is here.
 Wait...|What?|Well… then go.|And then...|Silence.
 Es kostet z. B. 30 Euro.|Am 3. Oktober ist frei, d. h. zu.|Im 19. Jahrhundert war es anders.|Ende.
+यह है।|वह था?|अब।|هل أنت هنا؟|نعم.|کیا۔|ہاں
 Das ist Hr. Kurz, vgl. Abs. 2 und Nr. 7.|„Er kam. Er ging.“|Sie blieb ca. 3 Tage.
 """
 
@@ -89,6 +90,17 @@ Das ist Hr. Kurz, vgl. Abs. 2 und Nr. 7.|„Er kam. Er ging.“|Sie blieb ca. 3 
 def test_sentences_end_where_they_end(marked):
     joined = marked.replace("|", "" if "。" in marked else " ")
     assert text.sentences(joined) == text.split_sentences(joined) == marked.split("|")
+
+
+def test_words_that_a_line_end_cut_in_two_are_whole_again():
+    cut = "It is ripe-\nning, well-\nknown as well and known, and soft\u00ad\nened.\n"
+    cut += "Pre- or\npost-\nwar."
+    whole = "It is ripening, well-known as well and known, and softened. Pre- or postwar."
+    assert text.on_one_line(cut) == whole
+    assert text.blocks("The ten-\nant left.\n\n- Nord-\nund Süd") == [
+        "The tenant left.",
+        "- Nord- und Süd",
+    ]
 
 
 def test_a_line_break_ends_a_sentence():

@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from llmnb.applications.translation import pieces
+from llmnb.applications.translation import pieces, problems
 from llmnb.handbook import RESOURCES
 
 SENTENCES = json.loads((RESOURCES / "translations.json").read_text("utf-8"))["sentences"]
@@ -20,6 +20,13 @@ TEXTS = {
     "Please buy:\n\neggs\nmilk and\n  - [ ] tea": [
         ("", "Please buy:"), ("\n\n", "eggs"), ("\n", "milk and"), ("\n  - [ ] ", "tea"),
     ],
+    "Run:\n```sh\nls {a\n```\nNow stop.": [("", "Run:"), ("\n```sh\nls {a\n```\n", "Now stop.")],
+    "Stop.\n~~~\n```\n~~~": [("", "Stop."), ("\n~~~\n```\n~~~", "")],
+    "```ls``` runs.": [("", "```ls``` runs.")],
+    "Dish\tPrice  now": [("", "Dish\tPrice now")],
+    "The landlord has to be told about every re-\npair.": [
+        ("", "The landlord has to be told about every repair."),
+    ],
     "* * *\n> # Why?": [("* * ", "*"), ("\n> # ", "Why?")],
 }  # fmt: skip
 
@@ -27,6 +34,19 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_text_is_split_into_sentences_and_gaps(text):
     assert pieces(text) == TEXTS[text]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "{n, plural, one {# day of {m}} other {# days}}", "${a({b})}", "<%= name %>", "[[Home]]",
+        "<|im_end|>", "`x = 1`", "\\n", "\\textbf", "|", "**", "\t", "#{name}",
+    ],
+)  # fmt: skip
+def test_code_and_placeholders_of_many_kinds_stay(part):
+    translation = "Les jours sont longs"
+    assert f"missing: {part}" in problems(f"The days {part} are long", translation, "fr")
+    assert problems(f"The days {part} are long", f"Les {part} jours sont longs", "fr") == ()
 
 
 def test_lines_as_long_as_those_of_wrapped_prose_are_joined():

@@ -1,6 +1,8 @@
 """What a document of each format holds: its headings and units of text, from top to bottom."""
 
 import ast
+import email
+import email.policy
 import importlib.util
 import io
 import itertools
@@ -171,6 +173,15 @@ def read_docx(data: bytes, document: Document) -> None:
             for child in list(element):
                 element.addprevious(child)
             element.getparent().remove(element)
+    struck_out = file.element.body.xpath(".//w:r[w:rPr/w:strike[not(@w:val='0')]]")
+    for run in struck_out:
+        run.getparent().remove(run)
+    if struck_out:
+        document.notes.append(f"left out of it: struck-out text (pieces: {len(struck_out)})")
+    for text in file.element.body.xpath(".//w:r[w:rPr/w:vertAlign/@w:val='superscript']/w:t"):
+        follows_digit = re.search(r"\d\Z", text.xpath("string(preceding::w:t[1])"))
+        if follows_digit and text.text[:1].isdigit():  # 500 and a note's 1 are not 5001
+            text.text = f"^{text.text}"
     page = ""
     for number, block in enumerate(file.iter_inner_content(), 1):
         page += f"<!--line {number}-->"
@@ -190,6 +201,22 @@ def read_docx(data: bytes, document: Document) -> None:
     read_page(page, document)
 
 
+def read_mail(data: bytes, document: Document) -> None:
+    """A mail: from whom, to whom, when, what about, and its text; the subject is the title."""
+    mail = email.message_from_bytes(data, policy=email.policy.default)
+    document.title = str(mail["Subject"] or "")
+    for name in ("Subject", "From", "To", "Date"):
+        document.add(1, f"{name}: {mail[name]}" if mail[name] else "")
+    text = mail.get_body(("plain", "html"))
+    if text is not None:
+        if text.get_content_charset() is None:
+            text.set_param("charset", "utf-8")
+        read = read_html if text.get_content_subtype() == "html" else read_plain
+        read(text.get_content().replace("\r\n", "\n"), document)
+    if attachments := list(mail.iter_attachments()):
+        document.notes.append(f"its attachments are left out: {len(attachments):,}")
+
+
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MAX_UNPACKED_BYTES:
         limit = f"{MAX_UNPACKED_BYTES / 1e6:,.0f} MB"
@@ -199,6 +226,7 @@ def _check_size(n_bytes: int) -> None:
 BINARY_READERS: dict[str, Callable[[bytes, Document], None]] = {
     ".pdf": read_pdf,
     ".docx": read_docx,
+    ".eml": read_mail,
 }
 TEXT_READERS: dict[str, Callable[[str, Document], None]] = {
     ".md": read_markdown,

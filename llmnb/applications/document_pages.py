@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 import mistune
 import yaml
 from bs4 import BeautifulSoup, CData, Comment, NavigableString, Tag
-from mistune.plugins.formatting import strikethrough
-from mistune.plugins.table import table, table_in_list, table_in_quote
+from mistune.plugins import def_list, formatting, table
 
-MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
+from llmnb.text import has_cut_words, on_one_line
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class Document:
 
     def add(self, line: int, text: str, level: int = 0) -> None:
         """Add a unit. The first heading of level 1 becomes the title if there is none yet."""
-        if level:
-            text = " ".join(text.split())
+        if level:  # without the address that some tools let follow it: {#fees}
+            text = re.sub(r" \{[#.][^{}]*\}$", "", " ".join(text.split()))
         if text.strip():
             self.units.append(Unit(line, text.rstrip(), level))
         if level == 1:
@@ -67,6 +66,7 @@ _BLOB = re.compile(
     r"|[A-Za-z0-9+/=_-]{200,}",
     re.MULTILINE,
 )
+MIN_WRAPPED_COLUMNS = 50  # a paragraph with shorter lines only was not wrapped: it is a list
 _NEW_UNIT = re.compile(r"[-*•–+>|#]\s|\(?\d{1,3}[.)]\s|\d+[-:/.]\d|\[")
 
 
@@ -77,14 +77,15 @@ def unwrapped(lines: Sequence[str]) -> list[str]:
     """
     lines = [" ".join(line.split()) for line in lines if line.strip()]
     width = max(map(len, lines), default=0)
+    is_list = width < MIN_WRAPPED_COLUMNS and not has_cut_words("\n".join(lines))
     units = [lines[:1]]
     for previous, line in itertools.pairwise(lines):
         is_full = len(previous) + 1 + len(line.split()[0]) > width
         goes_on = line[0].islower() and not lines[0][0].islower()
-        if width < MIN_WRAPPED_COLUMNS or _NEW_UNIT.match(line) or not (is_full or goes_on):
+        if is_list or _NEW_UNIT.match(line) or not (is_full or goes_on):
             units.append([])
         units[-1].append(line)
-    return [" ".join(unit) for unit in units]
+    return [on_one_line("\n".join(unit)) for unit in units]
 
 
 _FRONT_MATTER = re.compile(r"(---|\+\+\+)[ \t]*\n(.*?\n)??(?:\1|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
@@ -164,7 +165,8 @@ def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
     markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
-    for plugin in (table, table_in_list, table_in_quote, strikethrough):
+    plugins = [table.table, table.table_in_list, table.table_in_quote, def_list.def_list]
+    for plugin in [*plugins, formatting.strikethrough]:
         plugin(markdown)
     footnote = r"^ {0,3}\[\^[^\]\n]+\]:[^\n]*(?:\n(?=[^\s\[])[^\n]+)*"
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
@@ -179,13 +181,14 @@ _CODE = {"pre", "listing", "xmp", "plaintext"}
 # All other elements stand within a line, also those that nobody knows. Source: the HTML
 # standard's section on rendering, what has "display: block", and the parts of lists and tables.
 _BLOCK_ELEMENTS = (
-    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset"
-    " figcaption figure footer form frameset head header hgroup hr html legend li main menu nav ol"
-    " optgroup option p search section summary table tbody td tfoot th thead tr ul"
+    "address article aside blockquote body button caption center dd details dialog dir div dl dt"
+    " fieldset figcaption figure footer form frameset head header hgroup hr html legend li main"
+    " menu nav ol optgroup option p search section summary table tbody td tfoot th thead tr ul"
 )
 _BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE, *_BLOCK_ELEMENTS.split()}
 _CELLS = ["td", "th"]
-_NO_CELL_HAS = ["table", "ul", "ol", "dl", "pre", *_HEADINGS]  # else it arranges a page
+_NO_DATA_HAS = ["table", "pre", *_HEADINGS]  # a table that has them arranges a page
+_NO_CELL_HAS = [*_NO_DATA_HAS, "ul", "ol", "dl"]  # without a header lists do that as well
 
 
 def read_html(contents: str, document: Document) -> None:
@@ -198,13 +201,19 @@ def read_page(page: str, document: Document) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a short text looks like a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
-    for tag in soup(["script", "style", "template"]):
+    if struck_out := soup(["del", "s", "strike"]):
+        document.notes.append(f"left out of it: struck-out text (pieces: {len(struck_out)})")
+    for tag in soup(["script", "style", "template"]) + struck_out:
+        tag.decompose()
+    for tag in soup("sup", string=re.compile(r"^\W*\d")):  # 500 and a note's 1 are not 5001
+        if re.search(r"\d\Z", str(tag.previous)):
+            tag.insert(0, "^")
+    for tag in soup("a", href=re.compile("^#"), string=re.compile(r"^\W+$")):  # a heading's ¶
         tag.decompose()
     for tag in soup("br"):
         tag.insert_before("\v")
     for tag in soup("title"):
-        is_open = tag.find() is not None  # and around all that follows
-        if tag.parent.name in ("head", "html", soup.name) and not is_open:
+        if tag.parent.name in ("head", "html", soup.name) and not tag.find():  # else it is open
             document.title = document.title or " ".join(tag.get_text().split())
             tag.decompose()
     for tag in soup("ol"):
@@ -215,7 +224,7 @@ def read_page(page: str, document: Document) -> None:
             _put_before(" ".join(tag.get_text().split()).rstrip(":") + ": ", definition)
             tag.decompose()
     for tag in soup("table"):
-        if not tag.find(_NO_CELL_HAS):
+        if not tag.find(_NO_CELL_HAS if tag.find("th") is None else _NO_DATA_HAS):
             rows = soup.new_tag("pre")
             rows.string = "\n".join(_table_units(tag))
             rows.sourceline = tag.sourceline
@@ -301,8 +310,10 @@ def _table_units(tag: Tag) -> list[str]:
     grid: list[dict[int, str]] = [{} for _ in cells_by_row]  # the text of each column, row by row
     n_headers = 0
     for y, cells in enumerate(cells_by_row.values()):
-        if n_headers == y and all(cell.name == "th" for cell in cells):
-            n_headers += 1
+        has_corner = not texts[id(cells[0])].strip()  # which may be empty in a row of names
+        are_names = all(cell.name == "th" for cell in cells[has_corner:])
+        is_header = n_headers == y and (are_names or tag.thead in cells[0].parents)
+        n_headers += is_header
         x = 0
         for cell in cells:
             while x in grid[y]:
@@ -312,7 +323,7 @@ def _table_units(tag: Tag) -> list[str]:
                 row[x] = text
             for _ in range(_span(cell, "colspan") - 1):
                 x += 1
-                grid[y].setdefault(x, text if cell.name == "th" else "")
+                grid[y].setdefault(x, text if is_header else "")
     rows = [[row.get(x, "") for x in range(max(row) + 1)] for row in grid]
     headers, rows = rows[:n_headers], rows[n_headers:]
     columns = itertools.zip_longest(*headers, fillvalue="")

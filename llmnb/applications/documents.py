@@ -23,7 +23,7 @@ MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 ADVICE = "save it as plain text (UTF-8)"
-_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # the last are bytes that aren't UTF-8
+_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
 
 
@@ -211,6 +211,7 @@ def read(name: str, data: bytes) -> tuple[list[Passage], str]:
             text = text_files.decode(data, os.path.basename(name), ADVICE, notes)
         except text_files.DataError as error:
             return [], f"left out: {error}"
+        text = text_files.TERMINAL_CODES.sub("", text)
         contents = text.replace("\r\n", "\n").replace("\r", "\n")
     passages, note = chunks(name, contents)
     if not (passages or note or notes):

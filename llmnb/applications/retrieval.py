@@ -22,7 +22,7 @@ from llmnb.applications.documents import Passage
 from llmnb.text import clean
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-INDEX_VERSION = 4  # counts up when passages are cut, read or stored in another way
+INDEX_VERSION = 5  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 FILES_PER_SAVE = 64  # embedded between two savings of the index
 

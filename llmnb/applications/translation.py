@@ -17,24 +17,32 @@ import transformers
 from llmnb import models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.handbook import RESOURCES
-from llmnb.text import is_chinese, ngrams, numbers, split_sentences, words
+from llmnb.text import is_chinese, ngrams, numbers, on_one_line, split_sentences, words
 
 LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "zh": "Chinese"}
 SENTENCES_PER_BATCH = 32
 MAX_SENTENCE_CHARACTERS = 400  # a longer one is cut
 REPETITION_PENALTIES = (1.0, 1.2)  # for the first and the second attempt
 MIN_WRAPPED_WIDTH = 40  # columns; a text of shorter lines is a list, a poem or an address
+_CUTTING = {"expand_tabs": False, "replace_whitespace": False, "break_on_hyphens": False}
 _LINE_BREAKS = ("\n", "Ċ", "<0x0A>")  # how vocabularies write one
 
 # Indent, quotation marks of e-mail, and markers of list items and headings, before a line's text.
 _MARKER = re.compile(r"[\s>]*(?:(?:[-*+•–]|#+|\(?\d{1,3}[.)]|\(?[a-z]\)|\[[ xX]?\])\s+(?=\S))*")
+_FENCE = re.compile(r"\s*(`{3,}|~{3,})[^`]*$")
+# Braces, also around others: {name}, {{name}}, ${a({b})}, {n, plural, one {day} other {days}}.
+_BRACES = r"\{(?:[^{}]{1,100}+|\{[^{}]{0,100}\}){0,20}+\}"
+_BRACES = rf"[$#%]?\{{(?:[^{{}}]{{1,100}}+|{_BRACES}){{0,20}}+\}}"
+_CHOICE = re.compile(r"\{\s*\w+\s*,\s*(?:plural|select|selectordinal)\s*,")
 _TIME_CODE = r"(?:\d{1,2}:)?\d\d:\d\d[.,]\d{3}|\d{1,2}:\d\d:\d\d"
 # What a translation has to leave as it is. The lengths are limited, so that odd texts take no time.
 _UNTRANSLATABLE = re.compile(
     r"(?:https?://|www\.)[^\s<>\"]*[^\s<>\".,;:!?')\]]"  # addresses
     r"|(?<![\w.+-])[\w.+-]{1,64}@\w[\w.-]*\w"
     r"|</?[A-Za-z][^<>]{0,500}>|&#?\w{1,10};"  # tags and entities of HTML
-    r"|\$?\{\{[^{}]{0,100}\}\}|\$?\{[^{}]{0,100}\}"  # placeholders
+    r"|`[^`]{1,200}`|\\[A-Za-z]{1,30}"  # code, \n and LaTeX's commands
+    rf"|{_BRACES}|<%.{{0,100}}?%>|\[\[[^\[\]]{{0,100}}\]\]|<\|\w{{1,30}}\|>"  # placeholders
+    r"|\||\*\*|\t"  # the borders of a table's cells and of bold text
     r"|%\(\w{1,50}\)[a-z](?!\w)|%(?:\d\$)?\d{0,3}(?:\.\d)?[a-z@](?!\w)"
     rf"|(?<!\d)(?:{_TIME_CODE})(?:\s*-->\s*(?:{_TIME_CODE}))?|\[\d{{1,2}}:\d\d(?::\d\d)?\]"
 )
@@ -132,12 +140,14 @@ def pieces(text: str) -> list[tuple[str, str]]:
 
     A gap has spaces, line breaks, indents and markers of list items. A line break ends a sentence,
     unless the lines are as long as those of a wrapped paragraph are. A sentence of more than 400
-    characters is cut.
+    characters is cut. Code between ``` stays as it is, in a gap: at the end without a sentence.
     """
     result = []
     for gap, paragraph in _unwrapped_lines(text):
+        if not paragraph:
+            result.append((gap, ""))
         for sentence in split_sentences(paragraph):
-            for part in textwrap.wrap(sentence, MAX_SENTENCE_CHARACTERS, break_on_hyphens=False):
+            for part in textwrap.wrap(sentence, MAX_SENTENCE_CHARACTERS, **_CUTTING):
                 result.append((gap, part))
                 gap = " "
     return result
@@ -146,17 +156,24 @@ def pieces(text: str) -> list[tuple[str, str]]:
 def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
     """The lines, those of a wrapped paragraph joined, each with the gap before it."""
     blocks = []
-    gap = ""
+    gap = fence = ""
     for line in text.splitlines():
+        if fence or _FENCE.match(line):
+            is_end = fence and line.strip().startswith(fence)
+            fence = "" if is_end else fence or _FENCE.match(line)[1]
+            gap += line + "\n"
+            continue
         marker = _MARKER.match(line)[0]
-        body = " ".join(line[len(marker) :].split())
-        if not body:
+        body = "\t".join(" ".join(cell.split()) for cell in line[len(marker) :].split("\t"))
+        if not body.strip():
             gap += "\n"
             continue
         if gap != "\n" or marker.strip() or not blocks:
             blocks.append([])
         blocks[-1].append((gap + marker, body))
         gap = "\n"
+    if gap.strip():
+        blocks.append([(gap.removesuffix("\n"), "")])
     return [line for block in blocks for line in _joined_lines(block)]
 
 
@@ -177,10 +194,10 @@ def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
     result = block[:1]
     for (gap, line), follows_full in zip(block[1:], is_full, strict=True):
         if is_wrapped and follows_full:
-            result[-1] = (result[-1][0], f"{result[-1][1]} {line}")
+            result[-1] = (result[-1][0], f"{result[-1][1]}\n{line}")
         else:
             result.append((gap, line))
-    return result
+    return [(gap, "\t".join(map(on_one_line, lines.split("\t")))) for gap, lines in result]
 
 
 def _language_name(target: str) -> str:
@@ -241,6 +258,8 @@ class Translator(Application):
         for number, (gap, sentence) in enumerate(parts, 1):
             place = f"sentence {number}: " if len(parts) > 1 else ""
             warnings += [place + warning for warning in translations[sentence].warnings]
+            if choice := _CHOICE.search(sentence):
+                warnings.append(f"{place}left in English: {choice[0]}")
             text += "" if gap == " " and self.target == "zh" else gap
             text += translations[sentence].text
         tokens = sum(translations[sentence].tokens for _, sentence in parts)

@@ -171,8 +171,6 @@ def _example(row: Any) -> list[dict[str, str]] | Pair:
         raise _Refused("not an object")
     if row.get("label") is False:
         raise _Refused("with an answer that is marked as bad (label: false)")
-    if row.get("history"):
-        raise _Refused("with a history, which isn't read: write the whole talk as messages")
     if "chosen" in row and "rejected" in row:
         return _pair(row)
     for key in MESSAGES:
