@@ -88,14 +88,14 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         is_hit.append(question.evidence in ids)
     yield "evidence in the first three", uncertainty.bootstrap(is_hit)
     f1 = {}
-    ways = {"open book": app.read(texts, hits), "closed book": app.closed_book(texts)}
+    ways = {"copied": app.read(texts, hits), "closed book": app.closed_book(texts)}
     for name, results in ways.items():
         pairs = [(r.text, q.answers) for r, q in zip(results, answerable, strict=True)]
         f1[name] = [scores.token_f1(*pair) for pair in pairs]
         yield f"token F1, {name}", uncertainty.bootstrap(f1[name])
         exact = [scores.exact_match(*pair) for pair in pairs]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
-    gain, _ = uncertainty.paired_bootstrap(f1["open book"], f1["closed book"])
+    gain, _ = uncertainty.paired_bootstrap(f1["copied"], f1["closed book"])
     yield "gain in token F1", gain
     texts = [question.question for question in book]
     unread = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores

@@ -101,7 +101,8 @@ def smallest_shifts(
 
     By simulation with this run's own words: their scores are dealt to the axis's groups at random,
     the first group is moved up, and the move at which it is just flagged is found by bisection.
-    Columns: axis, groups, terms (of the first group), shift (infinite where none is flagged).
+    Columns: axis, groups, terms (of the first group), shift (from the axis's mean; infinite where
+    none is flagged), gap (between the moved group and the others, so larger than the shift).
     It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
     Arguments and errors as for shifts.
     """
@@ -128,7 +129,8 @@ def smallest_shifts(
             smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
         move = np.quantile(smallest, 0.8, method="higher")
         row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
-        parts.append(row | {"shift": move * (1 - is_first.mean())})  # its own mean moves too
+        shift = move * (1 - is_first.mean())  # the axis's mean moves too
+        parts.append(row | {"shift": shift, "gap": move})
     return pd.DataFrame(parts)
 
 

@@ -24,7 +24,7 @@ OPEN = (
     "{passage.title}: {passage.heading}\n{passage.text}\n\nAnswer from the text above, in a few "
     "words. If the text doesn't say, say \"I don't know\".\n\nQuestion: {question}"
 )
-PROMPTS_PER_BATCH = 16
+PROMPTS_PER_BATCH = 32
 
 _ABSTAINS = re.compile(
     r"\b((dont|do not) know|(doesnt|does not) (\w+ )?(know|say|mention|state|specify|provide)"
