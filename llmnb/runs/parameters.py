@@ -196,7 +196,7 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ParameterError(f"{where} is not a plain JSON value: {error}.") from error
+        raise ParameterError(f"{where} is {value!r}, no plain JSON value: {error}.") from error
     return value
 
 
