@@ -1,0 +1,413 @@
+"""A pretended CUDA device: values come from the CPU, and what CUDA refuses is refused.
+
+`with pretend_cuda.device():` holds in this process; tests/pretended/ on PYTHONPATH makes every
+Python that starts compute on it, kernels too. Refusals also go to the file $REFUSALS, if it is set.
+
+A tensor on "cuda:0" is a wrapper around one on the CPU. To Python it says that it is on cuda:0.
+To torch's C++ it is on xla:0: a CPU build can record its operations for the backward pass and
+autocast them as CUDA's (it can't with tensors on cuda:0, unless it is compiled for CUDA). Each
+operator arrives in `run`, which checks it, runs it on the CPU, and wraps what comes out.
+
+It can't show how fast CUDA is, how much memory it takes, or how it rounds. It runs one device.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import threading
+import traceback
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchgen
+import yaml
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from llmnb import hardware
+
+CUDA, XLA = torch.device("cuda:0"), torch.device("xla:0")
+N_DEVICE_TYPES = 22  # in c10/core/DeviceType.h, which numbers them: 0 is the CPU, 9 is XLA
+SAME_DEVICE = "Expected all tensors to be on the same device, but found at least two devices"
+aten = torch.ops.aten
+
+
+class Refusal(RuntimeError):
+    """CUDA would have raised an error here."""
+
+
+def refuse(message: str, kind: type[Exception] = Refusal) -> None:
+    """Raise it; note it with the stack in $REFUSALS, for code that catches exceptions."""
+    if path := os.environ.get("REFUSALS"):
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{message}\n{''.join(traceback.format_stack(limit=20)[:-1])}\n")
+    raise kind(message)
+
+
+class CudaTensor(Tensor):
+    """A tensor on the pretended device. `on_cpu` has its values."""
+
+    @staticmethod
+    def __new__(cls, on_cpu: Tensor):
+        autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+        return Tensor._make_wrapper_subclass(
+            cls,
+            on_cpu.shape,
+            strides=on_cpu.stride(),
+            storage_offset=on_cpu.storage_offset(),
+            dtype=on_cpu.dtype,
+            layout=on_cpu.layout,
+            device=XLA,
+            _extra_dispatch_keys=autocast,
+        )
+
+    def __init__(self, on_cpu: Tensor) -> None:
+        self.on_cpu = on_cpu
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
+        return run(operator, args, kwargs or {})
+
+    def __repr__(self, **_) -> str:
+        with _disable_current_modes():
+            values = torch._tensor_str._str(self.on_cpu)
+        gradient = ", requires_grad=True" if self.requires_grad else ""
+        return f"{values[:-1]}, device='cuda:0'{gradient})"
+
+    def __format__(self, format_spec: str) -> str:
+        value = self.item() if self.dim() == 0 else repr(self)
+        return format(value, format_spec)
+
+    def __deepcopy__(self, memo: dict):
+        if id(self) not in memo:
+            copy = CudaTensor(self.on_cpu.clone()).requires_grad_(self.requires_grad)
+            copy._is_param = getattr(self, "_is_param", False)
+            if self.grad is not None:
+                copy.grad = self.grad.__deepcopy__(memo)
+            memo[id(self)] = copy
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: int):  # saved as a tensor on the CPU
+        return self.on_cpu.__reduce_ex__(protocol)
+
+    def numpy(self, *, force: bool = False):
+        if not force:
+            message = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first."
+            refuse(message, TypeError)
+        return self.on_cpu.numpy(force=True)
+
+    def untyped_storage(self):
+        return self.on_cpu.untyped_storage()
+
+    def data_ptr(self) -> int:
+        return self.on_cpu.data_ptr()
+
+    @property
+    def data(self):
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        if not isinstance(value, CudaTensor):
+            refuse("a tensor on the CPU can't become the data of one on the pretended device")
+        Tensor.data.__set__(self, value)
+        self.on_cpu = value.on_cpu
+
+
+class Generator(torch._C.Generator):
+    """A source of random numbers that knows its device. The numbers are the CPU's."""
+
+    on_cuda: set[int] = set()  # addresses, because operators get new Python objects
+
+    def __new__(cls, device="cpu"):
+        generator = super().__new__(cls, "cpu")
+        if torch.device(device).type == "cuda":
+            cls.on_cuda.add(generator._cdata)
+        return generator
+
+    def __init__(self, device="cpu") -> None:
+        pass
+
+    def __del__(self) -> None:
+        self.on_cuda.discard(self._cdata)
+
+    @property
+    def device(self) -> torch.device:
+        return CUDA if self._cdata in self.on_cuda else torch.device("cpu")
+
+
+@functools.cache
+def operators_without_cuda() -> set[str]:
+    """The operators with a kernel for the CPU and none that CUDA could use, as torch lists them."""
+    path = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    rows = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    by_name = {row["func"].split("(")[0]: row for row in rows}
+    names = set()
+    for name, row in by_name.items():
+        delegate = by_name.get(row.get("structured_delegate"), {})
+        keys = " ".join([*row.get("dispatch", {}), *delegate.get("dispatch", {})])
+        usable = ("CUDA", "CompositeExplicit", "CompositeImplicit")
+        if keys and not any(key in keys for key in usable):
+            names.add(f"aten::{name}")
+    return names
+
+
+CPU_ONLY = ("mkldnn", "mkldnn_prepacked", "onednn", "quantized", "_quantized")  # namespaces
+COPIES = {"copy_", "_to_copy", "copy", "_copy_from", "_copy_from_and_resize"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "addbmm", "addmm_", "baddbmm_"}
+INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
+INDEXING |= {"_unsafe_index_put"}
+# These take a number that is a tensor on the CPU; so do all pointwise operators.
+WITH_NUMBERS = {"where", "masked_fill", "masked_fill_", "fill", "fill_", "clamp", "lerp", "lerp_"}
+WITH_NUMBERS |= {"div_"}
+
+
+def tensors_in(values) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
+
+
+def check(operator, args: tuple, kwargs: dict) -> None:
+    """Raise what CUDA raises for a call that has something to do with CUDA."""
+    space, name = operator._schema.name.split("::")
+    if space in CPU_ONLY or operator.name() in operators_without_cuda():
+        message = f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend."
+        refuse(message, NotImplementedError)
+    generators = [v for v in (*args, *kwargs.values()) if isinstance(v, torch._C.Generator)]
+    if any(generator._cdata not in Generator.on_cuda for generator in generators):
+        refuse(f"Expected a 'cuda' device type for generator but found 'cpu' ({name})")
+    tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
+    if name in COPIES:
+        return
+    if all(isinstance(tensor, CudaTensor) for tensor in tensors):
+        if name in PRODUCTS and not tensors[0].dtype.is_floating_point:
+            refuse(f'"{name}_cuda" not implemented for {tensors[0].dtype}')
+    elif name in INDEXING:
+        check_indexing(name, *args[:3])
+    else:
+        check_devices(operator, args, kwargs, tensors)
+
+
+def check_indexing(name: str, indexed: Tensor, indices, values: Tensor | None = None) -> None:
+    """Indices may be on the CPU if what they index is on CUDA, and so may be a single value."""
+    is_strange = values is not None and values.dim() and not isinstance(values, CudaTensor)
+    if not isinstance(indexed, CudaTensor) or is_strange:
+        message = "indices should be either on cpu or on the same device as the indexed tensor"
+        refuse(f"{message}; {SAME_DEVICE}, cuda:0 and cpu! ({name})")
+
+
+def check_devices(operator, args: tuple, kwargs: dict, tensors: list[Tensor]) -> None:
+    """No tensor may be on the CPU, except numbers where the operator takes them."""
+    name = operator._schema.name.split("::")[1]
+    takes_numbers = torch.Tag.pointwise in operator.tags or name.startswith("_foreach")
+    takes_numbers |= name in WITH_NUMBERS
+    written = {id(kwargs[key]) for key in ("out", "grad_input") if key in kwargs}
+    for argument, value in zip(operator._schema.arguments, args):  # noqa: B905
+        if argument.alias_info and argument.alias_info.is_write:
+            written |= {id(tensor) for tensor in tensors_in([value])}
+    for tensor in tensors:
+        is_number = takes_numbers and tensor.dim() == 0 and id(tensor) not in written
+        if not isinstance(tensor, CudaTensor) and not is_number:
+            shape = tuple(tensor.shape)
+            refuse(f"{SAME_DEVICE}, cuda:0 and cpu! ({name}; {shape} is on the CPU)")
+
+
+def inner(value: Tensor | None):
+    """An operator's argument, its tensors replaced by those on the CPU."""
+    if isinstance(value, CudaTensor):
+        return value.on_cpu
+    if isinstance(value, list | tuple):
+        return type(value)(inner(part) for part in value)
+    return value
+
+
+def run(operator, args: tuple, kwargs: dict):
+    """The result of an operator, on the device where torch would put it."""
+    tensors = [*tensors_in(args), *tensors_in(kwargs.values())]
+    ours = [tensor for tensor in tensors if isinstance(tensor, CudaTensor)]
+    device = kwargs.get("device") or next((v for v in args if isinstance(v, torch.device)), None)
+    to_cuda = bool(ours) if device is None else torch.device(device).type in ("cuda", "xla")
+    kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+    if not ours and not to_cuda:
+        if getattr(kwargs.get("generator"), "_cdata", None) in Generator.on_cuda:
+            refuse("Expected a 'cpu' device type for generator but found 'cuda'")
+        return operator(*args, **kwargs)
+    if to_cuda and device is not None and (torch.device(device).index or 0) > 0:
+        refuse("CUDA error: invalid device ordinal")
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if operator.has_kernel_for_dispatch_key(composite):  # whole only in inference mode
+        with Mode():
+            return operator.decompose(*args, **kwargs)
+    check(operator, args, kwargs)
+    if operator is aten.detach_.default:
+        return args[0]
+    if torch.Tag.inplace_view in operator.tags or operator._schema.name == "aten::set_":
+        raise NotImplementedError(f"{operator}: a wrapper can't change its shape in place")
+    inner_kwargs = {key: inner(value) for key, value in kwargs.items()}
+    if device is not None:
+        inner_kwargs["device"] = "cpu" if to_cuda else device
+    result = operator(*inner(args), **inner_kwargs)
+    if operator is aten._to_copy.default and to_cuda != bool(ours) and result is inner(args[0]):
+        result = result.clone()  # it has gone from one device to the other
+    shares_memory = any(r.alias_info and not r.alias_info.is_write for r in operator._schema.returns)
+    view_of = ours[0] if shares_memory and ours else None
+    return outer(result, tensors, view_of) if to_cuda else result
+
+
+def outer(value, tensors: list[Tensor], view_of: Tensor | None):
+    """An operator's result, in wrappers; those of its arguments where it changed them in place."""
+    if isinstance(value, list | tuple):
+        return type(value)(outer(part, tensors, view_of) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    for tensor in tensors:
+        if tensor is value or getattr(tensor, "on_cpu", None) is value:
+            return tensor
+    if view_of is None or view_of.is_inference() == torch.is_inference_mode_enabled():
+        return CudaTensor(value)
+    with torch.inference_mode(view_of.is_inference()):  # a view is what its base is
+        return CudaTensor(value)
+
+
+class Mode(TorchDispatchMode):
+    """Brings operators here that have no wrapper yet: factories, and copies from the CPU."""
+
+
+def dispatch(self, operator, types, args=(), kwargs=None):
+    return run(operator, args, kwargs or {})
+
+
+Mode.__torch_dispatch__ = dispatch  # set later, for otherwise torch imports its compiler
+
+
+def for_torch(value):
+    """A device that is CUDA to Python, as torch's C++ is to know it; any other value as it is."""
+    if isinstance(value, bool) or not isinstance(value, str | torch.device):
+        return value
+    return XLA if str(value) in ("cuda", "cuda:0") else value
+
+
+def translated(function):
+    """The function, with for_torch applied to its arguments."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        new_kwargs = {key: for_torch(value) for key, value in kwargs.items()}
+        return function(*map(for_torch, args), **new_kwargs)
+
+    return call
+
+
+def always(value):
+    """A function that returns the value, whatever it is called with."""
+    return lambda *args, **kwargs: value
+
+
+class Event:
+    """Also a stream: all work on the pretended device is done when a call returns."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+    record = synchronize = wait = always(None)
+    query = always(True)
+    is_capturing = always(False)
+    elapsed_time = always(1.0)
+
+
+BYTES = 80 * 10**9
+PROPERTIES = types.SimpleNamespace(
+    name="a pretended GPU", major=9, minor=0, total_memory=BYTES, multi_processor_count=100
+)
+RANDOM_STATE = torch.zeros(16, dtype=torch.uint8)
+# What functions of torch.cuda return.
+CUDA_FACTS = {"is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0}
+CUDA_FACTS |= {"get_device_name": PROPERTIES.name, "get_device_capability": (9, 0)}
+CUDA_FACTS |= {"get_device_properties": PROPERTIES, "mem_get_info": (BYTES, BYTES)}
+CUDA_FACTS |= {"is_bf16_supported": True, "get_arch_list": ["sm_90"], "memory_stats": {}}
+CUDA_FACTS |= {"get_rng_state": RANDOM_STATE, "get_rng_state_all": [RANDOM_STATE]}
+CUDA_FACTS |= {"is_current_stream_capturing": False, "current_stream": Event()}
+CUDA_FACTS |= dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), 0)
+NOTHING = "_lazy_init init synchronize empty_cache ipc_collect reset_peak_memory_stats set_device"
+NOTHING += " manual_seed manual_seed_all set_rng_state set_rng_state_all"
+CUDA_FACTS |= dict.fromkeys(NOTHING.split())
+ACCELERATOR_FACTS = {"is_available": True, "device_count": 1, "current_device_index": 0}
+ACCELERATOR_FACTS |= {"current_accelerator": torch.device("cuda"), "current_stream": Event()}
+ACCELERATOR_FACTS |= {"synchronize": None, "set_device_index": None}
+
+
+def moved(apply):
+    """Module._apply, so that to("cuda") keeps every parameter and changes where it is."""
+
+    def call(self, function, recurse=True):
+        before = torch.__future__.get_swap_module_params_on_conversion()
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        try:
+            return apply(self, function, recurse)
+        finally:
+            torch.__future__.set_swap_module_params_on_conversion(before)
+
+    return call
+
+
+def with_mode(run_thread):
+    """Thread.run, on the pretended device as well."""
+
+    def call(self):
+        with Mode(), torch.autograd.set_multithreading_enabled(False):
+            run_thread(self)
+
+    return call
+
+
+def set_device_guard(number: int) -> None:
+    """Let torch take the CPU's device guard, which does nothing, for the device type."""
+    (library,) = (Path(torch.__file__).parent / "lib").glob("*c10.*")
+    guards = (ctypes.c_void_p * N_DEVICE_TYPES).in_dll(
+        ctypes.CDLL(str(library)), "_ZN3c104impl26device_guard_impl_registryE"
+    )
+    guards[number] = guards[0]
+
+
+@contextlib.contextmanager
+def device() -> Iterator[None]:
+    """Pretend that this machine has one CUDA device, until the end of the block."""
+    if torch.cuda.is_available():
+        raise RuntimeError("This machine has a CUDA device: run `pytest -m gpu` on it instead.")
+    set_device_guard(9)
+    numbers = Tensor.tolist
+    with pytest.MonkeyPatch.context() as patch:
+        for module, facts in ((torch.cuda, CUDA_FACTS), (torch.accelerator, ACCELERATOR_FACTS)):
+            for name, value in facts.items():
+                patch.setattr(module, name, always(value))
+        for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
+            patch.setattr(torch.cuda.random, name, getattr(torch.cuda, name))
+        patch.setattr(torch.cuda, "Event", Event)
+        patch.setattr(torch, "Generator", Generator)
+        patch.setattr(torch.version, "cuda", "12.8")
+        patch.setattr(hardware, "has_cuda", always(True))
+        for name in ("tensor", "as_tensor", "asarray"):
+            patch.setattr(torch, name, translated(getattr(torch, name)))
+        patch.setattr(Tensor, "to", translated(Tensor.to))
+        patch.setattr(Tensor, "cuda", lambda self, device=None, **options: self.to(XLA, **options))
+        patch.setattr(Tensor, "tolist", lambda self: numbers(inner(self)))
+        patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
+        patch.setattr(torch.nn.Module, "_apply", moved(torch.nn.Module._apply))
+        patch.setattr(threading.Thread, "run", with_mode(threading.Thread.run))
+        torch._C._set_only_lift_cpu_tensors(True)
+        try:
+            with Mode(), torch.autograd.set_multithreading_enabled(False):
+                yield
+        finally:
+            torch._C._set_only_lift_cpu_tensors(False)
