@@ -20,9 +20,11 @@ import traceback
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
+import torch.utils._device
 import torchgen
 import yaml
 from torch import Tensor
@@ -125,7 +127,7 @@ class CudaTensor(Tensor):
 class Generator(torch._C.Generator):
     """A source of random numbers that knows its device. The numbers are the CPU's."""
 
-    on_cuda: set[int] = set()  # addresses, because operators get new Python objects
+    on_cuda: ClassVar[set[int]] = set()  # addresses: operators get new Python objects
 
     def __new__(cls, device="cpu"):
         generator = super().__new__(cls, "cpu")
@@ -260,7 +262,9 @@ def run(operator, args: tuple, kwargs: dict):
     result = operator(*inner(args), **inner_kwargs)
     if operator is aten._to_copy.default and to_cuda != bool(ours) and result is inner(args[0]):
         result = result.clone()  # it has gone from one device to the other
-    shares_memory = any(r.alias_info and not r.alias_info.is_write for r in operator._schema.returns)
+    shares_memory = any(
+        r.alias_info and not r.alias_info.is_write for r in operator._schema.returns
+    )
     view_of = ours[0] if shares_memory and ours else None
     return outer(result, tensors, view_of) if to_cuda else result
 
@@ -386,6 +390,7 @@ def device() -> Iterator[None]:
     if torch.cuda.is_available():
         raise RuntimeError("This machine has a CUDA device: run `pytest -m gpu` on it instead.")
     set_device_guard(9)
+    torch.utils._device._device_constructors()  # torch remembers which functions these are
     numbers = Tensor.tolist
     with pytest.MonkeyPatch.context() as patch:
         for module, facts in ((torch.cuda, CUDA_FACTS), (torch.accelerator, ACCELERATOR_FACTS)):

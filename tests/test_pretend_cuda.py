@@ -1,0 +1,229 @@
+"""The package on a pretended CUDA device: its model paths, and planted bugs that are refused."""
+
+import inspect
+import sys
+import textwrap
+
+import numpy as np
+import pretend_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import small
+from test_instructions import chats, tiny  # noqa: F401
+
+from llmnb import attention, embedding, fine_tuning, generation, models, structured
+from llmnb.applications.retrieval import Index
+from llmnb.evaluation import bias
+from llmnb.fine_tuning import contrastive, instructions, preferences
+from llmnb.fine_tuning.preferences import Pair
+from llmnb.pretraining import loop
+from llmnb.transformer import Decoder
+
+LABELS = ("bad", "good")
+HAS_CUDA = torch.cuda.is_available()
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "device"),
+    pytest.mark.skipif(HAS_CUDA, reason="a real CUDA device: tests/test_gpu.py runs on it"),
+]
+
+
+@pytest.fixture(scope="module")
+def device():
+    with pretend_cuda.device():
+        yield
+
+
+class Paths:
+    """What the package does with models; each method returns something to be checked."""
+
+    def __init__(self, decoder, encoder, reviews, corpus, folder) -> None:
+        self.decoder, self.encoder, self.reviews = decoder, encoder, reviews
+        self.corpus, self.folder = corpus, folder
+
+    def generation(self) -> bool:
+        """Greedy and sampled texts, alone and in a batch, with the key-value cache."""
+        model = Decoder.from_pretrained(self.decoder)
+        tokenizer = models.load_tokenizer(self.decoder)
+        prompts = ["Is it open?", "Until when? "]
+        hot = generation.Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.2, seed=1)
+        texts = generation.complete(model, tokenizer, prompts, 4, hot)
+        list(generation.stream(model, tokenizer, prompts[0], 4))
+        chosen = structured.choose(model, tokenizer, prompts, ["yes", "no"])
+        return len(texts) == 2 and set(chosen) <= {"yes", "no"}
+
+    def embedding(self) -> bool:
+        """Vectors of texts, and a search in an index of documents."""
+        model, tokenizer = (
+            load(self.encoder) for load in (models.load_encoder, models.load_tokenizer)
+        )
+        ids, _ = embedding.encode(tokenizer, ["a good film", "b"], max_length=8)
+        vectors = embedding.mean_pooled(model, tokenizer, ids)
+        (self.folder / "docs").mkdir()
+        (self.folder / "docs" / "a.md").write_text("# A\n\nA good film.\n\n## B\n\nA bad film.")
+        index = Index.build(self.folder / "docs", self.encoder, lambda line: None)
+        return vectors.shape == (2, 32) and bool(index.search("good film", 1))
+
+    def classifiers(self) -> bool:
+        """All weights, LoRA, contrastive tuning and prompting, each for a few texts."""
+        few = {name: part.select(range(16)) for name, part in self.reviews.items()}
+        settings = {"encoder": self.encoder, "decoder": self.decoder, "max_length": 64, "epochs": 1}
+        for method in ("full", "lora", "contrastive", "zero_shot"):
+            result = fine_tuning.run(method, few, LABELS, fine_tuning.Settings(**settings))
+            assert np.allclose(result.probabilities.sum(1), 1, atol=1e-3)
+        return True
+
+    def pretraining(self) -> bool:
+        """Both objectives, with a sample; a run that goes on from a checkpoint."""
+        for objective in ("causal", "masked"):
+            recipe = small(dtype="auto", objective=objective)
+            folder = self.folder / objective
+            rows = loop.Trainer(self.corpus, recipe, folder, evaluations=2).run()
+            loop.Trainer(self.corpus, recipe, folder, evaluations=2).run()
+            assert rows[-1]["validation_loss"] < rows[0]["validation_loss"]
+        return True
+
+    def instructions(self) -> bool:
+        """Two steps of supervised tuning and of DPO, and an answer."""
+        settings = instructions.Settings(base=self.decoder, steps=2, batch_size=2, lora_rank=4)
+        assistant = instructions.Assistant(settings)
+        losses = assistant.fit(chats(4))
+        pairs = [Pair(chat[:1], chosen="yes", rejected="no") for chat in chats(4)]
+        losses += preferences.train(assistant, pairs)
+        answers = assistant.answers([chat[:1] for chat in chats(2)], max_new_tokens=4)
+        return np.isfinite(losses).all() and len(answers) == 2
+
+    def evaluation(self) -> bool:
+        """Bits of sentences under a decoder, from transformers and from here."""
+        tokenizer = models.load_tokenizer(self.decoder)
+        for model in (models.load_decoder(self.decoder), Decoder.from_pretrained(self.decoder)):
+            table = bias.pair_preferences(model, tokenizer)
+            assert np.isfinite(table["log_a"]).all()
+        return True
+
+
+@pytest.fixture
+def paths(tiny, tiny_models, made_up, corpus, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("LLMNB_CACHE", str(tmp_path / "cache"))
+    return Paths(tiny, str(tiny_models / "encoder"), made_up, corpus, tmp_path)
+
+
+NAMES = [name for name in vars(Paths) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_models_run_on_the_device(name, paths):
+    assert getattr(paths, name)()
+
+
+SAME_DEVICE = "tensors to be on the same device"
+PLANTED_BUGS = {
+    "a tensor that was not moved": (
+        ("generation", generation, "padded", "torch.tensor(ids, device=device)"),
+        ("torch.tensor(ids)", SAME_DEVICE),
+    ),
+    "a mask on the CPU": (
+        ("generation", attention, "causal_mask", "dtype=torch.bool, device=device"),
+        ("dtype=torch.bool", SAME_DEVICE),
+    ),
+    "a generator of the CPU": (
+        ("generation", generation._Chooser, "__call__", "logits.softmax(dim=-1).cpu()"),
+        ("logits.softmax(dim=-1)", "device type for generator"),
+    ),
+    "numpy without cpu": (
+        ("embedding", embedding, "mean_pooled", ".cpu().numpy()"),
+        (".numpy()", "can't convert cuda:0"),
+    ),
+    "arange without device": (
+        ("evaluation", Decoder, "forward", "start + seq, device=input_ids.device"),
+        ("start + seq", SAME_DEVICE),
+    ),
+    "a batch that was not moved": (
+        ("pretraining", loop.Trainer, "_whole_batch", ".to(self.device)"),
+        ("", SAME_DEVICE),
+    ),
+    "labels that were not moved": (
+        ("classifiers", contrastive.Contrastive, "fit", ".to(self.model.device)"),
+        ("", SAME_DEVICE),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED_BUGS)
+def test_a_planted_bug_is_refused(name, paths, monkeypatch):
+    (path, owner, attribute, text), (replacement, message) = PLANTED_BUGS[name]
+    function = getattr(owner, attribute)
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(text) == 1
+    namespace = dict(vars(sys.modules[function.__module__]))
+    exec(source.replace(text, replacement), namespace)
+    monkeypatch.setattr(owner, attribute, namespace[attribute])
+    with pytest.raises((pretend_cuda.Refusal, TypeError), match=message):
+        getattr(paths, path)()
+
+
+def on_cuda(*values: float) -> torch.Tensor:
+    return torch.tensor(values, device="cuda")
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x, y: y + x,
+        lambda x, y: torch.cat((x, y)),
+        lambda x, y: y[x > 0],
+        lambda x, y: x.__setitem__(torch.tensor([0, 1]), y),
+        lambda x, y: y.add_(x.sum()),
+        lambda x, y: torch.stack((x.sum(), y.sum())),
+        lambda x, y: torch.equal(x, y),
+        lambda x, y: torch.nn.Linear(2, 2).to("cuda")(y),
+        lambda x, y: F.scaled_dot_product_attention(x[None], x[None], y[None]),
+        lambda x, y: torch.multinomial(x, 1, generator=torch.Generator()),
+        lambda x, y: torch.multinomial(y, 1, generator=torch.Generator("cuda")),
+        lambda x, y: x.long()[None] @ x.long()[:, None],
+        lambda x, y: torch.zeros(2, device="cuda:1"),
+        lambda x, y: torch.ops.aten._convert_weight_to_int4pack_for_cpu(x.int()[None], 1),
+        lambda x, y: x.numpy(),
+        lambda x, y: np.asarray(x),
+    ],
+)
+def test_what_cuda_refuses_is_refused(mix):
+    with pytest.raises((RuntimeError, TypeError), match=r"cuda|CUDA|same device"):
+        mix(on_cuda(1.0, 2.0), torch.ones(2))
+
+
+def test_what_cuda_allows_is_allowed():
+    x = on_cuda(1.0, 2.0, 3.0)
+    assert (x * torch.tensor(2.0)).tolist() == [2, 4, 6]  # a number on the CPU
+    assert x[torch.tensor([2, 0])].tolist() == [3, 1]  # indices on the CPU
+    x[:2] = torch.zeros(2)  # a copy
+    x[2:] += 1
+    assert x.cpu().numpy().tolist() == [0, 0, 4] and x.to("cuda") is x
+    with torch.inference_mode():
+        assert f"{x.sum():.1f}" == "4.0" and x.view(3, 1).device == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_training_gives_the_losses_of_the_cpu(dtype):
+    losses = {}
+    for where in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Embedding(9, 8), torch.nn.Linear(8, 9)).to(where)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.05, fused=True)
+        scaler = torch.amp.GradScaler(where, enabled=dtype == torch.float16)
+        ids = torch.arange(9, device=where)
+        losses[where] = []
+        for _ in range(5):
+            with torch.autocast(where, dtype, enabled=dtype != torch.float32):
+                logits = net(ids)
+            assert logits.dtype == dtype and logits.device.type == where
+            loss = F.cross_entropy(logits.float(), ids)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            losses[where].append(loss.item())
+    assert losses["cuda"] == pytest.approx(losses["cpu"], abs=1e-2)
+    assert losses["cuda"][-1] < 0.9 * losses["cuda"][0]
