@@ -49,16 +49,18 @@ def test_lora_learns_with_few_weights_and_merges_exactly(parts, settings, tmp_pa
     fine_tuning.save(classifier, tmp_path / "saved")
     adapter = tmp_path / "saved" / "adapter"
     assert classifier.bytes_on_disk() == sum(f.stat().st_size for f in adapter.iterdir()) > 0
+    device = classifier.model.device
     base = encoders.load_with_head(settings.encoder, LABELS)
-    unmerged = peft.PeftModel.from_pretrained(base, adapter).eval()
+    unmerged = peft.PeftModel.from_pretrained(base, adapter).to(device).eval()
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    plain = plain.to(device).eval()
     assert plain.config.id2label == {0: "bad", 1: "good"}
     ids, _ = embedding.encode(classifier.tokenizer, texts[:8], settings.max_length)
-    for _, inputs in embedding.batches(classifier.tokenizer, ids):
+    for _, inputs in embedding.batches(classifier.tokenizer, ids, device=device):
         with torch.inference_mode():
             logits = classifier.model.eval()(**inputs).logits
             torch.testing.assert_close(unmerged(**inputs).logits, logits, atol=1e-5, rtol=0)
-            torch.testing.assert_close(plain.eval()(**inputs).logits, logits, atol=1e-6, rtol=0)
+            torch.testing.assert_close(plain(**inputs).logits, logits, atol=1e-6, rtol=0)
 
 
 def test_a_lora_that_learned_nothing_is_told_from_one_that_did(parts, settings):
@@ -74,7 +76,7 @@ def test_lora_changes_the_encoder_and_not_only_the_head(parts, settings):
     for name, weight in classifier.model.state_dict().items():
         is_linear = weight.ndim == 2 and ".layer." in name
         if name.startswith("bert.encoder"):
-            assert weight.equal(pretrained[name]) != is_linear, name
+            assert weight.cpu().equal(pretrained[name]) != is_linear, name
 
 
 def test_the_same_seed_gives_the_same_classifier(parts, settings):
