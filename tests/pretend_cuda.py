@@ -15,7 +15,6 @@ import contextlib
 import ctypes
 import functools
 import os
-import threading
 import traceback
 import types
 from collections.abc import Iterator
@@ -33,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from llmnb import hardware
 
 CUDA, XLA = torch.device("cuda:0"), torch.device("xla:0")
+AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
 N_DEVICE_TYPES = 22  # in c10/core/DeviceType.h, which numbers them: 0 is the CPU, 9 is XLA
 SAME_DEVICE = "Expected all tensors to be on the same device, but found at least two devices"
 aten = torch.ops.aten
@@ -55,17 +55,10 @@ class CudaTensor(Tensor):
 
     @staticmethod
     def __new__(cls, on_cpu: Tensor):
-        autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-        return Tensor._make_wrapper_subclass(
-            cls,
-            on_cpu.shape,
-            strides=on_cpu.stride(),
-            storage_offset=on_cpu.storage_offset(),
-            dtype=on_cpu.dtype,
-            layout=on_cpu.layout,
-            device=XLA,
-            _extra_dispatch_keys=autocast,
-        )
+        options = {"strides": on_cpu.stride(), "storage_offset": on_cpu.storage_offset()}
+        options |= {"dtype": on_cpu.dtype, "layout": on_cpu.layout, "device": XLA}
+        options |= {"_extra_dispatch_keys": AUTOCAST}
+        return Tensor._make_wrapper_subclass(cls, on_cpu.shape, **options)
 
     def __init__(self, on_cpu: Tensor) -> None:
         self.on_cpu = on_cpu
@@ -88,29 +81,16 @@ class CudaTensor(Tensor):
         value = self.item() if self.dim() == 0 else repr(self)
         return format(value, format_spec)
 
-    def __deepcopy__(self, memo: dict):
-        if id(self) not in memo:
-            copy = CudaTensor(self.on_cpu.clone()).requires_grad_(self.requires_grad)
-            copy._is_param = getattr(self, "_is_param", False)
-            if self.grad is not None:
-                copy.grad = self.grad.__deepcopy__(memo)
-            memo[id(self)] = copy
-        return memo[id(self)]
-
     def __reduce_ex__(self, protocol: int):  # saved as a tensor on the CPU
         return self.on_cpu.__reduce_ex__(protocol)
 
     def numpy(self, *, force: bool = False):
         if not force:
-            message = "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first."
-            refuse(message, TypeError)
+            refuse("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu().", TypeError)
         return self.on_cpu.numpy(force=True)
 
     def untyped_storage(self):
         return self.on_cpu.untyped_storage()
-
-    def data_ptr(self) -> int:
-        return self.on_cpu.data_ptr()
 
     @property
     def data(self):
@@ -318,18 +298,7 @@ def always(value):
     return lambda *args, **kwargs: value
 
 
-class Event:
-    """Also a stream: all work on the pretended device is done when a call returns."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        pass
-
-    record = synchronize = wait = always(None)
-    query = always(True)
-    is_capturing = always(False)
-    elapsed_time = always(1.0)
-
-
+STREAM = types.SimpleNamespace(is_capturing=always(False))
 BYTES = 80 * 10**9
 PROPERTIES = types.SimpleNamespace(
     name="a pretended GPU", major=9, minor=0, total_memory=BYTES, multi_processor_count=100
@@ -341,13 +310,13 @@ CUDA_FACTS |= {"get_device_name": PROPERTIES.name, "get_device_capability": (9, 
 CUDA_FACTS |= {"get_device_properties": PROPERTIES, "mem_get_info": (BYTES, BYTES)}
 CUDA_FACTS |= {"is_bf16_supported": True, "get_arch_list": ["sm_90"], "memory_stats": {}}
 CUDA_FACTS |= {"get_rng_state": RANDOM_STATE, "get_rng_state_all": [RANDOM_STATE]}
-CUDA_FACTS |= {"is_current_stream_capturing": False, "current_stream": Event()}
+CUDA_FACTS |= {"is_current_stream_capturing": False, "current_stream": STREAM}
 CUDA_FACTS |= dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), 0)
 NOTHING = "_lazy_init init synchronize empty_cache ipc_collect reset_peak_memory_stats set_device"
 NOTHING += " manual_seed manual_seed_all set_rng_state set_rng_state_all"
 CUDA_FACTS |= dict.fromkeys(NOTHING.split())
 ACCELERATOR_FACTS = {"is_available": True, "device_count": 1, "current_device_index": 0}
-ACCELERATOR_FACTS |= {"current_accelerator": torch.device("cuda"), "current_stream": Event()}
+ACCELERATOR_FACTS |= {"current_accelerator": torch.device("cuda"), "current_stream": STREAM}
 ACCELERATOR_FACTS |= {"synchronize": None, "set_device_index": None}
 
 
@@ -361,16 +330,6 @@ def moved(apply):
             return apply(self, function, recurse)
         finally:
             torch.__future__.set_swap_module_params_on_conversion(before)
-
-    return call
-
-
-def with_mode(run_thread):
-    """Thread.run, on the pretended device as well."""
-
-    def call(self):
-        with Mode(), torch.autograd.set_multithreading_enabled(False):
-            run_thread(self)
 
     return call
 
@@ -398,7 +357,6 @@ def device() -> Iterator[None]:
                 patch.setattr(module, name, always(value))
         for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
             patch.setattr(torch.cuda.random, name, getattr(torch.cuda, name))
-        patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch, "Generator", Generator)
         patch.setattr(torch.version, "cuda", "12.8")
         patch.setattr(hardware, "has_cuda", always(True))
@@ -409,7 +367,6 @@ def device() -> Iterator[None]:
         patch.setattr(Tensor, "tolist", lambda self: numbers(inner(self)))
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
         patch.setattr(torch.nn.Module, "_apply", moved(torch.nn.Module._apply))
-        patch.setattr(threading.Thread, "run", with_mode(threading.Thread.run))
         torch._C._set_only_lift_cpu_tensors(True)
         try:
             with Mode(), torch.autograd.set_multithreading_enabled(False):
