@@ -8,7 +8,8 @@ To torch's C++ it is on xla:0: a CPU build can record its operations for the bac
 autocast them as CUDA's (it can't with tensors on cuda:0, unless it is compiled for CUDA). Each
 operator arrives in `run`, which checks it, runs it on the CPU, and wraps what comes out.
 
-It can't show how fast CUDA is, how much memory it takes, or how it rounds. It runs one device.
+It can't show how fast CUDA is, how much memory it takes, or how it rounds. There is one device.
+It takes Linux, and what it uses of torch isn't public: a new version of torch may need changes.
 """
 
 import contextlib
