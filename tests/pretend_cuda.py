@@ -25,8 +25,6 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.utils._device
-import torchgen
-import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -34,6 +32,7 @@ from llmnb import hardware
 
 CUDA, XLA = torch.device("cuda:0"), torch.device("xla:0")
 AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 N_DEVICE_TYPES = 22  # in c10/core/DeviceType.h, which numbers them: 0 is the CPU, 9 is XLA
 SAME_DEVICE = "Expected all tensors to be on the same device, but found at least two devices"
 aten = torch.ops.aten
@@ -127,30 +126,13 @@ class Generator(torch._C.Generator):
         return CUDA if self._cdata in self.on_cuda else torch.device("cpu")
 
 
-@functools.cache
-def operators_without_cuda() -> set[str]:
-    """The operators with a kernel for the CPU and none that CUDA could use, as torch lists them."""
-    path = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
-    rows = yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    by_name = {row["func"].split("(")[0]: row for row in rows}
-    names = set()
-    for name, row in by_name.items():
-        delegate = by_name.get(row.get("structured_delegate"), {})
-        keys = " ".join([*row.get("dispatch", {}), *delegate.get("dispatch", {})])
-        usable = ("CUDA", "CompositeExplicit", "CompositeImplicit")
-        if keys and not any(key in keys for key in usable):
-            names.add(f"aten::{name}")
-    return names
-
-
-CPU_ONLY = ("mkldnn", "mkldnn_prepacked", "onednn", "quantized", "_quantized")  # namespaces
+# In the names of operators that have a kernel for CPUs alone.
+CPU_WORDS = ("mkldnn", "onednn", "quantized", "_dyn_quant_", "_for_cpu", "histogram")
 COPIES = {"copy_", "_to_copy", "copy", "_copy_from", "_copy_from_and_resize"}
-PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "addbmm", "addmm_", "baddbmm_"}
-INDEXING = {"index", "index_put", "index_put_", "_unsafe_index", "_index_put_impl_"}
-INDEXING |= {"_unsafe_index_put"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "addmv", "mv", "dot", "addbmm", "addmm_"}
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 # These take a number that is a tensor on the CPU; so do all pointwise operators.
-WITH_NUMBERS = {"where", "masked_fill", "masked_fill_", "fill", "fill_", "clamp", "lerp", "lerp_"}
-WITH_NUMBERS |= {"div_"}
+WITH_NUMBERS = {"where", "masked_fill", "masked_fill_", "fill", "fill_", "clamp", "lerp", "div_"}
 
 
 def tensors_in(values) -> Iterator[Tensor]:
@@ -163,8 +145,8 @@ def tensors_in(values) -> Iterator[Tensor]:
 
 def check(operator, args: tuple, kwargs: dict) -> None:
     """Raise what CUDA raises for a call that has something to do with CUDA."""
-    space, name = operator._schema.name.split("::")
-    if space in CPU_ONLY or operator.name() in operators_without_cuda():
+    name = operator._schema.name.split("::")[1]
+    if any(word in operator.name() for word in CPU_WORDS):
         message = f"Could not run '{operator.name()}' with arguments from the 'CUDA' backend."
         refuse(message, NotImplementedError)
     generators = [v for v in (*args, *kwargs.values()) if isinstance(v, torch._C.Generator)]
@@ -206,12 +188,12 @@ def check_devices(operator, args: tuple, kwargs: dict, tensors: list[Tensor]) ->
             refuse(f"{SAME_DEVICE}, cuda:0 and cpu! ({name}; {shape} is on the CPU)")
 
 
-def inner(value: Tensor | None):
+def unwrapped(value):
     """An operator's argument, its tensors replaced by those on the CPU."""
     if isinstance(value, CudaTensor):
         return value.on_cpu
     if isinstance(value, list | tuple):
-        return type(value)(inner(part) for part in value)
+        return type(value)(unwrapped(part) for part in value)
     return value
 
 
@@ -228,8 +210,7 @@ def run(operator, args: tuple, kwargs: dict):
         return operator(*args, **kwargs)
     if to_cuda and device is not None and (torch.device(device).index or 0) > 0:
         refuse("CUDA error: invalid device ordinal")
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    if operator.has_kernel_for_dispatch_key(composite):  # whole only in inference mode
+    if operator.has_kernel_for_dispatch_key(COMPOSITE):  # whole only in inference mode
         with Mode():
             return operator.decompose(*args, **kwargs)
     check(operator, args, kwargs)
@@ -237,23 +218,22 @@ def run(operator, args: tuple, kwargs: dict):
         return args[0]
     if torch.Tag.inplace_view in operator.tags or operator._schema.name == "aten::set_":
         raise NotImplementedError(f"{operator}: a wrapper can't change its shape in place")
-    inner_kwargs = {key: inner(value) for key, value in kwargs.items()}
+    cpu_kwargs = {key: unwrapped(value) for key, value in kwargs.items()}
     if device is not None:
-        inner_kwargs["device"] = "cpu" if to_cuda else device
-    result = operator(*inner(args), **inner_kwargs)
-    if operator is aten._to_copy.default and to_cuda != bool(ours) and result is inner(args[0]):
+        cpu_kwargs["device"] = "cpu" if to_cuda else device
+    result = operator(*unwrapped(args), **cpu_kwargs)
+    if operator is aten._to_copy.default and to_cuda != bool(ours) and result is unwrapped(args[0]):
         result = result.clone()  # it has gone from one device to the other
-    shares_memory = any(
-        r.alias_info and not r.alias_info.is_write for r in operator._schema.returns
-    )
-    view_of = ours[0] if shares_memory and ours else None
-    return outer(result, tensors, view_of) if to_cuda else result
+    aliases = [value.alias_info for value in operator._schema.returns if value.alias_info]
+    is_view = any(not alias.is_write for alias in aliases)
+    view_of = ours[0] if is_view and ours else None
+    return wrapped(result, tensors, view_of) if to_cuda else result
 
 
-def outer(value, tensors: list[Tensor], view_of: Tensor | None):
+def wrapped(value, tensors: list[Tensor], view_of: Tensor | None):
     """An operator's result, in wrappers; those of its arguments where it changed them in place."""
     if isinstance(value, list | tuple):
-        return type(value)(outer(part, tensors, view_of) for part in value)
+        return type(value)(wrapped(part, tensors, view_of) for part in value)
     if not isinstance(value, Tensor):
         return value
     for tensor in tensors:
@@ -276,20 +256,17 @@ def dispatch(self, operator, types, args=(), kwargs=None):
 Mode.__torch_dispatch__ = dispatch  # set later, for otherwise torch imports its compiler
 
 
-def for_torch(value):
-    """A device that is CUDA to Python, as torch's C++ is to know it; any other value as it is."""
-    if isinstance(value, bool) or not isinstance(value, str | torch.device):
-        return value
-    return XLA if str(value) in ("cuda", "cuda:0") else value
-
-
 def translated(function):
-    """The function, with for_torch applied to its arguments."""
+    """The function, with the device "cuda" in its arguments replaced by torch's name for ours."""
+
+    def translate(value):
+        is_device = isinstance(value, str | torch.device)
+        return XLA if is_device and str(value) in ("cuda", "cuda:0") else value
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        new_kwargs = {key: for_torch(value) for key, value in kwargs.items()}
-        return function(*map(for_torch, args), **new_kwargs)
+        kwargs = {key: translate(value) for key, value in kwargs.items()}
+        return function(*map(translate, args), **kwargs)
 
     return call
 
@@ -301,27 +278,24 @@ def always(value):
 
 STREAM = types.SimpleNamespace(is_capturing=always(False))
 BYTES = 80 * 10**9
-PROPERTIES = types.SimpleNamespace(
-    name="a pretended GPU", major=9, minor=0, total_memory=BYTES, multi_processor_count=100
-)
+NAME = "a pretended GPU"
+PROPERTIES = types.SimpleNamespace(name=NAME, major=9, minor=0, total_memory=BYTES)
 RANDOM_STATE = torch.zeros(16, dtype=torch.uint8)
 # What functions of torch.cuda return.
-CUDA_FACTS = {"is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0}
-CUDA_FACTS |= {"get_device_name": PROPERTIES.name, "get_device_capability": (9, 0)}
+CUDA_FACTS = {"is_available": True, "device_count": 1, "current_device": 0, "memory_allocated": 0}
+CUDA_FACTS |= {"get_device_name": NAME, "get_device_capability": (9, 0)}
 CUDA_FACTS |= {"get_device_properties": PROPERTIES, "mem_get_info": (BYTES, BYTES)}
-CUDA_FACTS |= {"is_bf16_supported": True, "get_arch_list": ["sm_90"], "memory_stats": {}}
 CUDA_FACTS |= {"get_rng_state": RANDOM_STATE, "get_rng_state_all": [RANDOM_STATE]}
-CUDA_FACTS |= {"is_current_stream_capturing": False, "current_stream": STREAM}
-CUDA_FACTS |= dict.fromkeys(("memory_allocated", "max_memory_allocated", "memory_reserved"), 0)
-NOTHING = "_lazy_init init synchronize empty_cache ipc_collect reset_peak_memory_stats set_device"
-NOTHING += " manual_seed manual_seed_all set_rng_state set_rng_state_all"
-CUDA_FACTS |= dict.fromkeys(NOTHING.split())
+CUDA_FACTS |= {"is_bf16_supported": True, "is_current_stream_capturing": False}
+NOTHING = "_lazy_init synchronize empty_cache reset_peak_memory_stats set_device manual_seed"
+CUDA_FACTS |= dict.fromkeys([*NOTHING.split(), "manual_seed_all", "set_rng_state_all"])
+CUDA_FACTS |= {"set_rng_state": None, "max_memory_allocated": 0, "memory_reserved": 0}
 ACCELERATOR_FACTS = {"is_available": True, "device_count": 1, "current_device_index": 0}
 ACCELERATOR_FACTS |= {"current_accelerator": torch.device("cuda"), "current_stream": STREAM}
 ACCELERATOR_FACTS |= {"synchronize": None, "set_device_index": None}
 
 
-def moved(apply):
+def with_swapping(apply):
     """Module._apply, so that to("cuda") keeps every parameter and changes where it is."""
 
     def call(self, function, recurse=True):
@@ -338,9 +312,8 @@ def moved(apply):
 def set_device_guard(number: int) -> None:
     """Let torch take the CPU's device guard, which does nothing, for the device type."""
     (library,) = (Path(torch.__file__).parent / "lib").glob("*c10.*")
-    guards = (ctypes.c_void_p * N_DEVICE_TYPES).in_dll(
-        ctypes.CDLL(str(library)), "_ZN3c104impl26device_guard_impl_registryE"
-    )
+    symbol = "_ZN3c104impl26device_guard_impl_registryE"  # an array of pointers
+    guards = (ctypes.c_void_p * N_DEVICE_TYPES).in_dll(ctypes.CDLL(str(library)), symbol)
     guards[number] = guards[0]
 
 
@@ -365,9 +338,9 @@ def device() -> Iterator[None]:
             patch.setattr(torch, name, translated(getattr(torch, name)))
         patch.setattr(Tensor, "to", translated(Tensor.to))
         patch.setattr(Tensor, "cuda", lambda self, device=None, **options: self.to(XLA, **options))
-        patch.setattr(Tensor, "tolist", lambda self: numbers(inner(self)))
+        patch.setattr(Tensor, "tolist", lambda self: numbers(unwrapped(self)))
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
-        patch.setattr(torch.nn.Module, "_apply", moved(torch.nn.Module._apply))
+        patch.setattr(torch.nn.Module, "_apply", with_swapping(torch.nn.Module._apply))
         torch._C._set_only_lift_cpu_tensors(True)
         try:
             with Mode(), torch.autograd.set_multithreading_enabled(False):
