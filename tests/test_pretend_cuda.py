@@ -1,6 +1,7 @@
 """The package on a pretended CUDA device: its model paths, and planted bugs that are refused."""
 
 import inspect
+import re
 import sys
 import textwrap
 
@@ -9,7 +10,7 @@ import pretend_cuda
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import small
+from conftest import ROOT, small
 from test_instructions import chats, tiny  # noqa: F401
 
 from llmnb import attention, embedding, fine_tuning, generation, models, structured
@@ -21,10 +22,12 @@ from llmnb.pretraining import loop
 from llmnb.transformer import Decoder
 
 LABELS = ("bad", "good")
-CAN_PRETEND = sys.platform == "linux" and not torch.cuda.is_available()
+PINNED = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
+CAN_PRETEND = sys.platform == "linux" and torch.__version__.split("+")[0] == PINNED
+CAN_PRETEND &= not torch.cuda.is_available()
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "device"),
-    pytest.mark.skipif(not CAN_PRETEND, reason="it takes Linux, and no CUDA device"),
+    pytest.mark.skipif(not CAN_PRETEND, reason="it takes Linux, the pinned torch, no CUDA"),
 ]
 
 
