@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, small
+from pretend_tensor import Refusal
 from test_instructions import chats, tiny  # noqa: F401
 
 from llmnb import attention, embedding, fine_tuning, generation, models, structured
@@ -140,7 +141,7 @@ def test_a_planted_bug_is_refused(path, owner, name, text, replacement, paths, m
     namespace = dict(vars(sys.modules[function.__module__]))
     exec(source.replace(text, replacement), namespace)
     monkeypatch.setattr(owner, name, namespace[name])
-    with pytest.raises((pretend_cuda.Refusal, TypeError), match=WORDS_OF_CUDA):
+    with pytest.raises((Refusal, TypeError), match=WORDS_OF_CUDA):
         getattr(paths, path)()
 
 
@@ -164,6 +165,20 @@ def test_a_planted_bug_is_refused(path, owner, name, text, replacement, paths, m
 def test_what_cuda_refuses_is_refused(mix):
     with pytest.raises((RuntimeError, TypeError), match=r"cuda|CUDA|same device"):
         mix(torch.ones(2, device="cuda"), torch.ones(2))
+
+
+def test_attention_gives_the_numbers_of_the_cpu_and_stores_no_weights():
+    query, key = torch.randn(2, 4, 32, 8), torch.randn(2, 2, 32, 8)
+    mask = torch.ones(32, 32, dtype=torch.bool).tril()
+    results, shapes = [], []
+    for device in ("cpu", "cuda"):
+        tensors = [tensor.to(device).requires_grad_() for tensor in (query, key, key)]
+        shapes.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(t.shape), id):
+            output = F.scaled_dot_product_attention(*tensors, mask.to(device), enable_gqa=True)
+        results.append(output.detach().cpu())
+    torch.testing.assert_close(*results, atol=1e-6, rtol=0)
+    assert shapes and (2, 4, 32, 32) not in shapes
 
 
 def test_what_cuda_allows_is_allowed():
