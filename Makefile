@@ -13,7 +13,8 @@ export GOMP_SPINCOUNT
 PAIR := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help setup report site check notebooks stamp readme colab colab-bundle bench lab clean
+.PHONY: help setup report site check gpu-check notebooks stamp readme colab colab-bundle bench lab \
+  clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +32,10 @@ check: $(VENV)/.test ## ruff, pytest, and every notebook compared with its store
 	@$(BIN)/llmnb fetch
 	$(PAIR) --dist worksteal
 	LLMNB_PROFILE=smoke $(PAIR) -q --dist loadscope --nbval-lax --nbval-cell-timeout=300 notebooks/
+
+gpu-check: $(VENV)/.test ## run every notebook on a pretended CUDA device, which refuses what CUDA does
+	@$(BIN)/llmnb fetch
+	$(BIN)/python .ci/gpu_check.py reports/pretended
 
 notebooks: $(VENV)/.test ## run the notebooks on the cpu profile and store their outputs, normalized
 	$(BIN)/python .ci/notebooks.py
@@ -61,7 +66,7 @@ lab: $(VENV)/.lab ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 clean: ## remove .venv and reports; the cache of models stays
-	rm -rf $(VENV) reports/runs reports/index.html reports/benchmarks
+	rm -rf $(VENV) reports/runs reports/index.html reports/benchmarks reports/pretended
 
 # torch goes first and alone, so that its source can be chosen (TORCH_ARGS).
 $(VENV)/.run: pyproject.toml constraints.txt

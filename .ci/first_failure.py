@@ -19,8 +19,8 @@ def quoted(text: str) -> str:
 
 
 def first_failure(reports: Path) -> str:
-    """The first run that isn't ok, in the order of the notebooks; empty if there is none."""
-    for file in sorted(reports.glob("runs/*/run.json")):
+    """The first run that isn't ok, by folder and then by notebook; empty if there is none."""
+    for file in sorted(reports.rglob("runs/*/run.json")):
         run = json.loads(file.read_text(encoding="utf-8"))
         if run["status"] != "ok":
             error = run.get("error") or {}

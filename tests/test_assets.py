@@ -14,7 +14,7 @@ def test_an_unknown_name_gets_the_nearest_known_one():
 def test_the_real_assets_load(decoder, encoder):
     model, tokenizer = decoder
     assert not model.training and model.num_parameters() == 134_515_008
-    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
     answer = model.generate(**inputs, max_new_tokens=1, do_sample=False)[0, -1:]
     assert tokenizer.decode(answer) == " Paris"
     bert, wordpiece = encoder

@@ -236,7 +236,8 @@ def masked(tiny_models, tmp_path):
 
 def test_a_masked_model_predicts_every_hidden_token(masked):
     model, tokenizer = models.load_masked(masked, "fp32"), models.load_tokenizer(masked)
-    ids = torch.tensor(tokenizer("a good b")["input_ids"])  # [CLS] a good b [SEP]
+    ids = tokenizer("a good b")["input_ids"]  # [CLS] a good b [SEP]
+    ids = torch.tensor(ids, device=model.device)
     nats = 0.0
     for position in (1, 2, 3):
         hidden = ids.clone()

@@ -42,5 +42,6 @@ def test_padding_does_not_count_in_the_mean(tokenizer, tiny_models):
     vectors = embedding.mean_pooled(model, tokenizer, encoded)
     for ids, vector in zip(encoded, vectors, strict=True):
         with torch.inference_mode():
-            hidden = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        np.testing.assert_allclose(vector, hidden.mean(0).numpy(), atol=1e-5)
+            inputs = torch.tensor([ids], device=model.device)
+            hidden = model(inputs).last_hidden_state[0]
+        np.testing.assert_allclose(vector, hidden.mean(0).cpu().numpy(), atol=1e-5)

@@ -286,7 +286,7 @@ def real():
     blocks = data.first_blocks(data.load_reviews("imdb")["test"], 8)
     start = concepts.start_token(tokenizer)
     ids = [torch.tensor([[start, *tokenizer(block)["input_ids"]]]) for block in blocks]
-    model = Decoder.from_pretrained(ASSET, dtype="bf16")
+    model = Decoder.from_pretrained(ASSET, dtype="bf16", device="cpu")
     fields = {"tokenizer": tokenizer, "ids": ids, "perplexity": perplexity(model, ids)}
     return SimpleNamespace(model=model, **fields)
 

@@ -48,21 +48,23 @@ def test_lora_tunes_the_encoder_merges_exactly_and_leaves_no_temporary_folder(
     fine_tuning.save(classifier, tmp_path / "saved")
     adapter = tmp_path / "saved" / "adapter"
     assert classifier.bytes_on_disk() == sum(f.stat().st_size for f in adapter.iterdir()) > 0
+    device = classifier.model.device
     base = encoders.load_with_head(settings.encoder, LABELS)
-    tuned = classifier.model.state_dict()
+    tuned = {name: value.cpu() for name, value in classifier.model.state_dict().items()}
     for name, weight in base.state_dict().items():
         if name.startswith("bert.encoder"):
             is_linear = weight.ndim == 2 and ".layer." in name
-            assert weight.equal(tuned[name]) != is_linear, name
-    unmerged = peft.PeftModel.from_pretrained(base, adapter).eval()
+            assert weight.cpu().equal(tuned[name]) != is_linear, name
+    unmerged = peft.PeftModel.from_pretrained(base, adapter).to(device).eval()
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    plain = plain.to(device).eval()
     assert plain.config.id2label == {0: "bad", 1: "good"}
     ids, _ = embedding.encode(classifier.tokenizer, texts[:8], settings.max_length)
-    for _, inputs in embedding.batches(classifier.tokenizer, ids):
+    for _, inputs in embedding.batches(classifier.tokenizer, ids, device=device):
         with torch.inference_mode():
             logits = classifier.model.eval()(**inputs).logits
             torch.testing.assert_close(unmerged(**inputs).logits, logits, atol=1e-5, rtol=0)
-            torch.testing.assert_close(plain.eval()(**inputs).logits, logits, atol=1e-6, rtol=0)
+            torch.testing.assert_close(plain(**inputs).logits, logits, atol=1e-6, rtol=0)
     del classifier
     gc.collect()
     assert list((tmp_path / "temporary").iterdir()) == []

@@ -58,7 +58,8 @@ def test_prompts_scored_in_batches_get_the_scores_of_one_plain_pass(
         prompt = f"{classifier.instruction}Text: {text}\nLabel:"
         n_prompt = len(classifier.tokenizer(prompt)["input_ids"])
         for column, name in enumerate(names):
-            ids = torch.tensor([classifier.tokenizer(f"{prompt} {name}")["input_ids"]])
+            ids = classifier.tokenizer(f"{prompt} {name}", return_tensors="pt")["input_ids"]
+            ids = ids.to(classifier.model.embedding.weight.device)
             with torch.inference_mode():
                 log_probs = classifier.model(ids)[0].log_softmax(-1)
             for position in range(n_prompt, ids.shape[1]):

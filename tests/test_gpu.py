@@ -90,8 +90,10 @@ def test_pretraining_runs_in_half_precision_and_learns(corpus, tmp_path):
 
 
 def test_out_of_memory_names_the_settings(corpus, tmp_path):
-    share = 2**30 / torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(share)
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + 2**30  # what other tests hold, and a gibibyte
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(limit / total)
     try:
         huge = small(d_model=256, batch_size=16384, tokens=2 * 16384 * 16, dtype="fp32")
         with pytest.raises(loop.PretrainingError, match="accumulation"):

@@ -14,6 +14,7 @@ import transformers
 from conftest import ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from llmnb import hardware
 from llmnb import models as llmnb_models
 from llmnb.fine_tuning import (
     FineTuningError,
@@ -96,7 +97,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tiny):
 
 @pytest.fixture
 def batch(tokenizer):
-    return conversations.batch_of([conversations.encode(tokenizer, c) for c in (CHAT, *chats(2))])
+    rows = [conversations.encode(tokenizer, chat) for chat in (CHAT, *chats(2))]
+    return conversations.batch_of(rows, hardware.device())
 
 
 def test_the_loss_is_transformers_loss(tiny, batch):
@@ -194,8 +196,8 @@ def test_what_is_saved_is_merged_and_others_load_it(settings, tmp_path):
     assistant = Assistant(settings)
     assistant.fit(chats())
     folder = assistant.save(tmp_path / "mine", "chats (0123)", notes="It forgot | nothing.")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor([conversations.encode(assistant.tokenizer, CHAT)[0]])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).to(assistant.device)
+    ids = assistant.batch([CHAT]).input_ids
     with torch.inference_mode():
         logits = assistant.model(ids).logits
         torch.testing.assert_close(theirs(ids).logits, logits, atol=1e-3, rtol=0)

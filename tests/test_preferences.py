@@ -8,7 +8,7 @@ from test_instructions import SPECIAL, chats, settings, tiny, tokenizer, write  
 
 from llmnb import models
 from llmnb.fine_tuning import FineTuningError, instruction_files, preferences
-from llmnb.fine_tuning.conversations import Batch, batch_of, encode
+from llmnb.fine_tuning.conversations import Batch
 from llmnb.fine_tuning.instructions import Assistant, answer_log_probs
 from llmnb.fine_tuning.preferences import Pair
 from llmnb.text_files import DataError
@@ -91,7 +91,7 @@ def test_log_probs_of_a_batch_are_those_of_each_alone(settings):  # noqa: F811
     assistant = Assistant(settings)
     together = preferences.log_probs(assistant, chats(5))
     for number, chat in enumerate(chats(5)):
-        batch = batch_of([encode(assistant.tokenizer, chat)])
+        batch = assistant.batch([chat])
         alone = answer_log_probs(assistant.model, batch)
         assert alone.item() == pytest.approx(together[number].item(), abs=1e-4)
 

@@ -44,13 +44,14 @@ def test_transformers_computes_the_same(name, corpus, tmp_path):
     architecture = getattr(transformers, checkpoints.ARCHITECTURES[family])
     loaded, info = architecture.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    loaded.to(trainer.device)
     assert loaded.config.eos_token_id == corpus.tokenizer.eos_token_id == 0
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     backends = [own.backend_tokenizer.to_str() for own in (tokenizer, corpus.tokenizer)]
     assert backends[0] == backends[1]
     assert tokenizer.special_tokens_map == corpus.tokenizer.special_tokens_map
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(len(corpus.tokenizer), (3, 16), generator=generator)
+    ids = torch.randint(len(corpus.tokenizer), (3, 16), generator=generator).to(trainer.device)
     with torch.no_grad():
         ours = trainer.model(ids)
         assert ours.std() > 0.3 and (ours - loaded(ids).logits).abs().max() <= 1e-5

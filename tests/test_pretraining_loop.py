@@ -79,13 +79,13 @@ def assert_same_run(one, other):
 def test_it_is_this_plain_loop(family, corpus):
     options = {"family": family, "weight_decay": 0.1, "clip": 1.0, "warmup": 0.3, "decay": 0.3}
     recipe = small(optimizer="adamw", seed=3, **options)
-    model = recipe.build(len(corpus.tokenizer))
+    trainer = Trainer(corpus, recipe)
+    model = recipe.build(len(corpus.tokenizer)).to(trainer.device)
     groups = [{"params": [p for p in model.parameters() if p.dim() == 2], "weight_decay": 0.1}]
     groups += [{"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}]
     optimizer, norms = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True), []
-    trainer = Trainer(corpus, recipe)
     for step in range(30):
-        blocks = torch.from_numpy(batch_at(corpus.train, 3, step, 8, 16))
+        blocks = torch.from_numpy(batch_at(corpus.train, 3, step, 8, 16)).to(trainer.device)
         loss = F.cross_entropy(model(blocks[:, :-1]).flatten(0, 1), blocks[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -103,7 +103,7 @@ def test_it_is_this_plain_loop(family, corpus):
 def test_the_validation_loss_is_the_mean_over_every_token(at_once, corpus, monkeypatch):
     monkeypatch.setattr(loop, "EVALUATION_TOKENS", at_once)
     trainer = Trainer(corpus, small(zero_init=False))
-    blocks = torch.from_numpy(validation_blocks(corpus.validation, 16))
+    blocks = torch.from_numpy(validation_blocks(corpus.validation, 16)).to(trainer.device)
     assert len(blocks) % 3 and len(blocks) > 50  # the last part is smaller
     probabilities = trainer.model(blocks[:, :-1]).log_softmax(-1)
     expected = -probabilities.gather(2, blocks[:, 1:, None]).mean().item()
@@ -162,7 +162,7 @@ def test_samples_are_written_at_their_moments_and_change_nothing(corpus):
 
 def test_bf16_is_for_the_products_alone(corpus):
     exact, rounded = (trained(corpus, small(dtype=dtype)) for dtype in ("fp32", "bf16"))
-    ids = torch.from_numpy(exact.blocks[:2, :-1])
+    ids = torch.from_numpy(exact.blocks[:2, :-1]).to(exact.device)
     assert rounded.forward(ids).dtype == torch.bfloat16
     weights = [*rounded.model.parameters()]
     for optimizer in rounded.optimizers:

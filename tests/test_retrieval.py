@@ -240,7 +240,8 @@ def test_the_vectors_are_masked_means_of_length_one(build):
     ours = index.embed(["good film", "a"])
     for text, row in zip(["good film", "a"], ours, strict=True):
         with torch.inference_mode():
-            mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+            inputs = tokenizer(text, return_tensors="pt").to(model.device)
+            mean = model(**inputs).last_hidden_state[0].mean(0).cpu()
         np.testing.assert_allclose(row, (mean / mean.norm()).float(), atol=0.02)
 
 
