@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,20 +148,6 @@ def small(**changes):
     from llmnb.pretraining.recipe import Recipe
 
     return Recipe(**SMALL | changes)
-
-
-def make_wheel(folder: Path, name: str, files: dict[str, bytes]) -> Path:
-    """A real wheel, as pip takes it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    info = f"{name}-1.0.dist-info"
-    wheel = folder / f"{name}-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return wheel
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:

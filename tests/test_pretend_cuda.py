@@ -124,10 +124,10 @@ def test_the_models_run_on_the_device(name, paths):
 PLANTED_BUGS = [
     ("generation", generation, "padded", "(ids, device=device)", "(ids)"),
     ("generation", attention, "causal_mask", "torch.bool, device=device", "torch.bool"),
-    ("generation", generation._Chooser, "__call__", ".softmax(dim=-1).cpu()", ".softmax(dim=-1)"),
+    ("generation", generation.Sampling, "choose", ".softmax(dim=-1).cpu()", ".softmax(dim=-1)"),
     ("embedding", embedding, "mean_pooled", ".cpu().numpy()", ".numpy()"),
     ("evaluation", Decoder, "forward", "start + seq, device=input_ids.device", "start + seq"),
-    ("pretraining", loop.Trainer, "_whole_batch", ".to(self.device)", ""),
+    ("pretraining", loop.Trainer, "_backward", ".to(self.device)", ""),
     ("classifiers", contrastive.Contrastive, "fit", ".to(self.model.device)", ""),
 ]
 WORDS_OF_CUDA = r"on the same device|'cuda' device type for generator|can't convert cuda:0"

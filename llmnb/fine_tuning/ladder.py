@@ -242,6 +242,7 @@ def trained(
                 f"{', '.join(label_names[:8])}. They must be the same, in the same order."
             )
         return classifier
+    _check(method, splits, label_names)
     texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
     key = [method, dataclasses.asdict(settings), list(label_names), texts, code_digests()]
     if base := _base(method, settings):

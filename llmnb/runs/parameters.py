@@ -28,7 +28,7 @@ OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name 
 # What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
 INPUT_SUFFIXES = {Path(pattern).suffix for pattern in models.MODEL_FILES}
 INPUT_SUFFIXES |= {*table_files.SUFFIXES, ".md", ".markdown", ".rst", ".html", ".htm", ".py"}
-INPUT_SUFFIXES |= {".ipynb", ".pdf", ".docx", ".gz"}
+INPUT_SUFFIXES |= {".ipynb", ".pdf", ".docx", ".eml", ".gz"}
 MAX_INPUT_FILES = 10_000  # whose content is in the digest, of a file or folder, and
 MAX_INPUT_BYTES = 4_000_000_000  # their bytes; of further files only name, size and time count
 # This stands in the set-up cell of every notebook of the series, as JSON writes it.
