@@ -49,7 +49,8 @@ CLAIMS = [
         "test_transformer.py::test_a_checkpoint_gives_the_same_output_loss_and_gradients",
     ),
     (
-        "A training killed at any moment goes on when it is started again, and ends with the same loss, bit for bit",
+        "A training killed at any moment goes on when it is started again, and ends with the "
+        "same loss, bit for bit",
         "test_pretraining_command.py::test_a_process_killed_five_times_ends_like_an_unbroken_one",
     ),
     (

@@ -63,6 +63,14 @@ class Grammar:
         return [matcher.is_accepting() for matcher in self.matchers]
 
 
+def json_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of the JSON that matches a schema, without white space between its parts."""
+    import llguidance
+
+    options = {"whitespace_flexible": False}
+    return llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
+
+
 @functools.lru_cache(maxsize=4)
 def _llguidance_tokenizer(tokenizer, vocab_size: int):
     """llguidance's view of a tokenizer: about a second to make, so it is kept."""
@@ -84,11 +92,7 @@ def generate_json(
     Raises StructuredError for a schema that can't be used, and where a record isn't complete
     after max_new_tokens, naming the prompt.
     """
-    import llguidance
-
-    options = {"whitespace_flexible": False}
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
-    texts = _constrained(model, tokenizer, prompts, grammar, max_new_tokens, sampling)
+    texts = _constrained(model, tokenizer, prompts, json_grammar(schema), max_new_tokens, sampling)
     return [json.loads(text) for text in texts]
 
 

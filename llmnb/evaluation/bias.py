@@ -23,7 +23,7 @@ from llmnb import concepts
 from llmnb.evaluation.uncertainty import ALPHA, UPPER, Interval, holm, proportion
 
 MIN_TERMS_PER_GROUP = 4
-TIE_NATS = 1e-4  # batches of another width round differently
+TIE_NATS = 1e-4  # smaller differences are ties: rounding depends on the batch's width
 
 
 @functools.cache
@@ -57,15 +57,15 @@ def shifts(
 ) -> pd.DataFrame:
     """How far each group's scores lie from the mean over its axis, in the same templates.
 
-    scores: (n,), a probability say, in the order of rows (counterfactuals', or your own with the
-    columns template, term, group, axis). Columns: axis, group, terms, shift, low, high, p, p_holm,
-    flagged. The sampled units are the TERMS: a model has something for or against every
-    single word, and hundreds of rows repeat what it has, so resampling rows would call any few
-    words a bias. The templates are held fixed, as they are the same for all groups. p: the terms
-    are shuffled among the axis's groups, which is exact where groups don't matter (two groups of 4
+    scores: (n,), a probability say, in the order of rows (counterfactuals', or your own with
+    the columns template, term, group, axis). Columns: axis, group, terms, shift, low, high, p,
+    p_holm, flagged. Terms are sampled, not rows: a model scores each word a little high or low,
+    and every row with that word repeats this, so resampling rows would find a bias in any few
+    words. The templates are held fixed, as they are the same for all groups. p: the terms are
+    shuffled among the axis's groups, which is exact where groups don't matter (two groups of 4
     terms are too few for a small p); p_holm: over all rows of the result. low, high: Welch's
-    interval of each group alone, which holds where one group's words vary more. Flagged: p_holm <
-    0.05, and 0 outside the interval.
+    interval of each shift, not corrected for the number of groups, whose variances may differ.
+    Flagged: p_holm < 0.05, and 0 outside the interval.
     Source: Pitman 1937; Welch 1947. Raises ValueError for scores that don't fit the rows, an axis
     with one group or a term that lacks a template, or a group with fewer than 4 terms.
     """
@@ -75,7 +75,7 @@ def shifts(
     # Every term stands in every template of its axis: what a template adds cancels.
     terms["deviation"] = terms["score"] - terms.groupby("axis")["score"].transform("mean")
     generator = np.random.default_rng(seed)
-    slack = 1e-6 * float(np.abs(scores).max())  # what single precision rounds away is no shift
+    rounding_error = 1e-6 * float(np.abs(scores).max())  # of single precision
     parts = []
     for axis, members in terms.groupby("axis", sort=False):
         deviations, is_member = members["deviation"].to_numpy(), _membership(members)
@@ -83,7 +83,7 @@ def shifts(
         shift, half = _welch(deviations, is_member)
         permuted = generator.permuted(np.tile(deviations, (resamples, 1)), axis=1)
         random_shifts = permuted @ (is_member / sizes)  # (resamples, groups)
-        n_as_large = (np.abs(random_shifts) >= np.abs(shift) - slack).sum(axis=0)
+        n_as_large = (np.abs(random_shifts) >= np.abs(shift) - rounding_error).sum(axis=0)
         columns = {"axis": axis, "group": members["group"].unique(), "terms": sizes}
         columns |= {"shift": shift, "low": shift - half, "high": shift + half}
         parts.append(pd.DataFrame(columns | {"p": (1 + n_as_large) / (1 + resamples)}))
@@ -103,8 +103,8 @@ def smallest_shifts(
     the first group is moved up, and the move at which it is just flagged is found by bisection.
     Columns: axis, groups, terms (of the first group), shift (from the axis's mean; infinite where
     none is flagged), gap (between the moved group and the others, so larger than the shift).
-    It corrects for all groups of the rows, as Bonferroni does: `shifts` is at least as sensitive.
-    Arguments and errors as for shifts.
+    It uses Bonferroni's correction for all groups; `shifts` uses Holm's, which is at least as
+    sensitive. Arguments and errors as for shifts.
     """
     terms = _term_means(scores, rows)
     alpha = ALPHA / terms.groupby(["axis", "group"]).ngroups
@@ -151,9 +151,11 @@ def _term_means(scores, rows) -> pd.DataFrame:
             f"{counts.idxmin()} has {counts.min()} terms; the shift of so few may be the words' "
             f"own: give every group {MIN_TERMS_PER_GROUP} or more."
         )
-    alone = counts.groupby("axis").size()
-    if alone.min() < 2:
-        raise ValueError(f"{alone.idxmin()!r} has one group: there is nothing to compare it with.")
+    groups_per_axis = counts.groupby("axis").size()
+    if groups_per_axis.min() < 2:
+        raise ValueError(
+            f"{groups_per_axis.idxmin()!r} has one group: there is nothing to compare it with."
+        )
     for axis, part in rows.groupby("axis"):
         if not pd.crosstab(part["template"], part["term"]).eq(1).all(axis=None):
             raise ValueError(f"{axis!r}: every term stands once in every template, but not here.")
@@ -176,8 +178,9 @@ def _welch(deviations, is_member) -> tuple[NDArray, NDArray]:
     weights = np.eye(len(sizes)) - sizes / len(deviations)  # (groups, groups)
     parts = weights**2 * variances / sizes
     variance = parts.sum(axis=1)
-    freedom = (parts**2 / (sizes - 1)).sum(axis=1)
-    freedom = np.divide(variance**2, freedom, where=freedom > 0, out=np.ones_like(freedom))
+    denominator = (parts**2 / (sizes - 1)).sum(axis=1)
+    ones = np.ones_like(denominator)
+    freedom = np.divide(variance**2, denominator, where=denominator > 0, out=ones)  # degrees of
     return shift, stdtrit(freedom, UPPER) * np.sqrt(variance)
 
 
@@ -190,8 +193,8 @@ def pair_preferences(
     logits (batch, seq, vocab); or a masked one of transformers, by masked_bits. pairs: {"a", "b",
     "axis"} each; our own if not given. Columns: a, b, axis, log_a, log_b (the whole sentence's
     log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and preferred ("stereotype",
-    "other" or "tie"). A longer sentence has more factors; they are not divided by the number of
-    tokens, which would favour rare words cut into many. So a model's taste for one group's word
+    "other" or "tie"). The log-likelihood is a sum, not a mean over tokens: a mean would
+    favour rare words that are cut into many. So a model's taste for one group's word
     counts too: in our pairs each word is the stereotype's as often as not, so a model that looks at
     that word alone scores a half.
     Source: Nangia et al. 2020 (the idea). Raises ValueError for no pairs, or ones that lack a part.
@@ -212,9 +215,9 @@ def pair_preferences(
     encoded = tokenizer(sentences, add_special_tokens=False)["input_ids"]
     table["tokens_a"], table["tokens_b"] = np.reshape([len(ids) for ids in encoded], (2, -1))
     table["difference"] = table["log_a"] - table["log_b"]
-    sign = table["difference"].to_numpy()
+    difference = table["difference"].to_numpy()
     table["preferred"] = np.select(
-        [sign > TIE_NATS, sign < -TIE_NATS], ["stereotype", "other"], "tie"
+        [difference > TIE_NATS, difference < -TIE_NATS], ["stereotype", "other"], "tie"
     )
     return table
 
@@ -222,8 +225,9 @@ def pair_preferences(
 def masked_bits(model, tokenizer, sentences: Sequence[str]) -> NDArray[np.float64]:
     """Bits of each sentence under a masked model, each token hidden in turn: (sentences,).
 
-    No probability of the sentence, since each token is told all the others: use it to compare
-    sentences of like length. Source: Salazar et al. 2020 (pseudo-log-likelihood).
+    It is not the sentence's probability, because each token is predicted from all the others:
+    use it to compare sentences of like length. Source: Salazar et al. 2020 (pseudo-log-
+    likelihood).
     """
     import torch
 

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from llmnb import generation
-from llmnb.structured import Grammar
+from llmnb.structured import Grammar, json_grammar
 
 ROWS_PER_BATCH = 32  # prompts that are answered together
 
@@ -89,9 +89,5 @@ def _constraints(model: nn.Module, tokenizer, schema, rows: int) -> list[_Constr
     """One for a schema, none without."""
     if schema is None:
         return []
-    import llguidance
-
-    options = {"whitespace_flexible": False}
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
     n_tokens = model.get_output_embeddings().weight.shape[0]
-    return [_Constraint(Grammar(tokenizer, n_tokens, grammar, rows))]
+    return [_Constraint(Grammar(tokenizer, n_tokens, json_grammar(schema), rows))]

@@ -214,7 +214,7 @@ def _train(method, parts, label_names, settings, say) -> Classifier:
 
 def _base(method: str, settings: Settings) -> str:
     """The name of the pretrained model that a method uses; "" where it uses none."""
-    if method in ("majority", "tfidf"):
+    if method in ("majority", "tfidf", "hosted"):
         return ""
     uses_decoder = method in ("zero_shot", "few_shot", "decoder_lora")
     return settings.decoder if uses_decoder else settings.encoder

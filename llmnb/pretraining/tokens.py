@@ -28,11 +28,15 @@ from llmnb.data import DataError
 if TYPE_CHECKING:
     import datasets
 
-MIN_VOCAB_SIZE = {"bpe": 256 + 2, "bytes": 0, "characters": 1 + 3}  # by kind of tokenizer
+MIN_VOCAB_SIZE = {
+    "bpe": 256 + 2,
+    "bytes": 0,
+    "characters": 1 + 3,
+}  # by kind: bytes or letters, and special tokens
 TOKENIZER_TRAINING_BYTES = 50_000_000  # more text hardly changes a tokenizer
 
 # A long document is encoded in pieces, because an encoding takes over 100 bytes per token. A piece
-# ends before a space, where no token of ours continues; only where there is no space, anywhere.
+# ends before white space, which no token of ours crosses; text without any is cut anywhere.
 _PIECE = re.compile(r"(?s).{1,16384}(?:(?<=\S)(?=\s)|\Z)|.{1,16384}")
 _PIECES_PER_BATCH = 32
 
@@ -132,7 +136,10 @@ def token_dtype(tokenizer) -> np.dtype:
 
 
 def _encoder(tokenizer) -> tokenizers.Tokenizer:
-    """A copy of its backend that neither truncates nor pads, and reads special tokens as text."""
+    """A copy of the tokenizer's backend that neither truncates nor pads.
+
+    It reads special tokens as text.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(f"tokenizer is a {type(tokenizer).__name__}; it must be a fast one.")
     encoder = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
@@ -154,7 +161,10 @@ class TokenCorpus:
 
     @property
     def bytes_per_token(self) -> float:
-        """Of the validation split. Nats per token, divided by this and ln 2, are bits per byte."""
+        """UTF-8 bytes per token of the validation split.
+
+        Bits per byte are the nats per token divided by this and by ln 2.
+        """
         return self.n_bytes["validation"] / len(self.validation)
 
     def summary(self) -> str:
@@ -278,8 +288,8 @@ def _need_one_block(tokens: np.ndarray, block_size: int, split: str = "") -> Non
 def validation_blocks(tokens: np.ndarray, block_size: int) -> np.ndarray:
     """All blocks in order, (n_blocks, block_size + 1), int64.
 
-    A block's last token is the next one's first, so every token but the first is predicted once;
-    at most block_size - 1 tokens at the end are left out.
+    A block's last token is the next one's first, so every token after the first is predicted
+    once, except up to block_size - 1 at the end.
     """
     _need_one_block(tokens, block_size, "of the validation split ")
     windows = np.lib.stride_tricks.sliding_window_view(tokens, block_size + 1)

@@ -88,7 +88,7 @@ def plan(
 
 
 def is_finished(out: Path, task: Task) -> bool:
-    """Whether this very run has ended well before."""
+    """Whether this run has already finished, with status ok."""
     folders = [out / "runs" / task.name, *out.glob(f"runs/{task.name}-*")]
     return any(records.read_record(folder)["status"] == "ok" for folder in folders)
 
@@ -104,7 +104,7 @@ class Progress:
     running: int = 0
     workers: int = 0
     seconds: float = 0.0  # since the start
-    seconds_to_last: float = 0.0  # until a run ended last
+    seconds_at_last_end: float = 0.0  # from the start until the latest run ended
 
     def text(self) -> str:
         """One line for people, with an estimate of the remaining time after the first run."""
@@ -116,8 +116,8 @@ class Progress:
         if remaining and not self.workers:
             parts.append("waiting for a worker")
         elif self.done and remaining:
-            since_last = self.seconds - self.seconds_to_last
-            seconds = max(0.0, self.seconds_to_last / self.done * remaining - since_last)
+            since_last = self.seconds - self.seconds_at_last_end
+            seconds = max(0.0, self.seconds_at_last_end / self.done * remaining - since_last)
             parts.append(f"about {records.duration_text(seconds)} left")
         return ", ".join(parts)
 
@@ -145,7 +145,7 @@ def run(
     address: a scheduler's, or None for n_jobs processes here. Raises SweepError where no cluster
     can be reached, and OSError where out can't be written: then the other runs are stopped.
     """
-    (out / "runs").mkdir(parents=True, exist_ok=True)  # also marks the folder as one of runs
+    (out / "runs").mkdir(parents=True, exist_ok=True)  # by it the command knows a folder of runs
     _remove_unfinished(out)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
@@ -156,7 +156,7 @@ def run(
     client = workers.connect(address, n_jobs)
     try:
         yield from _run(client, waiting[::-1], out, progress, show, sends_inputs=bool(address))
-    finally:  # tasks without a client are cancelled, which ends their kernels
+    finally:  # closing the client cancels its tasks, which ends their kernels
         cluster = client.cluster
         client.close()
         if address is None:
@@ -164,7 +164,7 @@ def run(
 
 
 def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome]:
-    """The loop of a sweep. waiting: the tasks, the first one last."""
+    """The loop of a sweep. waiting: the tasks in reverse, because pop takes the last."""
     from distributed import wait
 
     tasks_of = {}  # by their futures
@@ -187,7 +187,7 @@ def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome
             outcome = _outcome(out, tasks_of.pop(future), future)
             progress.done += 1
             progress.failed += outcome.status != "ok"
-            progress.seconds_to_last = time.monotonic() - start
+            progress.seconds_at_last_end = time.monotonic() - start
             yield outcome
     progress.running = 0
     show(progress)
@@ -200,7 +200,7 @@ def _key(task: Task) -> str:
 
 def _outcome(out: Path, task: Task, future: Any) -> Outcome:
     if future.status != "finished":
-        # A worker that died several times with this run, a disk full there, another version …
+        # For example, a worker died repeatedly, its disk was full, or its llmnb is another version.
         message = "The scheduler cancelled it."
         if future.status == "error":
             message = f"{type(future.exception()).__name__}: {future.exception()}"
@@ -215,7 +215,7 @@ def _outcome(out: Path, task: Task, future: Any) -> Outcome:
 def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
     """A new folder in out/runs with these files; a second attempt at a name gets a suffix.
 
-    It is written beside, and renamed when it is complete. Raises OSError.
+    It is written to a temporary folder in out, and renamed when it is complete. Raises OSError.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-", dir=out))
