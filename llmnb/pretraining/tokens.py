@@ -28,11 +28,8 @@ from llmnb.data import DataError
 if TYPE_CHECKING:
     import datasets
 
-MIN_VOCAB_SIZE = {
-    "bpe": 256 + 2,
-    "bytes": 0,
-    "characters": 1 + 3,
-}  # by kind: bytes or letters, and special tokens
+# By kind of tokenizer: the bytes or letters, and the special tokens.
+MIN_VOCAB_SIZE = {"bpe": 256 + 2, "bytes": 0, "characters": 1 + 3}
 TOKENIZER_TRAINING_BYTES = 50_000_000  # more text hardly changes a tokenizer
 
 # A long document is encoded in pieces, because an encoding takes over 100 bytes per token. A piece
