@@ -26,9 +26,9 @@ SEEDS = (0, 1, 2)
 EPOCHS = 5
 MIN_STEPS = 40
 SHOTS = 2
-BETAS = (0.3, 0.1, 0.03)
+BETAS = (3.0, 1.0, 0.3, 0.1)
 DPO_STEPS = 12
-DPO_LR = 3e-4
+DPO_LR = 1e-4
 SAMPLES_FOR_KL = 60
 SETTINGS = instructions.Settings(lr=1e-3, lora_rank=16, lora_dropout=0.1, batch_size=8)
 CACHE = files.cache_dir() / "derived" / "instructions"
@@ -222,7 +222,7 @@ def grid() -> dict[str, object]:
     for seed in SEEDS:  # what the notebook shows first
         cells[f"sft/{max(SIZES)}/{seed}"] = sft(max(SIZES), seed)
         cells |= {f"dpo/short/{beta}/{seed}": dpo("short", beta, seed) for beta in BETAS}
-        cells[f"dpo/right/{BETAS[1]}/{seed}"] = dpo("right", BETAS[1], seed)
+        cells[f"dpo/right/{BETAS[-1]}/{seed}"] = dpo("right", BETAS[-1], seed)
     for seed in SEEDS:
         cells |= {f"sft/{n}/{seed}": sft(n, seed) for n in SIZES}
         cells |= {f"dpo/right/{beta}/{seed}": dpo("right", beta, seed) for beta in BETAS}

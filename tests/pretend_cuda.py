@@ -116,7 +116,7 @@ def device() -> Iterator[None]:
         raise RuntimeError("This machine has a CUDA device: run `pytest -m gpu` on it instead.")
     set_device_guard(9)
     torch.utils._device._device_constructors()  # torch remembers which functions these are
-    numbers = Tensor.tolist
+    numbers, address = Tensor.tolist, Tensor.data_ptr
     with pytest.MonkeyPatch.context() as patch:
         for module, facts in ((torch.cuda, CUDA_FACTS), (torch.accelerator, ACCELERATOR_FACTS)):
             for name, value in facts.items():
@@ -131,6 +131,7 @@ def device() -> Iterator[None]:
         patch.setattr(Tensor, "to", translated(Tensor.to))
         patch.setattr(Tensor, "cuda", lambda self, device=None, **options: self.to(XLA, **options))
         patch.setattr(Tensor, "tolist", lambda self: numbers(unwrapped(self)))
+        patch.setattr(Tensor, "data_ptr", lambda self: address(unwrapped(self)))
         patch.setattr(Tensor, "pin_memory", lambda self, *_: self)
         sdpa = functional.scaled_dot_product_attention
         patch.setattr(functional, "scaled_dot_product_attention", fused(sdpa))
