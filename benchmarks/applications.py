@@ -37,10 +37,10 @@ def main() -> None:
     for task, measure in TASKS.items():
         for metric, value in measure(profile.name, few):
             ends = f" [{value.low:.3g}, {value.high:.3g}]" if value.low < value.high else ""
-            shown = f"{value.value:.3g}{ends}"
-            rows.append({"task": task, "metric": metric, "profile": profile.name, "shown": shown})
+            text = f"{value.value:.3g}{ends}"
+            rows.append({"task": task, "metric": metric, "profile": profile.name, "shown": text})
             rows[-1] |= {name: round(number, 4) for name, number in vars(value).items()}
-            print(f"{task:14} {metric:40} {shown}", flush=True)
+            print(f"{task:14} {metric:40} {text}", flush=True)
     with contextlib.suppress(FileNotFoundError):  # the first profile that is run
         rows += [row for row in benchmark("applications")["rows"] if row["profile"] != profile.name]
     writer = TextGenerator.load(profile=profile.name, max_new_tokens=16)

@@ -40,7 +40,7 @@ def perplexity(model, tokenizer, blocks: list[str]) -> float:
 
 def best_reference(ids: torch.Tensor, n: int):
     """transformers' generate in bf16 with the fastest attention and cache it has here."""
-    found = []
+    candidates = []
     for attention in ("sdpa", "eager"):
         for cache in ("dynamic", "static"):
             model = models.load_decoder(NAME, dtype="bf16")
@@ -55,8 +55,8 @@ def best_reference(ids: torch.Tensor, n: int):
             run()
             took = min(seconds(run) for _ in range(2))
             print(f"transformers, {attention}, {cache} cache: {n / took:.1f} tokens/s")
-            found.append((took, f"{attention}, {cache} cache", model, run))
-    _, name, model, run = min(found, key=lambda candidate: candidate[0])
+            candidates.append((took, f"{attention}, {cache} cache", model, run))
+    _, name, model, run = min(candidates, key=lambda candidate: candidate[0])
     return name, model, run
 
 
@@ -78,7 +78,7 @@ def prefill(model, reference, ids: torch.Tensor, n_pairs: int) -> list[tuple[flo
 def row(name: str, timed, n: int, losses: dict[str, float]) -> dict:
     """One line of the table, printed and kept."""
     ratios = sorted(theirs / ours for ours, theirs in timed)
-    found = {
+    result = {
         "name": name,
         "tokens_per_second": round(n / statistics.median(ours for ours, _ in timed), 1),
         "times_as_fast": round(statistics.median(ratios), 3),
@@ -86,9 +86,9 @@ def row(name: str, timed, n: int, losses: dict[str, float]) -> dict:
         "high": round(ratios[-1], 3),
     }
     if name in losses:
-        found["perplexity_loss_percent"] = round(100 * (losses[name] / losses["fp32"] - 1), 3)
-    print(found)
-    return found
+        result["perplexity_loss_percent"] = round(100 * (losses[name] / losses["fp32"] - 1), 3)
+    print(result)
+    return result
 
 
 def main() -> None:

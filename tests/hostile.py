@@ -90,7 +90,7 @@ _NOT_OURS = re.split(
 )
 
 
-def shown(metadata: dict | None = None, **data):
+def display_output(metadata: dict | None = None, **data):
     """An output with these representations: text_html means text/html."""
     data = {mime.replace("_", "/", 1): content for mime, content in data.items()}
     return v4.new_output("display_data", data=data, metadata=metadata or {})
@@ -105,15 +105,15 @@ def outputs(payload: str) -> list:
     return [
         v4.new_output("stream", name="stdout", text=f"{payload}\n"),
         v4.new_output("stream", name="stderr", text=red),
-        shown(text_html=payload, text_plain=payload),
-        shown(text_html=f"<table><tr><td>{payload}</table>"),
-        shown(text_markdown=payload),
-        shown(text_latex=f"${payload}$"),
-        shown(text_plain=red),
-        shown(image_png=payload, text_plain=payload),
-        shown({"image/png": {"alt": payload, "width": payload}}, image_png="iVBORw0KGgo="),
-        shown(**{METRIC_MIME: metric, "text/plain": payload}),
-        shown(**{ANSWER_MIME: answer, "text/markdown": payload, "text/plain": payload}),
+        display_output(text_html=payload, text_plain=payload),
+        display_output(text_html=f"<table><tr><td>{payload}</table>"),
+        display_output(text_markdown=payload),
+        display_output(text_latex=f"${payload}$"),
+        display_output(text_plain=red),
+        display_output(image_png=payload, text_plain=payload),
+        display_output({"image/png": {"alt": payload, "width": payload}}, image_png="iVBORw0KGgo="),
+        display_output(**{METRIC_MIME: metric, "text/plain": payload}),
+        display_output(**{ANSWER_MIME: answer, "text/markdown": payload, "text/plain": payload}),
         v4.new_output("error", ename=payload, evalue=payload, traceback=[red]),
         v4.new_output("error", ename=payload, evalue=payload, traceback=[]),
     ]
@@ -129,15 +129,19 @@ def notebook():
         cell.metadata.update({"tags": [payload, "parameters"], payload: payload})
         cell["id"] = payload
         cells.append(cell)
-    svg = shown(**{"image/svg+xml": SVG})
+    svg = display_output(**{"image/svg+xml": SVG})
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "W(1)"}
-    code = shown(application_javascript=PWN, text_plain="<Javascript object>")
-    cells.append(v4.new_code_cell("svg, widget, javascript", outputs=[svg, shown(**widget), code]))
+    code = display_output(application_javascript=PWN, text_plain="<Javascript object>")
+    cells.append(
+        v4.new_code_cell("svg, widget, javascript", outputs=[svg, display_output(**widget), code])
+    )
     cells.append(v4.new_raw_cell(PAYLOADS["script"], metadata={"raw_mimetype": "text/html"}))
     alt = "".join(PAYLOADS.values()).replace("\ud800", "")
-    figure = shown({"image/png": {"alt": alt}}, image_png="iVBORw0KGgo=")
+    figure = display_output({"image/png": {"alt": alt}}, image_png="iVBORw0KGgo=")
     answer = {"text": "\n\n".join(PAYLOADS.values()), "figure": alt}
-    cells.append(v4.new_code_cell("answer", outputs=[figure, shown(**{ANSWER_MIME: answer})]))
+    cells.append(
+        v4.new_code_cell("answer", outputs=[figure, display_output(**{ANSWER_MIME: answer})])
+    )
     book = v4.new_notebook(metadata={"title": PAYLOADS["script"]})
     book.cells = cells  # not through the constructor, which refuses such ids
     return book

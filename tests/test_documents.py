@@ -168,9 +168,9 @@ def hostile_page() -> str:
     texts = [document["text"] for document in HOSTILE]
     outputs = [
         v4.new_output("stream", name="stdout", text="\n\n".join(texts)),
-        hostile.shown(text_html=pd.DataFrame({"answer": texts})._repr_html_()),
-        *(hostile.shown(text_markdown=text) for text in texts),
-        *(hostile.shown(text_html=text) for text in texts),
+        hostile.display_output(text_html=pd.DataFrame({"answer": texts})._repr_html_()),
+        *(hostile.display_output(text_markdown=text) for text in texts),
+        *(hostile.display_output(text_html=text) for text in texts),
     ]
     cells = [v4.new_markdown_cell("# T\n\n## A [link](https://example.org)")]
     cells += [v4.new_code_cell("app.batch(documents)", outputs=outputs)]

@@ -195,8 +195,8 @@ COLAB = "https://colab.research.google.com/github/someone/llmnb/blob/main/notebo
 
 def test_a_card_has_the_question_the_answer_the_key_figure_and_links(tmp_path):
     save(tmp_path, pages=["report.html"], metrics={"f1": metric(0.5, low=0.4, high=0.6)})
-    picture = hostile.shown({"image/png": {"alt": "a"}}, image_png=PIXEL)
-    answer = hostile.shown(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})
+    picture = hostile.display_output({"image/png": {"alt": "a"}}, image_png=PIXEL)
+    answer = hostile.display_output(**{ANSWER_MIME: {"text": "*Yes.*", "figure": "a"}})
     title = f"# What is **it**?\n\n[![Open in Colab](x.svg)]({COLAB})"
     cells = [v4.new_markdown_cell(title), v4.new_code_cell(outputs=[picture, answer])]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "runs/04-a/notebook.ipynb")

@@ -70,8 +70,8 @@ def test_the_loss_starts_at_log_2_and_its_gradient_raises_the_better_answer():
 def test_a_pair_needs_a_difference_and_the_program_decides_it():
     prompts = [chat[:1] for chat in chats(3)]
     samples = (["a", "bb", "c"], ["aaa", "b", "d"])
-    made = preferences.pairs_from_samples(prompts, samples, lambda number, answer: len(answer))
-    assert made == [Pair(prompts[0], "aaa", "a"), Pair(prompts[1], "bb", "b")]
+    pairs = preferences.pairs_from_samples(prompts, samples, lambda number, answer: len(answer))
+    assert pairs == [Pair(prompts[0], "aaa", "a"), Pair(prompts[1], "bb", "b")]
 
 
 def test_training_prefers_the_better_answers_and_the_reference_stays(settings):  # noqa: F811

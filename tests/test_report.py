@@ -12,7 +12,7 @@ import hostile
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
-from hostile import shown
+from hostile import display_output
 from nbformat import v4
 
 from llmnb.record import ANSWER_MIME, METRIC_MIME
@@ -112,12 +112,12 @@ def test_any_part_of_the_record_may_be_missing_or_broken(missing):
 
 
 def answered(text, figure=None):
-    return shown(**{ANSWER_MIME: {"text": text, "figure": figure}, "text/markdown": text})
+    return display_output(**{ANSWER_MIME: {"text": text, "figure": figure}, "text/markdown": text})
 
 
 def test_the_page_opens_with_the_question_the_answer_and_its_figure():
-    picture = shown({"image/png": {"alt": "Bars: 1, 2"}}, image_png=PIXEL)
-    other = shown({"image/png": {"alt": "Lines"}}, image_png=PIXEL)
+    picture = display_output({"image/png": {"alt": "Bars: 1, 2"}}, image_png=PIXEL)
+    other = display_output({"image/png": {"alt": "Lines"}}, image_png=PIXEL)
     cells = (
         "# Is it?",
         code("plot", picture, other),
@@ -187,19 +187,23 @@ def test_outputs():
     page = soup(
         code(
             "x",
-            shown(text_html=table._repr_html_(), text_plain="no"),
+            display_output(text_html=table._repr_html_(), text_plain="no"),
             printed("step 1\rstep 2\r"),
             printed("step 3\nend\n"),
             printed("careful\n", "stderr"),
             printed("\n".join(map(str, range(300)))),
-            shown({"image/png": {"alt": 'loss "falls"', "width": 320}}, image_png=PIXEL),
-            shown(image_png=PIXEL, text_plain="<Figure size 1x1>"),
-            shown(image_jpeg=PIXEL),
-            shown(**{METRIC_MIME: metric, "text/plain": "f1 = 0.5"}),
-            shown(text_latex="$\\displaystyle \\frac{1}{2}$", text_plain="1/2"),
-            shown(text_html="<script>plot()</script><style>a{}</style>", text_plain="a plot"),
-            shown(**{"application/vnd.jupyter.widget-view+json": {}, "text/plain": "a bar"}),
-            shown(text_html="<div>" * 3000 + "deep"),
+            display_output({"image/png": {"alt": 'loss "falls"', "width": 320}}, image_png=PIXEL),
+            display_output(image_png=PIXEL, text_plain="<Figure size 1x1>"),
+            display_output(image_jpeg=PIXEL),
+            display_output(**{METRIC_MIME: metric, "text/plain": "f1 = 0.5"}),
+            display_output(text_latex="$\\displaystyle \\frac{1}{2}$", text_plain="1/2"),
+            display_output(
+                text_html="<script>plot()</script><style>a{}</style>", text_plain="a plot"
+            ),
+            display_output(
+                **{"application/vnd.jupyter.widget-view+json": {}, "text/plain": "a bar"}
+            ),
+            display_output(text_html="<div>" * 3000 + "deep"),
         )
     )
     assert [cell.text for cell in page.select("table.dataframe td")] == ["1.5", "<i>", "2.0", "b"]
@@ -216,10 +220,12 @@ def test_outputs():
 
 def test_a_table_of_prose_is_marked_before_the_cleaning():
     cells = ["<td>0.728 [0.703, 0.752], 1280</td>", "<td>a sentence that is long enough</td>"]
-    page = soup(code("t", shown(text_html=f"<table><tr>{cells[0]}{cells[1]}</tr></table>")))
+    page = soup(
+        code("t", display_output(text_html=f"<table><tr>{cells[0]}{cells[1]}</tr></table>"))
+    )
     assert [cell.get("class") for cell in page.select(".output td")] == [None, ["txt"]]
     hidden = f"<img src='data:image/png;base64,{PIXEL}' alt='<td>{'x' * 30}</td> onerror=x'>"
-    page = soup(code("t", shown(text_html=hidden)))
+    page = soup(code("t", display_output(text_html=hidden)))
     assert not any("onerror" in tag.attrs for tag in page.find_all(True))
 
 
@@ -286,7 +292,7 @@ def test_hostile_texts_in_a_real_browser(tmp_path, monkeypatch):
 @pytest.mark.browser
 def test_the_page_in_a_real_browser(tmp_path):
     wide = "<table>" + "<tr>" + "<td>a_wide_cell</td>" * 40 + "</table>"
-    first = code("hidden = 1", shown(text_html=wide))
+    first = code("hidden = 1", display_output(text_html=wide))
     path = tmp_path / "report.html"
     failed = RUN | {"status": "failed", "error": {"cell": 5}}
     path.write_text(render(book("# T", "## A $x$", first, "## B", code("x", FAILURE)), failed))
