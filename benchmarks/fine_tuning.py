@@ -38,7 +38,7 @@ MANY = (300, 1000, 3000)
 CURVE = {  # from how many labelled texts each method learns
     "tfidf": FEW + MANY,
     "frozen": FEW + MANY,
-    "few_shot": FEW,  # all of them stand in the prompt
+    "few_shot": (2, *FEW),  # all of them stand in the prompt
     "contrastive": FEW,
     "full": MANY,
 }

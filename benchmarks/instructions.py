@@ -166,12 +166,15 @@ def sampled(assistant, texts: list[str], seed: int) -> list[str]:
     return assistant.answers(chats, messages.SCHEMA, temperature=1.0, seed=seed)
 
 
-def two_samples(assistant, seed: int) -> list[list[str]]:
-    """Two answers of the tuned model to each training message; kept for the seed's other cells."""
-    file = CACHE / f"samples-{seed}-{assistant.digest()}.json"
+def samples_of_unseen(assistant, seed: int) -> list[list[str]]:
+    """Four answers of the tuned model to each validation message, kept for the seed's other cells.
+
+    It knows the training messages by heart: its two answers to one of them nearly always agree.
+    """
+    file = CACHE / f"unseen-{seed}-{assistant.digest()}.json"
     if not file.is_file():
-        texts = [row["message"] for row in messages.load()["train"]]
-        samples = [sampled(assistant, texts, seed=10 + number) for number in range(2)]
+        texts = [row["message"] for row in messages.load()["validation"]]
+        samples = [sampled(assistant, texts, seed=10 + number) for number in range(4)]
         files.write_json(file, {"samples": samples})
     return files.read_settings(str(file))["samples"]
 
@@ -179,7 +182,7 @@ def two_samples(assistant, seed: int) -> list[list[str]]:
 def dpo_cell(goal: str, beta: float, seed: int) -> dict:
     """DPO from the tuned model; goal: "right" (more fields right) or "short" (the proxy)."""
     assistant = tuned(seed, beta=beta, steps=DPO_STEPS, lr=DPO_LR)
-    rows = messages.load()["train"]
+    rows = messages.load()["validation"]
 
     def score(number: int, answer: str) -> float:
         if goal == "short":
@@ -188,11 +191,13 @@ def dpo_cell(goal: str, beta: float, seed: int) -> dict:
         return sum(record.get(key) == value for key, value in rows[number]["record"].items())
 
     prompts = [messages.conversation(row["message"]) for row in rows]
-    pairs = preferences.pairs_from_samples(prompts, two_samples(assistant, seed), score)
+    samples = samples_of_unseen(assistant, seed)
+    pairs = preferences.pairs_from_samples(prompts, samples[:2], score)
+    pairs += preferences.pairs_from_samples(prompts, samples[2:], score)
     before = assistant.adapter()
     preferences.train(assistant, pairs, CACHE, say=print)
     cell = {"pairs": len(pairs)} | judged(of_assistant(assistant), ["first"])
-    held_out = [row["message"] for row in messages.load()["validation"][:SAMPLES_FOR_KL]]
+    held_out = [row["message"] for row in messages.load("second")["test"][:SAMPLES_FOR_KL]]
     answers = sampled(assistant, held_out, seed=20)
     chats = [
         [*messages.conversation(text), {"role": "assistant", "content": answer}]

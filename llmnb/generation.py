@@ -21,12 +21,15 @@ class Sampling:
     top_p: float = 1.0  # only the likeliest, p in total (Holtzman et al. 2020, section 3.1)
     repetition_penalty: float = 1.0  # > 1 lowers earlier tokens' scores (Keskar et al. 2019)
     seed: int = 0
-    first_row: int = 0  # the number of the first row, where this is a part of a larger batch
+    first_row: int = 0  # the number that row 0 has in a larger batch of which this is a part
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
         ranges = {
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "temperature": (
+                self.temperature == 0 or 1e-5 <= self.temperature <= 1e5,
+                "0 (greedy), or from 0.00001 to 100000",
+            ),
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
@@ -44,18 +47,18 @@ class Sampling:
         logits = logits.float()
         if self.repetition_penalty != 1:
             scores = logits.gather(1, seen)
-            less = torch.where(scores > 0, 1 / self.repetition_penalty, self.repetition_penalty)
-            logits = logits.scatter(1, seen, scores * less)
+            factor = torch.where(scores > 0, 1 / self.repetition_penalty, self.repetition_penalty)
+            logits = logits.scatter(1, seen, scores * factor)
         if self.temperature:
             logits = logits / self.temperature
         if self.top_k:
-            worst = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
-            logits = logits.masked_fill(logits < worst, -torch.inf)
+            lowest_kept = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < lowest_kept, -torch.inf)
         if self.top_p < 1:
             ordered, index = logits.sort(dim=-1, descending=True, stable=True)
             probabilities = ordered.softmax(dim=-1)
-            before = probabilities.cumsum(dim=-1) - probabilities
-            ordered = ordered.masked_fill(before >= self.top_p, -torch.inf)
+            mass_before = probabilities.cumsum(dim=-1) - probabilities
+            ordered = ordered.masked_fill(mass_before >= self.top_p, -torch.inf)
             logits = torch.empty_like(logits).scatter(1, index, ordered)
         return logits
 
@@ -63,10 +66,12 @@ class Sampling:
         """The random numbers of a batch's row, counted from 0.
 
         The first row draws from the seed itself, as a text alone does. The others draw from a seed
-        that is derived from both, so that rows of batches with the seeds 0, 1, 2 are independent.
+        derived from seed and row, so that batches with neighbouring seeds share no random numbers.
         """
         row += self.first_row
-        row_seed = random.Random(f"{self.seed} {row}").getrandbits(63) if row else self.seed
+        row_seed = self.seed
+        if row:
+            row_seed = random.Random(f"{self.seed} {row}").getrandbits(63)
         return torch.Generator().manual_seed(row_seed)
 
     def choose(self, logits: Tensor, seen: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
@@ -85,12 +90,15 @@ GREEDY = Sampling()
 class _LayerCache:
     """One layer's keys and values."""
 
-    def __init__(self, whole: "KeyValueCache", tensor: Tensor) -> None:
-        self.whole, self.tensor = whole, tensor
+    def __init__(self, cache: "KeyValueCache", tensor: Tensor) -> None:
+        self.cache, self.tensor = cache, tensor
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Take in (batch, kv_heads, seq, head_dim) each; all keys and values so far."""
-        start, end = self.whole.length, self.whole.length + key.shape[2]
+        """Store new keys and values, (batch, kv_heads, seq, head_dim) each; returns all so far."""
+        start, end = self.cache.length, self.cache.length + key.shape[2]
+        if end > self.tensor.shape[3]:
+            room = self.tensor.shape[3]
+            raise ValueError(f"{end} tokens don't fit into a cache with room for {room}.")
         self.tensor[0, :, :, start:end] = key
         self.tensor[1, :, :, start:end] = value
         return self.tensor[:, :, :, :end].unbind()
@@ -99,17 +107,17 @@ class _LayerCache:
 class KeyValueCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
-    All memory is allocated at the start: 2 · layers · batch · kv_heads · length · head_dim numbers.
+    All memory is allocated at the start: 2 · layers · batch · kv_heads · capacity · head_dim numbers.
     """
 
     def __init__(
-        self, config: TransformerConfig, batch: int, length: int, like: Tensor | None = None
+        self, config: TransformerConfig, batch: int, capacity: int, like: Tensor | None = None
     ) -> None:
-        """length: room for so many tokens; like: a tensor of the same dtype and device."""
+        """capacity: room for so many tokens; like: a tensor of the same dtype and device."""
         like = torch.empty(0) if like is None else like
         _, heads, head_dim = config.heads
-        shape = (config.n_layers, 2, batch, heads, length, head_dim)
-        self.length = 0  # tokens in it
+        shape = (config.n_layers, 2, batch, heads, capacity, head_dim)
+        self.length = 0  # tokens stored; the model adds to it after its last layer
         self.layers = [_LayerCache(self, layer) for layer in like.new_empty(shape)]
 
     def copy_prefix(self, other: "KeyValueCache", length: int | None = None) -> None:
@@ -119,6 +127,8 @@ class KeyValueCache:
         copied for each of them.
         """
         length = other.length if length is None else length
+        if length > other.length:
+            raise ValueError(f"The other cache has {other.length} tokens, not {length}.")
         for layer, source in zip(self.layers, other.layers, strict=True):
             layer.tensor[:, :, :, :length] = source.tensor[:, :, :, :length]
         self.length = length
@@ -128,7 +138,7 @@ def _check_lengths(seq: int, max_new_tokens: int, n_positions: int) -> None:
     if not seq:
         raise ValueError("There are no tokens: input_ids is empty.")
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens is {max_new_tokens}; it is 0 or more.")
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more.")
     if seq + max_new_tokens > n_positions:
         raise ValueError(
             f"{seq} tokens and {max_new_tokens} new ones are more than this model's "
@@ -167,7 +177,7 @@ def steps(
     generators = [sampling.generator(row) for row in range(batch)]
     cache = KeyValueCache(model.config, batch, seq + max_new_tokens, like=model.embedding.weight)
     previous_ids = input_ids  # for the repetition penalty
-    if attention_mask is not None:  # the padding must not be penalized
+    if attention_mask is not None:  # or the padding would be penalized: a token of the row instead
         previous_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     new_ids = input_ids  # (batch, seq), later (batch, 1)
     for _ in range(max_new_tokens):
@@ -195,7 +205,7 @@ def generate(
     sampling: Sampling = GREEDY,
     stop_ids: Sequence[int] = (),
 ) -> Tensor:
-    """Prompt and new tokens: (batch, seq + new). After a stop id a row goes on with that id."""
+    """Prompt and new tokens: (batch, seq + new). A row that has stopped repeats its stop id."""
     stops = torch.tensor(list(stop_ids), dtype=torch.long, device=input_ids.device)
     columns = [input_ids]
     last = input_ids.new_zeros(len(input_ids))
@@ -224,7 +234,7 @@ class _Writer:
         self.is_finished = False
 
     def push(self, token: int) -> str:
-        """The text that is certain now; finished at a stop id or a stop string."""
+        """Take one token; returns the text that is certain now. A stop sets is_finished."""
         if token in self.stop_ids:
             return self.close()
         self.ids.append(token)
@@ -237,7 +247,8 @@ class _Writer:
         text = self.tokenizer.decode(
             self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        text = self._up_to_a_stop(text[self.n_characters :]) + self.pending
+        text = self._up_to_a_stop(text[self.n_characters :])
+        text += self.pending  # no longer held back
         self.pending = ""
         self.is_finished = True
         return text
@@ -250,8 +261,8 @@ class _Writer:
         if starts:
             self.is_finished = True
             return text[: min(starts)]
-        longest = max(map(len, self.stop_strings), default=1) - 1
-        for n in range(min(len(text), longest), 0, -1):
+        longest_start = max(map(len, self.stop_strings), default=1) - 1
+        for n in range(min(len(text), longest_start), 0, -1):
             if any(stop.startswith(text[-n:]) for stop in self.stop_strings):
                 self.pending = text[-n:]
                 return text[:-n]
@@ -305,7 +316,7 @@ def _pieces(
     """The new piece of each row's text, step by step, until every row has stopped."""
     stop_strings = [stop] if isinstance(stop, str) else list(stop)
     if "" in stop_strings:
-        raise ValueError("A stop string is empty: everything would stop before it begins.")
+        raise ValueError("A stop string is empty, which would match at once: remove it.")
     ids, mask = padded(tokenizer, prompts, model.embedding.weight.device)
     if len(prompts) == 1:  # without padding no mask is needed, and that is faster
         mask = None
@@ -328,6 +339,7 @@ def padded(tokenizer, prompts: Sequence[str], device=None) -> tuple[Tensor, Tens
     if [] in rows:
         raise ValueError(f"Prompt {rows.index([])} is empty: give the beginning of a text.")
     width = max(map(len, rows))
+    # Any token will do as padding: the mask hides it.
     ids = [[row[0]] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -101,10 +101,21 @@ def test_a_padded_batch_gives_what_each_row_gives_alone(style, penalty):
 
 def test_the_cache_takes_the_memory_it_says():
     config = TransformerConfig(9, 32, n_layers=3, n_heads=4, d_ff=8, n_positions=50, n_kv_heads=2)
-    cache = KeyValueCache(config, batch=5, length=11, like=torch.empty(0, dtype=torch.bfloat16))
+    cache = KeyValueCache(config, batch=5, capacity=11, like=torch.empty(0, dtype=torch.bfloat16))
     storages = {layer.tensor.untyped_storage().data_ptr() for layer in cache.layers}
     size = cache.layers[0].tensor.untyped_storage().nbytes()
     assert len(storages) == 1 and size == 2 * (2 * 3 * 5 * 2 * 11 * 8)  # 2 bytes a number
+
+
+def test_a_cache_never_drops_a_token():
+    config = TransformerConfig(9, 32, n_layers=1, n_heads=4, d_ff=8, n_positions=50, n_kv_heads=2)
+    small, other = KeyValueCache(config, 1, capacity=4), KeyValueCache(config, 1, capacity=10)
+    key = torch.randn(1, 2, 1, 8)
+    small.length = 4
+    with pytest.raises(ValueError, match="room for 4"):
+        small.layers[0].append(key, key)
+    with pytest.raises(ValueError, match="has 0 tokens, not 3"):
+        small.copy_prefix(other, length=3)
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p", "penalty"), SETTINGS)
@@ -169,7 +180,11 @@ def test_batches_of_neighbouring_seeds_share_no_row():
 
 
 def test_a_bad_setting_is_named():
-    ranges = {"temperature": (-0.1, float("nan")), "top_k": (-1,), "top_p": (0.0, 1.01)}
+    ranges = {
+        "temperature": (-0.1, 1e-40, float("inf"), float("nan")),
+        "top_k": (-1,),
+        "top_p": (0.0, 1.01),
+    }
     for name, values in (ranges | {"repetition_penalty": (0.0, -1.0)}).items():
         for value in values:
             with pytest.raises(ValueError, match=f"^{name} is {value}"):

@@ -69,22 +69,44 @@ def test_a_repeat_changes_only_the_seed(notebook):
     ]
     seedless = nbformat.v4.new_code_cell("lr = 0.1", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[seedless]), notebook)
-    with pytest.raises(parameters.ParameterError, match="seed"):
+    with pytest.raises(parameters.ParameterError, match="seed.*None"):
         sweep.repeated([{}], 2, notebook)
+
+
+@pytest.mark.parametrize("seed", ["x", 1.5, True])
+def test_a_repeat_needs_whole_seeds(notebook, seed):
+    with pytest.raises(parameters.ParameterError, match=f"whole number.*{seed}"):
+        sweep.repeated([{"seed": seed}], 2, notebook)
 
 
 def test_a_plan_checks_everything_before_anything_runs(notebook):
     tasks = sweep.plan(notebook, [{"lr": "0.1"}, {"lr": 0.2}, {"lr": 0.1}])
     assert [task.parameters["lr"] for task in tasks] == [0.1, 0.2]
     same_out = [{"out": "x"}, {"out": "x", "lr": 1.0}]
-    for settings, word in [([{}, {"rl": 1}], "lr"), (same_out, "out")]:
-        with pytest.raises(parameters.ParameterError, match=word):
-            sweep.plan(notebook, settings)
+    with pytest.raises(parameters.ParameterError, match="lr"):
+        sweep.plan(notebook, [{}, {"rl": 1}])
+    tasks = sweep.plan(notebook, same_out)
+    with pytest.raises(parameters.ParameterError, match="x would be written by several"):
+        sweep.check_outputs(tasks)
+
+
+def test_notebooks_that_run_at_once_must_not_share_an_output(notebook, tmp_path, capsys):
+    other = notebook.with_name("98_other.ipynb")
+    other.write_text(notebook.read_text())
+    arguments = [str(notebook), str(other), "--out", str(tmp_path / "out"), "-p", "out", "model"]
+    assert cli.main(["run", *arguments, "--jobs", "2"]) == 2
+    assert "model would be written by several runs" in capsys.readouterr().err
+
+
+def test_a_parameter_that_is_given_twice_is_an_error(notebook, capsys):
+    for twice in (["-g", "lr", "1,2", "-g", "lr", "3"], ["-g", "lr", "1,2", "-p", "lr", "3"]):
+        assert cli.main(["sweep", str(notebook), *twice]) == 2
+        assert "lr is given 2 times" in capsys.readouterr().err
 
 
 def test_a_dry_run_lists_the_runs_and_starts_none(notebook, tmp_path, capsys):
     (tmp_path / "grid.yaml").write_text("lr: [0.1, 0.2]\n")
-    arguments = ["--grid", str(tmp_path / "grid.yaml"), "-g", "seconds", "0,0,1", "--repeat", "2"]
+    arguments = ["--grid", str(tmp_path / "grid.yaml"), "-g", "seconds", "0, 0, 1", "--repeat", "2"]
     arguments += ["--out", str(tmp_path / "out"), "--dry-run"]
     assert cli.main(["sweep", str(notebook), *arguments]) == 0
     text = capsys.readouterr().out
@@ -236,7 +258,7 @@ def test_an_address_without_a_scheduler_is_an_error(notebook, tmp_path, monkeypa
     with pytest.raises(workers.SweepError, match="dask scheduler"):
         list(sweep.run(sweep.plan(notebook, [{}]), tmp_path, "tcp://127.0.0.1:9"))
     with pytest.raises(parameters.ParameterError, match="worker's disk"):
-        sweep.plan(notebook, [{"out": "x"}], on_cluster=True)
+        sweep.check_outputs(sweep.plan(notebook, [{"out": "x"}]), on_cluster=True)
 
 
 def descendants(process):

@@ -4,8 +4,10 @@ Everything heavy is imported inside the functions: `llmnb --help` answers at onc
 """
 
 import contextlib
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,8 @@ import click
 
 from llmnb import files
 
-SECONDS_BETWEEN_LINES = 15  # of progress, where the output is not a terminal
-SECONDS_BETWEEN_INDEXES = 30  # the page is written again while a sweep runs
+SECONDS_BETWEEN_LINES = 15  # of progress, where stdout is no terminal
+SECONDS_BETWEEN_INDEXES = 30  # how often a sweep writes index.html
 COUNT = click.IntRange(min=1)
 PAIR_HELP = "set a parameter (see: llmnb list)"
 CHOICES_HELP = "the values of a parameter, separated by commas"
@@ -27,7 +29,7 @@ def _shared_options(command: Callable) -> Callable:
         click.option("-f", "file", metavar="FILE", help="parameters from a YAML file"),
         click.option("--profile", help="the same as -p profile"),
         click.option("--out", default="reports", metavar="DIR", help="default: reports"),
-        click.option("--timeout", type=COUNT, metavar="S", help="seconds for a notebook"),
+        click.option("--timeout", type=COUNT, metavar="S", help="stop a notebook after S seconds"),
     )
     for option in reversed(options):
         command = option(command)
@@ -37,7 +39,7 @@ def _shared_options(command: Callable) -> Callable:
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NOTEBOOK]...")
 @click.option("--all", "is_all", is_flag=True, help="every numbered notebook")
-@click.option("--jobs", type=COUNT, default=1, metavar="N", help="so many at once")
+@click.option("--jobs", type=COUNT, default=1, metavar="N", help="run N notebooks at once")
 @_shared_options
 def run(names, is_all, jobs, pairs, file, profile, out, timeout) -> int:
     """Run notebooks, and write a report of each run.
@@ -50,7 +52,8 @@ def run(names, is_all, jobs, pairs, file, profile, out, timeout) -> int:
     values = _parameter_values(pairs, file, profile)
     paths = [parameters.find_notebook(name) for name in names]
     if is_all:
-        paths += [path for path in parameters.all_notebooks() if path not in paths]
+        named = [path.resolve() for path in paths]
+        paths += [path for path in parameters.all_notebooks() if path.resolve() not in named]
     if not paths:
         raise parameters.ParameterError("Name a notebook (see: llmnb list), or give --all.")
     folder = _output_folder(out)
@@ -58,6 +61,7 @@ def run(names, is_all, jobs, pairs, file, profile, out, timeout) -> int:
         parameters.resolve(parameters.read_notebook(path), values, path.stem)
     if jobs > 1:
         tasks = [task for path in paths for task in sweeps.plan(path, [values], timeout)]
+        sweeps.check_outputs(tasks)
         return _run_tasks(tasks, folder, n_jobs=jobs, skip_finished=False)
     exit_code = 0
     for path in paths:
@@ -88,10 +92,10 @@ def _output_folder(out: str) -> Path:
 @click.command()
 @click.argument("name", metavar="NOTEBOOK")
 @click.option("-g", "choices", nargs=2, multiple=True, metavar="NAME V1,V2", help=CHOICES_HELP)
-@click.option("--grid", metavar="FILE", help="NAME: [V1, V2] from a YAML file")
+@click.option("--grid", metavar="FILE", help="a YAML file with lines NAME: [V1, V2]")
 @click.option("--repeat", type=COUNT, default=1, metavar="N", help="run each setting with N seeds")
-@click.option("--jobs", type=COUNT, metavar="N", help="at once (default: by cores and memory)")
-@click.option("--cluster", metavar="ADDRESS", help="of a dask scheduler")
+@click.option("--jobs", type=COUNT, metavar="N", help="run N at once (default: what fits)")
+@click.option("--cluster", metavar="ADDRESS", help="run on a dask cluster")
 @click.option("--dry-run", is_flag=True, help="list the runs and stop")
 @_shared_options
 def sweep(
@@ -100,29 +104,32 @@ def sweep(
     """Run a notebook over a grid of parameters, and compare.
 
     Every combination of the values is run, on all cores or on a cluster (see docs/cluster.md).
-    What finished before is skipped.
+    Runs that have already finished are skipped.
     """
     from llmnb.runs import parameters, workers
     from llmnb.runs import sweep as sweeps
 
     path = parameters.find_notebook(name)
     fixed = _parameter_values(pairs, file, profile)
-    values_of = files.read_settings(grid) if grid else {}
-    values_of |= {key: values.split(",") for key, values in choices}
-    if both := sorted(fixed.keys() & values_of.keys()):
-        raise parameters.ParameterError(f"{both[0]} has one value (-p) and several (-g).")
-    settings = [fixed | setting for setting in sweeps.grid(values_of)]
+    choices_by_name = files.read_settings(grid) if grid else {}
+    names = [*fixed, *choices_by_name, *(key for key, _ in choices)]
+    for key, n in Counter(names).items():
+        if n > 1:
+            raise parameters.ParameterError(f"{key} is given {n} times (-p, -f, -g): once, please.")
+    choices_by_name |= {key: [v.strip() for v in values.split(",")] for key, values in choices}
+    settings = [fixed | setting for setting in sweeps.grid(choices_by_name)]
     if repeat > 1:
         settings = sweeps.repeated(settings, repeat, path)
     folder = _output_folder(out)
-    tasks = sweeps.plan(path, settings, timeout, bool(cluster))
+    tasks = sweeps.plan(path, settings, timeout)
+    sweeps.check_outputs(tasks, on_cluster=bool(cluster))
     if len(tasks) < len(settings):
-        print(f"{len(settings) - len(tasks)} settings are the same as others, and run once.")
+        print(f"{len(settings) - len(tasks)} settings repeat others and are left out.")
     if not dry_run:
         return _run_tasks(tasks, folder, cluster, jobs or workers.default_jobs())
     for task in tasks:
         stored = parameters.redacted(task.parameters)
-        keys = [key for key in dict.fromkeys([*values_of, "seed"]) if key in stored]
+        keys = [key for key in dict.fromkeys([*choices_by_name, "seed"]) if key in stored]
         values = ", ".join(f"{key} = {stored[key]}" for key in keys)
         print(f"{task.name}  {values}  {'done' if sweeps.is_finished(folder, task) else 'to run'}")
     return 0
@@ -146,7 +153,8 @@ def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=Tru
                     index.write_index(out)
                     last_index = time.monotonic()
     except KeyboardInterrupt:
-        print(f"\nStopped: {line.text}. The same command runs the others.")
+        advice = "The same command runs the others." if skip_finished else ""
+        print(f"\nStopped: {line.text}. {advice}")
         raise
     finally:
         page = index.write_index(out)
@@ -169,7 +177,7 @@ class _ProgressLine:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.text = ""  # of a sweep, how far it is
+        self.text = "nothing has finished"  # the latest progress of a sweep
         self.start_of_line = "\r\x1b[K" if sys.stdout.isatty() else ""
         self.last_print = time.monotonic()
         if not self.start_of_line:
@@ -186,7 +194,8 @@ class _ProgressLine:
 
     def _show(self, text: str) -> None:
         if self.start_of_line:
-            print(self.start_of_line + text, end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a wrapped line is not overwritten
+            print(self.start_of_line + text[:width], end="", flush=True)
         elif time.monotonic() - self.last_print > SECONDS_BETWEEN_LINES:
             self.last_print = time.monotonic()
             print(text, flush=True)

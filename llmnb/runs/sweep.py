@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -48,10 +49,11 @@ def repeated(settings: list[dict[str, Any]], n: int, path: Path) -> list[dict[st
     Raises ParameterError where the notebook has no seed.
     """
     default = params.declared(params.read_notebook(path)).get("seed")
-    if type(default) is not int:
+    seeds = [default, *(setting["seed"] for setting in settings if "seed" in setting)]
+    if not all(re.fullmatch(r"-?\d+", str(seed)) for seed in seeds):
         raise params.ParameterError(
-            f"{path.stem} has no whole number as its parameter 'seed', so a repeated run would be "
-            f"the same run."
+            f"--repeat needs a whole number as {path.stem}'s parameter 'seed'; among its values: "
+            f"{', '.join(map(repr, seeds))}."
         )
     return [
         setting | {"seed": int(setting.get("seed", default)) + number}
@@ -60,13 +62,10 @@ def repeated(settings: list[dict[str, Any]], n: int, path: Path) -> list[dict[st
     ]
 
 
-def plan(
-    path: Path, settings: list[dict], timeout: float | None = None, on_cluster: bool = False
-) -> list[Task]:
+def plan(path: Path, settings: list[dict], timeout: float | None = None) -> list[Task]:
     """A task for every different setting of a notebook, in their order; all are checked.
 
-    Raises ParameterError for the first setting that the notebook can't run with, and where runs
-    would write to the same place, or to the disk of another machine.
+    Raises ParameterError for the first setting that the notebook can't run with.
     """
     notebook = params.read_notebook(path)
     text = path.read_text(encoding="utf-8")
@@ -77,14 +76,23 @@ def plan(
         values = params.resolve(notebook, setting, path.stem)
         name = f"{path.stem}-{params.digest(notebook, values)}"
         tasks[name] = Task(name, path.stem, text, values, digest, source, timeout)
-    for name in filter(params.is_output, params.declared(notebook)):
-        outputs = [str(t.parameters[name]) for t in tasks.values() if t.parameters[name]]
-        if len(set(outputs)) < len(outputs) or (outputs and on_cluster):
-            raise params.ParameterError(
-                f"{path.stem}: {name} = {outputs[0]!r} would be written by several runs, or to a "
-                f"worker's disk: leave it out."
-            )
     return list(tasks.values())
+
+
+def check_outputs(tasks: list[Task], on_cluster: bool = False) -> None:
+    """Raises ParameterError where runs would write to one place, or to another machine's disk."""
+    outputs = [
+        os.path.abspath(value)
+        for task in tasks
+        for name, value in task.parameters.items()
+        if value and params.is_output(name)
+    ]
+    for path in outputs:
+        if on_cluster or outputs.count(path) > 1:
+            raise params.ParameterError(
+                f"{path} would be written by several runs, or to a worker's disk: leave out the "
+                f"parameter that names it."
+            )
 
 
 def is_finished(out: Path, task: Task) -> bool:
