@@ -7,6 +7,7 @@ intervals and paired comparisons can be computed from it.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import re
 import statistics
@@ -91,17 +92,23 @@ def judged(answer_all, styles=tuple(messages.FILES)) -> dict:
 
 
 def of_assistant(assistant):
-    """Its constrained answers, for `judged`."""
-    return lambda texts: assistant.answers(list(map(messages.conversation, texts)), messages.SCHEMA)
+    """Its constrained answers, for `judged`: product and date are words of the message."""
+
+    def answer_all(texts):
+        schemas = list(map(messages.copying_schema, texts))
+        return assistant.answers(list(map(messages.conversation, texts)), schemas)
+
+    return answer_all
 
 
-def of_prompt(assistant, shots: int, schema):
-    """Answers of the base model to a prompt with examples."""
+def of_prompt(assistant, shots: int, schema_of=None):
+    """Answers of the base model to a prompt with examples; schema_of: a message's schema."""
     examples = messages.load()["train"][:shots]
 
     def answer_all(texts):
         prompts = [messages.few_shot(text, examples) for text in texts]
-        return assistant.complete(prompts, schema, stop_at_line_end=True)
+        schemas = schema_of and list(map(schema_of, texts))
+        return assistant.complete(prompts, schemas, stop_at_line_end=True)
 
     return answer_all
 
@@ -163,7 +170,8 @@ def sft_cell(n: int, seed: int) -> dict:
 def sampled(assistant, texts: list[str], seed: int) -> list[str]:
     """One answer to each message at temperature 1, in the form of a record."""
     chats = list(map(messages.conversation, texts))
-    return assistant.answers(chats, messages.SCHEMA, temperature=1.0, seed=seed)
+    schemas = list(map(messages.copying_schema, texts))
+    return assistant.answers(chats, schemas, temperature=1.0, seed=seed)
 
 
 def samples_of_unseen(assistant, seed: int) -> list[list[str]]:
@@ -212,8 +220,8 @@ def dpo_cell(goal: str, beta: float, seed: int) -> dict:
 def grid() -> dict[str, object]:
     """The cells by name, in the order of their worth."""
 
-    def prompted(shots, schema):
-        return lambda: judged(of_prompt(instructions.Assistant(SETTINGS), shots, schema))
+    def prompted(shots, schema_of=None):
+        return lambda: judged(of_prompt(instructions.Assistant(SETTINGS), shots, schema_of))
 
     rules = lambda texts: [messages.written(by_rules(text)) for text in texts]  # noqa: E731
 
@@ -224,18 +232,17 @@ def grid() -> dict[str, object]:
         return lambda: dpo_cell(goal, beta, seed)
 
     cells = {"rules": lambda: judged(rules)}
-    for seed in SEEDS:  # what the notebook shows first
-        cells[f"sft/{max(SIZES)}/{seed}"] = sft(max(SIZES), seed)
-        cells |= {f"dpo/short/{beta}/{seed}": dpo("short", beta, seed) for beta in BETAS}
-        cells[f"dpo/right/{BETAS[-1]}/{seed}"] = dpo("right", BETAS[-1], seed)
+    # What the notebook shows first.
+    cells |= {f"sft/{max(SIZES)}/{seed}": sft(max(SIZES), seed) for seed in SEEDS}
     for seed in SEEDS:
+        for beta, goal in itertools.product(BETAS, ("short", "right")):
+            cells[f"dpo/{goal}/{beta}/{seed}"] = dpo(goal, beta, seed)
         cells |= {f"sft/{n}/{seed}": sft(n, seed) for n in SIZES}
-        cells |= {f"dpo/right/{beta}/{seed}": dpo("right", beta, seed) for beta in BETAS}
     cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
-    cells["few-shot, constrained"] = prompted(SHOTS, messages.SCHEMA)
-    cells["prompt, constrained"] = prompted(0, messages.SCHEMA)
-    cells["few-shot"] = prompted(SHOTS, None)
-    cells["prompt"] = prompted(0, None)
+    cells["few-shot, constrained"] = prompted(SHOTS, messages.copying_schema)
+    cells["prompt, constrained"] = prompted(0, messages.copying_schema)
+    cells["few-shot"] = prompted(SHOTS)
+    cells["prompt"] = prompted(0)
     return cells
 
 

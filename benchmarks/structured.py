@@ -103,7 +103,7 @@ def decode(decoder, tokenizer, ids, n_tokens: int, is_constrained: bool) -> None
     constraint = None
     if is_constrained:
         grammar = llguidance.LLMatcher.grammar_from_json_schema({"type": "string"})
-        constraint = Grammar(tokenizer, decoder.config.vocab_size, grammar, rows=1)
+        constraint = Grammar(tokenizer, decoder.config.vocab_size, [grammar])
     steps = generation.steps(decoder, ids, max_new_tokens=n_tokens, constraint=constraint)
     collections.deque(steps, maxlen=0)
 

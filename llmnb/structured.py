@@ -29,16 +29,17 @@ class StructuredError(LlmnbError, ValueError):
 class Grammar:
     """Which tokens may come next, for each row of a batch."""
 
-    def __init__(self, tokenizer, vocab_size: int, grammar: str, rows: int) -> None:
-        """vocab_size: of the model's logits, which can be more than the tokenizer's tokens."""
+    def __init__(self, tokenizer, vocab_size: int, grammars: Sequence[str]) -> None:
+        """grammars: one a row. vocab_size: of the logits; can be more than the tokenizer's tokens."""
         import llguidance
         import llguidance.numpy
 
         ids = _llguidance_tokenizer(tokenizer, vocab_size)
-        self.matchers = [llguidance.LLMatcher(ids, grammar) for _ in range(rows)]
-        if error := self.matchers[0].get_error():
-            raise StructuredError(f"The schema can't be used: {error.splitlines()[0]}")
-        self.bitmask = llguidance.numpy.allocate_token_bitmask(rows, vocab_size)
+        self.matchers = [llguidance.LLMatcher(ids, grammar) for grammar in grammars]
+        for matcher in self.matchers:
+            if error := matcher.get_error():
+                raise StructuredError(f"The schema can't be used: {error.splitlines()[0]}")
+        self.bitmask = llguidance.numpy.allocate_token_bitmask(len(grammars), vocab_size)
         self.vocab_size = vocab_size
 
     def restrict(self, logits: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def _constrained(model, tokenizer, prompts, grammar, max_new_tokens, sampling) -
         raise StructuredError("prompts is one string; give a list of them.")
     if not prompts:
         return []
-    constraint = Grammar(tokenizer, model.config.vocab_size, grammar, rows=len(prompts))
+    constraint = Grammar(tokenizer, model.config.vocab_size, [grammar] * len(prompts))
     texts = generation.complete(
         model, tokenizer, prompts, max_new_tokens, sampling, constraint=constraint
     )

@@ -92,7 +92,7 @@ def test_the_constraint_decides_only_what_is_possible(decoder, tokenizer):
     vocab_size = decoder.config.vocab_size
     lark = llguidance.LLMatcher.grammar_from_lark('start: "apple" | "pear"')
     logits = torch.randn(1, vocab_size)
-    restricted = structured.Grammar(tokenizer, vocab_size, lark, rows=1).restrict(logits)
+    restricted = structured.Grammar(tokenizer, vocab_size, [lark]).restrict(logits)
     is_allowed = restricted.isfinite()
     tokens = [tokenizer.decode([index]) for index in is_allowed[0].nonzero()[:, 0].tolist()]
     assert len(tokens) > 2

@@ -35,7 +35,7 @@ def complete(
     model: nn.Module,
     tokenizer,
     prompts: Sequence[str],
-    schema: Mapping[str, Any] | None = None,
+    schema: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     *,
     max_new_tokens: int = 80,
     temperature: float = 0.0,
@@ -44,8 +44,9 @@ def complete(
 ) -> list[str]:
     """The continuation of each prompt by a model of transformers, of any architecture.
 
-    schema: the answer must match it (see structured.py); one that isn't complete after
-    max_new_tokens is returned as it is. stop_at_line_end: for prompts that are no chat.
+    schema: the answers must match it (see structured.py), or each its own of a list; one that
+    isn't complete after max_new_tokens is returned as it is. stop_at_line_end: for prompts that
+    are no chat.
     """
     config = transformers.GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -58,17 +59,19 @@ def complete(
     # Some models, Gemma among them, need the token that begins a text; chat templates write it.
     begin = tokenizer.decode(tokenizer("")["input_ids"])
     prompts = [text if text.startswith(begin) else begin + text for text in prompts]
+    schemas = [schema] * len(prompts) if isinstance(schema, Mapping) else schema
     texts = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(prompts), ROWS_PER_BATCH):
-            batch = prompts[start : start + ROWS_PER_BATCH]
+            rows = slice(start, start + ROWS_PER_BATCH)
+            batch = prompts[rows]
             ids, mask = generation.padded(tokenizer, batch, model.device)
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=_constraints(model, tokenizer, schema, len(batch)),
+                logits_processor=_constraints(model, tokenizer, schemas and schemas[rows]),
             )
             texts += tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
@@ -85,9 +88,9 @@ def _stop_ids(model: nn.Module, tokenizer, stop_at_line_end: bool) -> list[int]:
     return stop_ids
 
 
-def _constraints(model: nn.Module, tokenizer, schema, rows: int) -> list[_Constraint]:
-    """One for a schema, none without."""
-    if schema is None:
+def _constraints(model: nn.Module, tokenizer, schemas) -> list[_Constraint]:
+    """One for a batch with schemas, none without."""
+    if schemas is None:
         return []
     n_tokens = model.get_output_embeddings().weight.shape[0]
-    return [_Constraint(Grammar(tokenizer, n_tokens, json_grammar(schema), rows))]
+    return [_Constraint(Grammar(tokenizer, n_tokens, list(map(json_grammar, schemas))))]

@@ -4,6 +4,7 @@ The messages were written for this project; a program can say whether a record i
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ FILES = {"first": "messages.json", "second": "messages_second_style.json"}
 INSTRUCTION = "Return the facts of this message as JSON."
 _NO_SPACE_FIRST = r"^\S.*$"  # a decoder likes to begin a word with a space, even within quotes
 _TEXT = {"type": "string", "pattern": _NO_SPACE_FIRST, "maxLength": 60}
+MAX_WORDS_COPIED = 6  # of a product or a date
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -25,6 +27,21 @@ SCHEMA = {
     "required": ["kind", "product", "amount", "date", "urgency"],
     "additionalProperties": False,
 }
+
+
+def copying_schema(message: str) -> dict[str, Any]:
+    """The schema of this message's record: product and date are words of the message, or no date.
+
+    A value that the message doesn't have, or has in another spelling, can't be written then.
+    """
+    words = [match.span() for match in re.finditer(r"\w+", message)]
+    spans = dict.fromkeys(
+        message[start:end]
+        for first, (start, _) in enumerate(words)
+        for _, end in words[first : first + MAX_WORDS_COPIED]
+    )
+    copied = {"product": {"enum": [*spans]}, "date": {"enum": [*spans, None]}}
+    return SCHEMA | {"properties": SCHEMA["properties"] | copied}
 
 
 def load(style: str = "first") -> dict[str, list[dict[str, Any]]]:
