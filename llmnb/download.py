@@ -47,7 +47,7 @@ class Asset:
 
     @property
     def pin(self) -> str:
-        """What identifies the bytes: the digest over the kind of conversion and the wheels' sums."""
+        """What identifies the bytes: the digest over the conversion and the wheels' sums."""
         sums = " ".join(wheel.sha256 for wheel in self.wheels)
         return hashlib.sha256(f"{self.convert} {sums}".encode()).hexdigest()
 

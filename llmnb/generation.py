@@ -107,7 +107,8 @@ class _LayerCache:
 class KeyValueCache:
     """The keys and values of the tokens so far, so that each is computed once.
 
-    All memory is allocated at the start: 2 · layers · batch · kv_heads · capacity · head_dim numbers.
+    All memory is allocated at the start: 2 · layers · batch · kv_heads · capacity · head_dim
+    numbers.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class Grammar:
     """Which tokens may come next, for each row of a batch."""
 
     def __init__(self, tokenizer, vocab_size: int, grammars: Sequence[str]) -> None:
-        """grammars: one a row. vocab_size: of the logits; can be more than the tokenizer's tokens."""
+        """grammars: one a row. vocab_size: of the logits, which can be more than all tokens."""
         import llguidance
         import llguidance.numpy
 

@@ -69,7 +69,7 @@ def test_a_repeat_changes_only_the_seed(notebook):
     ]
     seedless = nbformat.v4.new_code_cell("lr = 0.1", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[seedless]), notebook)
-    with pytest.raises(parameters.ParameterError, match="seed.*None"):
+    with pytest.raises(parameters.ParameterError, match=r"seed.*None"):
         sweep.repeated([{}], 2, notebook)
 
 
@@ -110,7 +110,7 @@ def test_a_dry_run_lists_the_runs_and_starts_none(notebook, tmp_path, capsys):
     arguments += ["--out", str(tmp_path / "out"), "--dry-run"]
     assert cli.main(["sweep", str(notebook), *arguments]) == 0
     text = capsys.readouterr().out
-    assert text.count("to run") == 8 and "4 settings are the same as others" in text
+    assert text.count("to run") == 8 and "4 settings repeat others" in text
     assert "lr = 0.2, seconds = 1.0, seed = 1" in text and not (tmp_path / "out").exists()
 
 
