@@ -38,6 +38,7 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
     ("The setting `fast` gives each move ten seconds.", "Which setting limits a move?", "fast"),
 )
 PASSAGES_READ = 5  # for a question
+MAX_EXCERPT_WORDS = 60
 PASSAGE_SHARE = 0.25  # of the question's words in a passage, the rest for those in the sentence
 EXACT_BONUS = 0.5  # of the sentences in a passage with the question's identifiers
 KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
@@ -69,6 +70,34 @@ class Answer(Result):
 
     sentence: str = ""
     nearest: Hit | None = None  # the passage that has the sentence
+
+    @property
+    def excerpt(self) -> str:
+        """The sentence in its context: sentences beside it in its passage, up to 60 words in all.
+
+        The copied words are few; whether they answer the question, the reader sees here.
+        """
+        units = _units(self.nearest.passage.text) if self.nearest else [self.sentence]
+        position = units.index(self.sentence)
+        before, after = units[:position], units[position + 1 :]
+        text = first = last = self.sentence
+        while before or after:
+            # A unit that ends in a colon has the next one behind it already.
+            if after and last.endswith(after[0]):
+                last, *after = after
+            elif after:
+                longer = f"{text} {after[0]}"
+                if _is_short(longer):
+                    text, last = longer, after[0]
+                after = after[1:] if text == longer else []
+            if before:
+                begins = before[-1]
+                rest = text[len(first) :] if begins.endswith(first) else f" {text}"
+                if _is_short(begins + rest):
+                    text, first, before = begins + rest, begins, before[:-1]
+                else:
+                    before = []
+        return text
 
 
 class _Evidence(NamedTuple):
@@ -274,6 +303,10 @@ class QuestionAnswerer(Application):
 
     def _ids(self, text: str) -> list[int]:
         return self.generator.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _is_short(text: str) -> bool:
+    return len(text.split()) <= MAX_EXCERPT_WORDS
 
 
 def _units(text: str) -> list[str]:
