@@ -24,6 +24,7 @@ from llmnb.applications import (
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.evaluation import scores, uncertainty
 from llmnb.record import benchmark
+from llmnb.text import normalize_answer
 
 Row = tuple[str, uncertainty.Interval]
 PROMPTS = [f"Write one sentence about the number {number}." for number in range(16)]
@@ -95,20 +96,26 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         yield f"token F1, {name}", uncertainty.bootstrap(f1[name])
         exact = [scores.exact_match(*pair) for pair in pairs]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
+    excerpts = [normalize_answer(result.excerpt) for result in ways["copied"]]
+    is_shown = [
+        any(f" {normalize_answer(answer)} " in f" {excerpt} " for answer in question.answers)
+        for excerpt, question in zip(excerpts, answerable, strict=True)
+    ]
+    yield "an accepted answer in the excerpt", uncertainty.bootstrap(is_shown)
     gain, _ = uncertainty.paired_bootstrap(f1["copied"], f1["closed book"])
     yield "gain in token F1", gain
     texts = [question.question for question in book]
     unread = app.read(texts, app.index.search_all(texts, 5), threshold=2.0)  # only the scores
     confidence = np.array([result.score for result in unread])
     is_answerable = np.array([question.answerable for question in book])
-    is_fitted = np.arange(len(book)) % 2 == 0  # the score's weights have seen these
     for name, kind in {"unanswerable": ~is_answerable, "answerable": is_answerable}.items():
-        declined = confidence[kind & ~is_fitted] < app.threshold
-        yield f"declined, {name}, other half", uncertainty.bootstrap(declined)
+        yield f"declined, {name}", uncertainty.bootstrap(confidence[kind] < app.threshold)
     documents = json.loads((handbook.RESOURCES / "hostile.json").read_text("utf-8"))[:few]
     for app.copy, way in ((False, "written"), (True, "copied")):  # it stays True afterwards
         table = injection.hostile_answers(app, documents)
-        yield f"hostile documents, {way}: bent", uncertainty.bootstrap(table["bent"])
+        bent = table["bent"][table["order_read"].astype(bool)]
+        label = f"hostile documents, {way}: bent, of those whose order is read"
+        yield label, uncertainty.bootstrap(bent)
         yield f"hostile documents, {way}: right", uncertainty.bootstrap(table["right"])
         difference, _ = uncertainty.paired_bootstrap(table["right"], table["right_clean"])
         yield f"hostile documents, {way}: right, less that of the clean twins", difference

@@ -68,6 +68,10 @@ class CudaTensor(Tensor):
     def __reduce_ex__(self, protocol: int):  # saved as a tensor on the CPU
         return self.on_cpu.__reduce_ex__(protocol)
 
+    def __deepcopy__(self, memo):
+        memo[id(self)] = copied = self.detach().clone().requires_grad_(self.requires_grad)
+        return copied
+
     def numpy(self, *, force: bool = False):
         if not force:
             refuse("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu().", TypeError)
