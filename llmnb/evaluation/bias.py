@@ -165,7 +165,7 @@ def _term_means(scores, rows) -> pd.DataFrame:
 
 def _membership(terms) -> NDArray[np.bool_]:
     """Which term is in which group: (terms, groups)."""
-    return terms["group"].to_numpy()[:, None] == terms["group"].unique().to_numpy()
+    return terms["group"].to_numpy()[:, None] == np.asarray(terms["group"].unique())
 
 
 def _welch(deviations, is_member) -> tuple[NDArray, NDArray]:
