@@ -121,7 +121,7 @@ def at_profile_size(
 
 
 def _texts(rows: "datasets.Dataset") -> Iterator[str]:
-    for batch in rows.select_columns(["text"]).iter(batch_size=1000):
+    for batch in rows.select_columns(["text"]).iter(batch_size=16):
         yield from batch["text"]
 
 
@@ -272,14 +272,18 @@ def read_text(path: str) -> str:
 
 def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
     """The first documents, each after an END_OF_TEXT byte, until there are n_bytes or more."""
-    parts = []
+    texts = first_documents(rows, n_bytes)
+    return b"".join(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace") for text in texts)
+
+
+def first_documents(rows: "datasets.Dataset", n_bytes: int | None) -> Iterator[str]:
+    """The first texts, with a byte before each n_bytes or more in all; None: all of them."""
     size = 0
     for text in _texts(rows):
-        if size >= n_bytes:
-            break
-        parts.append(bytes([END_OF_TEXT]) + text.encode("utf-8", "replace"))
-        size += len(parts[-1])
-    return b"".join(parts)
+        if n_bytes is not None and size >= n_bytes:
+            return
+        yield text
+        size += 1 + len(text.encode("utf-8", "replace"))
 
 
 def chop(text: str, size: int = 1024) -> list[str]:

@@ -195,3 +195,21 @@ def test_hostile_documents_do_nothing_in_a_browser(tmp_path, monkeypatch):
             hostile.assert_nothing_happened(hostile.watch(browser, path), path)
         path.write_text(policy.sub("", careless), "utf-8")
         assert hostile.watch(browser, path)["pwned"]  # this test can fail
+
+
+def test_an_excerpt_is_the_sentence_with_its_neighbours(monkeypatch):
+    text = "One is here. Two is here.\nThree is here. Four is here."
+    for limit, expected in (
+        (3, "Three is here."),
+        (6, "Three is here. Four is here."),
+        (9, "Two is here. Three is here. Four is here."),
+        (99, "One is here. Two is here. Three is here. Four is here."),
+    ):
+        monkeypatch.setattr(documents, "MAX_EXCERPT_WORDS", limit)
+        assert documents.excerpt(text, "Three is here.") == expected
+
+
+def test_an_excerpt_says_nothing_twice():
+    text = "First.\nStart it so:\n`go now`\nEnd."
+    for unit in ("Start it so: `go now`", "`go now`", "End."):
+        assert documents.excerpt(text, unit) == "First. Start it so: `go now` End."

@@ -1,6 +1,7 @@
 """Instruction tuning on a tiny random decoder: format, mask, loss, training, files, saving."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 import torch
 import transformers
@@ -189,6 +191,8 @@ def test_a_schema_holds_whatever_the_model_wants_and_a_batch_answers_as_alone(se
     hot = assistant.complete(prompts, schema, temperature=2.0, seed=1)
     assert all(json.loads(answer)["n"] in ("one", "two") for answer in hot)
     assert hot == assistant.complete(prompts, schema, temperature=2.0, seed=1)
+    own = [schema, schema | {"properties": {"n": {"const": "three"}}}]
+    assert assistant.complete(prompts[:2], own, temperature=2.0)[1] == '{"n":"three"}'
     together = assistant.complete(prompts, schema)
     assert together == [assistant.complete([prompt], schema)[0] for prompt in prompts]
 
@@ -304,6 +308,18 @@ def test_a_prompt_stands_on_one_side_of_the_split_and_a_leak_is_found(tmp_path):
     shouted = [[{"role": "user", "content": "WHAT is  3?"}, CHAT[-1]]]
     known = instruction_files.load(write(tmp_path / "rows.jsonl", ROWS)).examples
     assert instruction_files.leaked(known, [*shouted, CHAT]) == [0]
+
+
+def test_every_record_can_be_copied_out_of_its_message():
+    for style in messages.FILES:
+        for row in itertools.chain.from_iterable(messages.load(style).values()):
+            jsonschema.validate(row["record"], messages.copying_schema(row["message"]))
+    schema = messages.copying_schema("One jar of amber honey by Monday!")
+    assert schema["properties"]["product"]["enum"][-1] == "Monday"
+    for wrong in ({"product": "amber honeys"}, {"product": None}, {"date": "monday"}):
+        record = {"kind": "order", "product": "amber honey", "amount": 1, "date": None}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(record | {"urgency": "low"} | wrong, schema)
 
 
 def test_the_messages_are_different_and_no_two_share_five_words():

@@ -162,7 +162,7 @@ def test_a_corpus_larger_than_memory_is_written_as_it_is_read(tmp_path, monkeypa
             backlogs.append(20_000 * index - (tmp_path / "x.bin").stat().st_size)
             yield "x" * 10_000
 
-    monkeypatch.setattr(tokens, "_documents", documents)
+    monkeypatch.setattr(data, "first_documents", documents)
     write_tokens(None, tokenizer, tmp_path / "x.bin")
     assert len(backlogs) == 100 and max(backlogs) <= 20_000 * (tokens._PIECES_PER_BATCH + 1)
 

@@ -17,7 +17,6 @@ from llmnb.applications.question_answering import (
     EXAMPLES,
     INTERCEPT,
     NOT_FOUND,
-    Answer,
     QuestionAnswerer,
     tune,
 )
@@ -195,29 +194,6 @@ def test_what_no_document_has_is_named_and_declined(app):
 def test_a_sentence_with_a_colon_has_the_next_one_behind_it(app, boats):
     (result,) = app.read(["How do I start it?"], [hits_of(boats, "Start it so:\n`go now`\nEnd.")])
     assert result.sentence == "Start it so: `go now`"
-
-
-def excerpt_of(boats, text, sentence):
-    return Answer("", sentence=sentence, nearest=hits_of(boats, text)[0]).excerpt
-
-
-def test_an_excerpt_is_the_sentence_with_its_neighbours(boats, monkeypatch):
-    text = "One is here. Two is here.\nThree is here. Four is here."
-    for limit, expected in (
-        (3, "Three is here."),
-        (6, "Three is here. Four is here."),
-        (9, "Two is here. Three is here. Four is here."),
-        (99, "One is here. Two is here. Three is here. Four is here."),
-    ):
-        monkeypatch.setattr(question_answering, "MAX_EXCERPT_WORDS", limit)
-        assert excerpt_of(boats, text, "Three is here.") == expected
-    assert Answer("x", sentence="Alone.").excerpt == "Alone."
-
-
-def test_an_excerpt_says_nothing_twice(boats):
-    text = "First.\nStart it so:\n`go now`\nEnd."
-    assert excerpt_of(boats, text, "Start it so: `go now`") == "First. Start it so: `go now` End."
-    assert excerpt_of(boats, text, "`go now`") == "First. Start it so: `go now` End."
 
 
 def test_free_writing_and_closed_book_read_the_same_examples(app, monkeypatch):

@@ -17,9 +17,10 @@ from pathlib import Path
 from llmnb import text_files
 from llmnb.applications import document_formats as formats
 from llmnb.applications.document_pages import Document, Unit
-from llmnb.text import split_sentences
+from llmnb.text import printed_words, sentences, split_sentences
 
 MAX_PASSAGE_CHARACTERS = 1200  # about 200 words: what the encoder reads
+MAX_EXCERPT_WORDS = 60
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 ADVICE = "save it as plain text (UTF-8)"
@@ -144,6 +145,42 @@ def _parts(unit: str) -> list[str]:
         fits = len(sentence) <= MAX_PASSAGE_CHARACTERS
         parts += [sentence] if fits else textwrap.wrap(sentence, MAX_PASSAGE_CHARACTERS)
     return parts
+
+
+def sentence_units(text: str) -> list[str]:
+    """A passage's sentences; one that ends in a colon, as "Run this:", has the next behind it."""
+    units = _sentences(text)
+    for number in range(len(units) - 2, -1, -1):
+        if _leads_on(units[number]):
+            units[number] += " " + units[number + 1]
+    return units
+
+
+def excerpt(text: str, unit: str) -> str:
+    """A unit of a passage with the sentences beside it, MAX_EXCERPT_WORDS words in all."""
+    parts = _sentences(text)
+    first = last = centre = sentence_units(text).index(unit)
+    while _leads_on(parts[last]) and last + 1 < len(parts):
+        last += 1
+    while True:
+        wider = [(first, last + 1), (first - 1, last)]
+        if last - centre > centre - first:  # the nearer neighbour comes first
+            wider.reverse()
+        for start, end in wider:
+            part = " ".join(parts[max(start, 0) : end + 1])
+            if start >= 0 and end < len(parts) and len(part.split()) <= MAX_EXCERPT_WORDS:
+                first, last = start, end
+                break
+        else:
+            return " ".join(parts[first : last + 1])
+
+
+def _sentences(text: str) -> list[str]:
+    return [sentence for sentence in sentences(text) if printed_words(sentence)]
+
+
+def _leads_on(sentence: str) -> bool:
+    return sentence.endswith((":", "："))
 
 
 def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:

@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike
 from llmnb import handbook
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.applications.bm25 import content_stems, coverage, identifiers, is_covered, stems
-from llmnb.applications.documents import Passage
+from llmnb.applications.documents import Passage, excerpt, sentence_units
 from llmnb.applications.retrieval import Hit, Index
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import KeyValueCache
 from llmnb.hosted import is_hosted
-from llmnb.text import can_end_at, clean, numbers, printed_words, sentences
+from llmnb.text import can_end_at, clean, numbers, printed_words
 
 NOT_FOUND = "Not found in the documents."
 THRESHOLD = 0.65  # answered from this probability on
@@ -38,7 +38,6 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
     ("The setting `fast` gives each move ten seconds.", "Which setting limits a move?", "fast"),
 )
 PASSAGES_READ = 5  # for a question
-MAX_EXCERPT_WORDS = 60
 PASSAGE_SHARE = 0.25  # of the question's words in a passage, the rest for those in the sentence
 EXACT_BONUS = 0.5  # of the sentences in a passage with the question's identifiers
 KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
@@ -73,31 +72,8 @@ class Answer(Result):
 
     @property
     def excerpt(self) -> str:
-        """The sentence in its context: sentences beside it in its passage, up to 60 words in all.
-
-        The copied words are few; whether they answer the question, the reader sees here.
-        """
-        units = _units(self.nearest.passage.text) if self.nearest else [self.sentence]
-        position = units.index(self.sentence)
-        before, after = units[:position], units[position + 1 :]
-        text = first = last = self.sentence
-        while before or after:
-            # A unit that ends in a colon has the next one behind it already.
-            if after and last.endswith(after[0]):
-                last, *after = after
-            elif after:
-                longer = f"{text} {after[0]}"
-                if _is_short(longer):
-                    text, last = longer, after[0]
-                after = after[1:] if text == longer else []
-            if before:
-                begins = before[-1]
-                rest = text[len(first) :] if begins.endswith(first) else f" {text}"
-                if _is_short(begins + rest):
-                    text, first, before = begins + rest, begins, before[:-1]
-                else:
-                    before = []
-        return text
+        """The sentence with its neighbours: whether the copied words answer, is seen here."""
+        return excerpt(self.nearest.passage.text, self.sentence) if self.nearest else self.sentence
 
 
 class _Evidence(NamedTuple):
@@ -232,7 +208,7 @@ class QuestionAnswerer(Application):
 
     def _embed_sentences(self, passages: Sequence[Passage]) -> None:
         """Each with title and heading before it; what was embedded already is not again."""
-        new = {p: _units(p.text) for p in passages if p not in self._embedded}
+        new = {p: sentence_units(p.text) for p in passages if p not in self._embedded}
         texts = [f"{p.title}: {p.heading}. {unit}" for p, units in new.items() for unit in units]
         rows = iter(zip(map(set, map(stems, texts)), self.index.embed(texts), strict=True))
         for passage, units in new.items():
@@ -302,19 +278,6 @@ class QuestionAnswerer(Application):
 
     def _ids(self, text: str) -> list[int]:
         return self.generator.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _is_short(text: str) -> bool:
-    return len(text.split()) <= MAX_EXCERPT_WORDS
-
-
-def _units(text: str) -> list[str]:
-    """The sentences; one that ends in a colon, as "Run this command:", has the next behind it."""
-    units = [sentence for sentence in sentences(text) if printed_words(sentence)]
-    for number in range(len(units) - 2, -1, -1):
-        if units[number].endswith((":", "：")):
-            units[number] += " " + units[number + 1]
-    return units
 
 
 def _misfit(question: str, sentence: str, answer: str) -> float:

@@ -84,17 +84,6 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **names)
 
 
-def _documents(rows: "datasets.Dataset", n_bytes: int | None) -> Iterator[str]:
-    """The first documents, together about n_bytes: the same as in data.joined."""
-    size = 0
-    for batch in rows.select_columns(["text"]).iter(batch_size=16):
-        for text in batch["text"]:
-            yield text
-            size += 1 + len(text.encode("utf-8"))
-            if n_bytes is not None and size >= n_bytes:
-                return
-
-
 def write_tokens(
     rows: "datasets.Dataset", tokenizer, path: Path, n_bytes: int | None = None
 ) -> int:
@@ -107,7 +96,7 @@ def write_tokens(
     dtype = token_dtype(tokenizer)
     separator = np.array([start_token(tokenizer)], dtype).tobytes()
     size = 0
-    pieces = _pieces(_documents(rows, n_bytes))
+    pieces = _pieces(data.first_documents(rows, n_bytes))
     with path.open("wb") as file:
         while batch := list(itertools.islice(pieces, _PIECES_PER_BATCH)):
             texts = [text for text, _ in batch]
@@ -207,7 +196,7 @@ def prepare(
         used = tokenizer
         if used is None:
             limit = min(train_bytes or TOKENIZER_TRAINING_BYTES, TOKENIZER_TRAINING_BYTES)
-            used = train_tokenizer(_documents(splits["train"], limit), kind, vocab_size)
+            used = train_tokenizer(data.first_documents(splits["train"], limit), kind, vocab_size)
         used.save_pretrained(folder)
         n_bytes = {}
         for name, limit in limits.items():
