@@ -55,9 +55,11 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
             shutil.copyfile(path, folder / "notebooks" / path.name)
         version = f"Python {sys.version_info[0]}.{sys.version_info[1]}"
         platform = f"{version} on {sysconfig.get_platform()}"
-        script = (
-            INSTALL.read_text("utf-8").replace("PLATFORM", platform).replace("PROFILE", chosen.name)
-        )
+        script = INSTALL.read_text("utf-8")
+        made_with = ".".join(map(str, sys.version_info[:3]))
+        words = {"PLATFORM": platform, "PROFILE": chosen.name, "MADE_WITH": made_with}
+        for word, value in words.items():
+            script = script.replace(word, value)
         files.write_text(folder / "install.sh", script)
         (folder / "install.sh").chmod(0o755)
         sums = [f"{digest}  {name}\n" for name, digest in files.sums_of(folder).items()]

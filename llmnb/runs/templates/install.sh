@@ -22,8 +22,12 @@ for line in open("SHA256SUMS", encoding="utf-8"):
 END
 mkdir -p "$folder"
 "$python" -m venv "$folder/.venv"
-"$folder/.venv/bin/python" -m pip install -q --disable-pip-version-check --no-index \
-  --find-links wheels llmnb
+if ! "$folder/.venv/bin/python" -m pip install -q --disable-pip-version-check --no-index \
+  --find-links wheels llmnb; then
+  echo "The bundle was made with Python MADE_WITH, and $("$python" --version) lacks something." >&2
+  echo "Name another Python: PYTHON=python3.x ./install.sh" >&2
+  exit 1
+fi
 cache=$("$folder/.venv/bin/python" -c 'from llmnb import files; print(files.cache_dir())')
 mkdir -p "$cache/assets"
 for asset in assets/*; do
