@@ -172,14 +172,14 @@ def test_inputs_travel_by_content_and_keep_their_relative_paths(tmp_path, monkey
 @pytest.mark.slow
 def test_what_finished_is_skipped_and_what_failed_or_changed_runs_again(notebook, tmp_path, capsys):
     out, marker = tmp_path / "out", tmp_path / "marker"
-    arguments = ["sweep", str(notebook), "-g", "lr", "0.1,0.2", "--jobs", "2", "--out", str(out)]
-    arguments += ["-p", "marker", str(marker)]
-    assert cli.main(arguments) == 1
+    arguments = ["sweep", str(notebook), "--jobs", "2", "--out", str(out)]
+    arguments += ["-p", "marker", str(marker), "-g", "lr"]
+    assert cli.main([*arguments, "0.1,0.2"]) == 1
     assert "no marker" in capsys.readouterr().out and statuses(out) == ["failed", "failed"]
     marker.touch()
-    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "0.1,0.2"]) == 0
     assert sorted(statuses(out)) == ["failed", "failed", "ok", "ok"]
-    assert cli.main([*arguments, "-g", "lr", "0.1,0.2,0.3"]) == 0
+    assert cli.main([*arguments, "0.1,0.2,0.3"]) == 0
     assert sorted(statuses(out)) == ["failed", "failed", "ok", "ok", "ok"]
     text = capsys.readouterr().out
     assert text.count("  ok") == 3 and "3 of 3 runs done, 0 running, 2 from before" in text
