@@ -97,11 +97,11 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         exact = [scores.exact_match(*pair) for pair in pairs]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
     excerpts = [normalize_answer(result.excerpt) for result in ways["copied"]]
-    is_shown = [
+    has_answer = [
         any(f" {normalize_answer(answer)} " in f" {excerpt} " for answer in question.answers)
         for excerpt, question in zip(excerpts, answerable, strict=True)
     ]
-    yield "an accepted answer in the excerpt", uncertainty.bootstrap(is_shown)
+    yield "an accepted answer in the excerpt", uncertainty.bootstrap(has_answer)
     gain, _ = uncertainty.paired_bootstrap(f1["copied"], f1["closed book"])
     yield "gain in token F1", gain
     texts = [question.question for question in book]
