@@ -24,7 +24,6 @@ from llmnb.applications import (
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.evaluation import scores, uncertainty
 from llmnb.record import benchmark
-from llmnb.text import normalize_answer
 
 Row = tuple[str, uncertainty.Interval]
 PROMPTS = [f"Write one sentence about the number {number}." for number in range(16)]
@@ -96,12 +95,11 @@ def measure_questions(profile: str, few: int) -> Iterator[Row]:
         yield f"token F1, {name}", uncertainty.bootstrap(f1[name])
         exact = [scores.exact_match(*pair) for pair in pairs]
         yield f"exact match, {name}", uncertainty.bootstrap(exact)
-    excerpts = [normalize_answer(result.excerpt) for result in ways["copied"]]
-    has_answer = [
-        any(f" {normalize_answer(answer)} " in f" {excerpt} " for answer in question.answers)
-        for excerpt, question in zip(excerpts, answerable, strict=True)
+    excerpts = [
+        scores.contains_answer(result.excerpt, question.answers)
+        for result, question in zip(ways["copied"], answerable, strict=True)
     ]
-    yield "an accepted answer in the excerpt", uncertainty.bootstrap(has_answer)
+    yield "an accepted answer in the excerpt", uncertainty.bootstrap(excerpts)
     gain, _ = uncertainty.paired_bootstrap(f1["copied"], f1["closed book"])
     yield "gain in token F1", gain
     texts = [question.question for question in book]

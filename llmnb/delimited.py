@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from llmnb.text_files import DataError
@@ -11,7 +12,7 @@ from llmnb.text_files import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-DELIMITERS = "\t;|,"  # of signs that fit the rows equally well, the first separates the cells
+DELIMITERS = "\t;|,"  # in order of preference, where several fit equally well
 SAMPLE_CHARACTERS = 1_000_000  # which decide what separates the cells
 SAMPLE_ROWS = 200
 
@@ -35,7 +36,9 @@ def read_delimited(text: str, name: str, notes: list[str], min_columns: int) -> 
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     if line := _SEPARATOR_LINE.match(text):
         delimiter = line[1]
-        text = line[2] + text[line.end() :]  # lines and rows keep their numbers
+        text = (
+            line[2] + text[line.end() :]
+        )  # the line break stays, so that lines keep their numbers
     else:
         delimiter = _delimiter(text)
     if not delimiter and min_columns > 1:
@@ -50,7 +53,8 @@ def read_delimited(text: str, name: str, notes: list[str], min_columns: int) -> 
         except ValueError as error:
             problem = problem or str(error)  # that of the first reading
             continue
-        notes += [note] * bool(note)
+        if note:
+            notes.append(note)
         return pd.DataFrame(cells, index=numbers, columns=header, dtype=object)
     raise DataError(
         f"{name} is no clear table: {problem}. Put a text with {delimiter!r} in it into double "
@@ -59,7 +63,10 @@ def read_delimited(text: str, name: str, notes: list[str], min_columns: int) -> 
 
 
 def _delimiter(text: str) -> str:
-    """The sign that gives most of the first rows as many cells as the header, at least two."""
+    """The delimiter with which most of the first rows have as many cells as the header.
+
+    Empty where none gives the header two cells or more.
+    """
     best, best_share = "", 0
     for sign in DELIMITERS:
         lines = io.StringIO(text[:SAMPLE_CHARACTERS], newline="")
@@ -84,7 +91,8 @@ def _header_index(rows: list[list[str]], min_columns: int) -> int | None:
     for index, row in enumerate(rows):
         if sum(map(bool, row)) >= min_columns:
             lines = [row[0] for row in rows[:index] if len(row) == 1]
-            are_titles = not any(rows[index - 1]) or all(line.startswith("#") for line in lines)
+            is_apart = index > 0 and not any(rows[index - 1])
+            are_titles = is_apart or all(line.startswith("#") for line in lines)
             return index if are_titles else None
     return None
 
@@ -113,19 +121,22 @@ def _parsed(text: str, delimiter: str) -> list[Row]:
 def _refuse_swallowed_rows(rows: list[Row], delimiter: str) -> None:
     """Raise ValueError for a cell that holds whole rows, which stood between two stray quotes.
 
-    In such a cell, all lines but the last end as another row does, or all but the first begin so.
-    Of a few lines, a number isn't enough: a text may end a line with 3,50.
+    In such a cell, all lines but the last end in the last cell of another row, or all but the first
+    begin with a first cell. In a cell of a few lines that is evidence only if it has a letter (a
+    text may end a line with 3,50), and in one of two lines only if several rows have that cell.
     """
-    first_cells = {row[0] + delimiter for _, row in rows if row and row[0]}
-    last_cells = {delimiter + row[-1] for _, row in rows if row and row[-1]}
+    first_cells = Counter(row[0] + delimiter for _, row in rows if row and row[0])
+    last_cells = Counter(delimiter + row[-1] for _, row in rows if row and row[-1])
     for number, row in rows:
         for cell in row:
             lines = cell.splitlines()
             starts = {"".join(line.partition(delimiter)[:2]) for line in lines[1:]}
             ends = {"".join(line.rpartition(delimiter)[1:]) for line in lines[:-1]}
-            for edges, known in ((starts, first_cells), (ends, last_cells)):
-                is_telling = len(lines) > 4 or any(map(str.isalpha, "".join(edges)))
-                if len(lines) > 1 and edges <= known and is_telling:
+            for line_edges, known in ((starts, first_cells), (ends, last_cells)):
+                has_letters = any(map(str.isalpha, "".join(line_edges)))
+                is_usual = len(lines) > 2 or all(known[edge] > 1 for edge in line_edges)
+                is_evidence = len(lines) > 4 or (has_letters and is_usual)
+                if len(lines) > 1 and line_edges <= known.keys() and is_evidence:
                     raise ValueError(f"from line {number} on, a pair of quotes holds several rows")
 
 
@@ -140,7 +151,8 @@ def _parsed_line_by_line(text: str, delimiter: str) -> list[Row]:
     Raises ValueError where two lines that aren't blank differ in their number of cells.
     """
     sign = re.escape(delimiter)
-    cell = re.compile(rf'(?:^|{sign})\s*(?:"(.*?)"\s*(?={sign}|$)|([^{sign}]*))')
+    space = rf"[^\S{sign}]*"  # a tab may be the delimiter
+    cell = re.compile(rf'(?:^|{sign}){space}(?:"(.*?)"{space}(?={sign}|$)|([^{sign}]*))')
     rows = []
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         line = line.rstrip("\n")
@@ -152,7 +164,7 @@ def _parsed_line_by_line(text: str, delimiter: str) -> list[Row]:
     return rows
 
 
-_READINGS = {  # with what is noted about them
+_READINGS = {  # each way to parse, with a note for the reader
     _parsed: "",
     _parsed_with_backslashes: 'the quotes in its texts are written \\": read as quotes.',
     _parsed_line_by_line: "its quotes don't pair up: read as part of the texts.",
@@ -162,7 +174,7 @@ _READINGS = {  # with what is noted about them
 def _rectangle(
     rows: list[Row], min_columns: int, notes: list[str]
 ) -> tuple[list[str], list[int], list[list[str]]]:
-    """The header; the other rows' numbers, and their cells, as many as the header has.
+    """The header, the other rows' numbers, and their cells, padded to the header's length.
 
     Lines above the header, where only one cell is filled, are left out with a note.
     """

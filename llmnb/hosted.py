@@ -19,6 +19,7 @@ from llmnb import LlmnbError, files
 PREFIX = "openai:"
 TOKENS_PER_MESSAGE = 8  # a chat template adds about this many around each message
 CHARACTERS_OF_AN_ERROR = 200  # of a server's own words, at most
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 Message = Mapping[str, str]  # {"role": "user", "content": "…"}
 
@@ -111,54 +112,81 @@ class HostedModel:
 
         Raises HostedError where the server refuses, is silent, or the budget ends.
         """
-        request = {
-            "model": self.model,
-            "messages": [dict(message) for message in messages],
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-        }
+        request = self._request(messages, max_tokens, temperature, seed)
         file = self._cache_file(request)
         if file.is_file():
             self.usage.answers_from_cache += 1
             return Answer(**json.loads(file.read_text(encoding="utf-8")))
         self._check_budget(request)
         answer = self._send(request)
-        self.usage.requests += 1
-        self.usage.prompt_tokens += answer.prompt_tokens
-        self.usage.completion_tokens += answer.completion_tokens
-        self.usage.dollars += answer.prompt_tokens * self.price_read
-        self.usage.dollars += answer.completion_tokens * self.price_written
+        self._count(answer.prompt_tokens, answer.completion_tokens)
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_json(file, asdict(answer))
         return answer
 
-    def stream(self, messages: Sequence[Message], max_tokens: int = 256) -> Iterator[str]:
+    def stream(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
         """The answer in pieces, as the server sends them; not cached. Raises HostedError."""
         import openai
 
-        request = {"model": self.model, "messages": list(messages), "max_tokens": max_tokens}
+        request = self._request(messages, max_tokens, temperature, seed)
         self._check_budget(request)
+        # Until the server has counted, and if the reader stops before: the most that it can be.
+        usage = self._most_read(request), max_tokens
+        begun = False
         try:
-            for event in self._client.chat.completions.create(**request, stream=True):
+            for event in self._create(request | STREAMED):
+                begun = True
+                if event.usage:
+                    usage = event.usage.prompt_tokens, event.usage.completion_tokens
                 if event.choices and event.choices[0].delta.content:
                     yield event.choices[0].delta.content
         except (openai.OpenAIError, OSError) as error:
             raise self._explained(error) from None
+        finally:
+            if begun:
+                self._count(*usage)
 
-    def _send(self, request: dict) -> Answer:
+    def _request(self, messages, max_tokens, temperature, seed) -> dict:
+        return {
+            "model": self.model,
+            "messages": [dict(message) for message in messages],
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+        }
+
+    def _count(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.usage.requests += 1
+        self.usage.prompt_tokens += prompt_tokens
+        self.usage.completion_tokens += completion_tokens
+        self.usage.dollars += prompt_tokens * self.price_read
+        self.usage.dollars += completion_tokens * self.price_written
+
+    def _create(self, request: dict):
+        """What the server sends: a completion, or its events."""
         import openai
 
         create = self._client.chat.completions.create
         try:
-            try:
-                completion = create(**request)
-            except openai.BadRequestError as error:
-                if "max_completion_tokens" not in str(error):
-                    raise
-                renamed = dict(request)  # OpenAI's reasoning models know the limit by this name
-                renamed["max_completion_tokens"] = renamed.pop("max_tokens")
-                completion = create(**renamed)
+            return create(**request)
+        except openai.BadRequestError as error:
+            if "max_completion_tokens" not in str(error):
+                raise
+            renamed = dict(request)  # OpenAI's reasoning models know the limit by this name
+            renamed["max_completion_tokens"] = renamed.pop("max_tokens")
+            return create(**renamed)
+
+    def _send(self, request: dict) -> Answer:
+        import openai
+
+        try:
+            completion = self._create(request)
         except (openai.OpenAIError, OSError) as error:
             raise self._explained(error) from None  # the client's own text can quote the key
         if not completion.choices or completion.usage is None:
@@ -177,13 +205,17 @@ class HostedModel:
         digest = hashlib.sha256(key.encode()).hexdigest()
         return files.cache_dir() / "hosted" / digest[:2] / f"{digest}.json"
 
+    def _most_read(self, request: dict) -> int:
+        """Most tokens that the server can charge for reading: each has a byte or more."""
+        contents = [message["content"].encode() for message in request["messages"]]
+        return sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
+
     def _check_budget(self, request: dict) -> None:
-        """A token has a byte or more, so the bytes bound what the server can charge for reading."""
         if not self.max_dollars:
             return
-        contents = [message["content"].encode() for message in request["messages"]]
-        most_read = sum(map(len, contents)) + TOKENS_PER_MESSAGE * len(contents)
-        most = most_read * self.price_read + request["max_tokens"] * self.price_written
+        most = (
+            self._most_read(request) * self.price_read + request["max_tokens"] * self.price_written
+        )
         if self.usage.dollars + most > self.max_dollars:
             raise HostedError(
                 f"The budget ends here: ${self.usage.dollars:.4f} of ${self.max_dollars:.4f} are "

@@ -38,7 +38,7 @@ class Profile:
     train_texts: int = 2000  # labelled texts that a classifier is trained on
     test_texts: int = 2000  # most texts that a classifier is tested on
     prompted_texts: int = 200  # the test texts that a decoder classifies, fewer as it is slower
-    instruction_steps: int = 25  # optimizer steps of instruction tuning
+    instruction_steps: int = 22  # optimizer steps of instruction tuning
     instruction_messages: int = 32  # test messages that a tuned model answers
 
     @property

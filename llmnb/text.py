@@ -19,13 +19,15 @@ NO_SPACES = f"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3041-\u30ff{_CHINESE_RANG
 _BREAKS = r"\s!-/:-@\[-^`{-~\u00a1-\u00bf\u0964\u0965\u2000-\u206f\u3000-\u303f"
 WORD = f"[{NO_SPACES}]|[^{_BREAKS}{NO_SPACES}]+"
 _WORD = re.compile(WORD)
-# They are invisible: soft hyphens, zero widths, directions, byte order marks, language tags.
+# Invisible characters: soft hyphens, zero-width spaces, direction marks, byte order marks, and
+# language tags.
 _FORMAT_CHARACTERS = re.compile(
     "[\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]"
 )
 # One or two letters with a sign, as C# and C++; else words joined by signs, as in v2.1.3 and A-17.
 _TOKEN = re.compile(rf"(?<!\w)[^\W\d_]{{1,2}}(?:#|\+\+)(?!\w)|(?:{WORD})(?:[-.,:/](?:{WORD}))*")
-# As it is printed: with currency, path or option before it, unit or sign and full stop behind it.
+# A word as printed. It may begin with a currency sign, path or dashes ($5, ~/x, --strict), and end
+# with a unit, sign or full stop (30%, C#, St.).
 _PRINTED_WORD = re.compile(
     rf"[{NO_SPACES}]|[$€£¥~/.@#-]*[^{_BREAKS}{NO_SPACES}]"
     rf"(?:[^\s{NO_SPACES}]*[^{_BREAKS}{NO_SPACES}])?[%°#+]*(?:\.(?=\s\S))?"
@@ -34,10 +36,10 @@ _CAPITALIZED = re.compile(r"(?<=[\w,'’] )[A-Z][a-z]{2,}\b")
 _THOUSANDS = re.compile(r"(?<=\d)[,'’](?=\d{3}(?!\d))")
 _CHINESE = re.compile(f"[{_CHINESE_RANGES}]")
 
-# Behind the hyphen of "Nord-" there may be an "und".
+# A hyphen before "and", "und", … cuts no word: "Nord- und Süd".
 _CUT_WORD = re.compile(
     r"(?<![\w-])([^\W\d_]+)(?:[-\u2010\u00ad]|\u00ad-)[ \t]*\n\s*"
-    r"(?!(?:and|or|to|und|oder|bis|et|ou|y|o)\b)((?=[^\W\d_])[a-zß-ÿ]\w*)"
+    r"(?!(?:and|or|to|und|oder|bis|et|ou|y|o)\b)([^\W\d_]\w*)"
 )
 _LIST_ITEM = re.compile(r"(?:[-*•–]|#+|\(?\d{1,3}[.)])(?:\s+|$)")  # of a heading, too
 _CLOSING = r"""['"”’»)\]」』]"""
@@ -45,13 +47,14 @@ _END = "[.!?…\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4]"  # Hindi's, Arabic's
 _SENTENCE_END = re.compile(  # “ closes a German quotation and opens a Chinese one
     rf"(?<!{_END}){_END}++(?:{_CLOSING}|“(?=\s))*+\s++|[。！？]++{_CLOSING}*+\s*+"
 )
-_END_MARK = re.compile(rf"(?:{_END}|[。！？]){_CLOSING}*$")
+_END_MARK = re.compile(rf"(?:{_END}|[。！？])(?:{_CLOSING}|“)*$")
 _QUOTATION_MARK = re.compile('["“”„]')
 _MONTHS = (
     "Jan(?:uary?|uar)?|Feb(?:ruary?|ruar)?|Mar(?:ch)?|März|Apr(?:il)?|May|Mai|June?|Juni|July?"
     "|Juli|Aug(?:ust)?|Sept?(?:ember)?|O[ck]t(?:ober)?|Nov(?:ember)?|De[cz](?:ember)?"
 )
-# A full stop after these ends no sentence. The second line's need a number behind them.
+# A full stop after these abbreviations ends no sentence; after those of _BEFORE_A_NUMBER only if a
+# number follows.
 _BEFORE_A_NAME = (
     "Mr|Mrs|Ms|Dr|Prof|St|Mt|Rev|Gen|Col|Capt|Lt|Sgt|Sen|Rep|Gov|Hon|Hr|Fr|vs|cf|ca|approx|al"
     "|e\\.g|i\\.e|[Bb]ldg|[Aa]pt|[Tt]el|bzw|vgl|ggf|evtl|inkl"
@@ -59,8 +62,8 @@ _BEFORE_A_NAME = (
 _BEFORE_A_NUMBER = (
     "[Nn]os?|[Nn]r|[Ff]igs?|[Ee]qs?|[Ss]ecs?|[Cc]h|[Vv]ols?|pp?|[Aa]rt|[Aa]bs|[Ee]xt|max|min"
 )
-# These may end one: it goes on unless the next word is one that begins sentences. A single
-# capital letter is an initial, unless it is "I" or a unit, as in "400 W".
+# A full stop after these is ambiguous: it ends the sentence only if the next word is a starter. A
+# single capital letter is an initial, unless it is "I" or a unit, as in "400 W".
 _BEFORE_ANYTHING = (
     f"{_MONTHS}|Mon|Tues?|Wed|Thu(?:rs?)?|Fri|Sat|Sun|Inc|Ltd|Co|Corp|Bros|Jr|Sr|etc|usw|[Dd]ept"
     "|Ave|Blvd|Rd|Str|[ap]\\.m|[A-Z]\\.[A-Z]|(?<!\\d )(?!I)[A-ZÀ-Þ]|(?<!\\.)[a-z]"
@@ -90,10 +93,11 @@ _NUMBER_WORDS = {word: str(value) for value, word in enumerate(_TWO_TO_FIFTEEN.s
 _EXPONENTS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _NUMBER = re.compile(
     r"(?<![A-Za-z\d_])"
-    r"(?:(\d{1,3}(?:[\s'’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,:]\d+)*)"  # 3 200,50 or 3,200.50
-    rf"|({'|'.join(_NUMBER_WORDS)})\b)(?:[ -]?({'|'.join(_EXPONENTS)})\b)?",
+    r"(?:(\d{1,3}(?:[ '’]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,:]\d+)*)"  # 3 200,50 or 3,200.50
+    rf"|((?a:{'|'.join(_NUMBER_WORDS)}))\b)(?:[ -]?((?a:{'|'.join(_EXPONENTS)}))\b)?",
     re.IGNORECASE,
 )
+_DAY_BEFORE_A_NUMBER = re.compile(rf"(\b(?:{_MONTHS})\.? \d{{1,2}}) (?=\d{{3}}(?!\d))")
 
 
 def clean(text: str) -> str:
@@ -102,7 +106,7 @@ def clean(text: str) -> str:
 
 
 def folded(text: str) -> str:
-    """As texts are compared: without format characters, case and variants of a character (NFKC)."""
+    """The text for comparing words: NFKC, without case and invisible format characters."""
     return unicodedata.normalize("NFKC", _FORMAT_CHARACTERS.sub("", text)).casefold()
 
 
@@ -122,7 +126,7 @@ def parts(term: str) -> list[str]:
 
 
 def names(text: str) -> list[str]:
-    """The words with a capital letter behind another word; none if most words have one."""
+    """Capitalized words that begin no sentence; none in a title, where most have a capital."""
     capitals = _CAPITALIZED.findall(text)
     return capitals if 2 * len(capitals) < len(text.split()) else []
 
@@ -130,7 +134,7 @@ def names(text: str) -> list[str]:
 def terms(text: str) -> list[str]:
     """The words, and identifiers as a whole before their parts: v2.1.3 is v2.1.3, v2, 1, 3.
 
-    1,508 is 1508, and a number's word is the number, as far as fifteen.
+    Separators of thousands are removed, so 1,508 is 1508, and "two" to "fifteen" become digits.
     """
     result = []
     for token in _TOKEN.findall(_THOUSANDS.sub("", folded(text))):
@@ -178,17 +182,19 @@ def blocks(text: str) -> list[str]:
 
 def has_cut_words(text: str) -> bool:
     """Whether a hyphen at a line's end cuts a word in two."""
-    return bool(_CUT_WORD.search(text))
+    return any(match[2][0].islower() for match in _CUT_WORD.finditer(text))
 
 
 def on_one_line(text: str) -> str:
-    """The lines of a paragraph on one, with the words whole that hyphens at their ends cut in two.
+    """The lines of a paragraph joined to one, and the words that hyphens at line ends cut in two.
 
     A hyphen stays, as in "well-known", if both parts are words of the text.
     """
     counts = Counter(_WORD.findall(text) if has_cut_words(text) else ())
 
     def whole(match: re.Match) -> str:
+        if not match[2][0].islower():
+            return match[0]
         are_words = min(counts[match[1]], counts[match[2]]) > 1
         return f"{match[1]}-{match[2]}" if are_words else match[1] + match[2]
 
@@ -199,8 +205,10 @@ def split_sentences(paragraph: str) -> list[str]:
     """The sentences of one paragraph.
 
     A sentence ends at a mark such as a full stop, but not at that of a title, an initial, an
-    abbreviation or a number, nor within quotation marks.
+    abbreviation or a number, nor within quotation marks, nor before a small letter (unless the
+    whole paragraph is written in small letters).
     """
+    is_all_lower = paragraph.islower()
     item = _LIST_ITEM.match(paragraph)
     quotes_are_paired = len(_QUOTATION_MARK.findall(paragraph)) % 2 == 0
     parts = []
@@ -210,7 +218,8 @@ def split_sentences(paragraph: str) -> list[str]:
         position = end.end()
         before = paragraph[max(0, end.start() - _ABBREVIATION_CHARACTERS) : end.start() + 1]
         is_quoted = quotes_are_paired and n_quotes % 2 == 1
-        if not (is_quoted or _goes_on(before, paragraph[position : position + 20])):
+        after = paragraph[position : position + 20]
+        if not (is_quoted or _goes_on(before, after.capitalize() if is_all_lower else after)):
             parts.append(paragraph[start:position].strip())
             start = position
     if start < len(paragraph):
@@ -219,7 +228,7 @@ def split_sentences(paragraph: str) -> list[str]:
 
 
 def _goes_on(before: str, after: str) -> bool:
-    """Whether a sentence goes on: before ends in its full stop, after follows the space."""
+    """Whether the full stop at the end of before ends no sentence; after follows the space."""
     if after[:1].islower() or _is_abbreviation(before, after):
         return True
     if _ORDINAL.search(before) or (_DAY.search(before) and _MONTH.match(after)):
@@ -249,6 +258,36 @@ def has_end_mark(sentence: str) -> bool:
     return bool(_END_MARK.search(sentence))
 
 
+class StopStrings:
+    """Passes on a text piece by piece, up to the first of some strings, which it leaves out."""
+
+    def __init__(self, stop_strings: Sequence[str]) -> None:
+        self.stop_strings = tuple(stop_strings)
+        self.pending = ""  # held back, because it could be the beginning of a stop string
+        self.is_finished = False
+
+    def push(self, piece: str) -> str:
+        """Pending text and piece, without what is or could become a stop string."""
+        text = self.pending + piece
+        self.pending = ""
+        starts = [text.find(stop) for stop in self.stop_strings if stop in text]
+        if starts:
+            self.is_finished = True
+            return text[: min(starts)]
+        longest_start = max(map(len, self.stop_strings), default=1) - 1
+        for n in range(min(len(text), longest_start), 0, -1):
+            if any(stop.startswith(text[-n:]) for stop in self.stop_strings):
+                self.pending = text[-n:]
+                return text[:-n]
+        return text
+
+    def close(self) -> str:
+        """What was held back: nothing follows any more."""
+        text, self.pending = self.pending, ""
+        self.is_finished = True
+        return text
+
+
 class Number(NamedTuple):
     """A number in a text."""
 
@@ -260,11 +299,13 @@ class Number(NamedTuple):
 def numbers(text: str, english: bool = False) -> list[Number]:
     """The numbers of a text, in their order.
 
-    english: whether "three" is one as well, and "3.8 million" is 3,800,000. What has no value, as
-    version 5.2.1, means only itself.
+    english: whether "three" is one as well, and "3.8 million" is 3,800,000. What can't be read as a
+    number, such as 5.2.1, has the string as its only value.
     """
     result = []
-    for match in _NUMBER.finditer(unicodedata.normalize("NFKC", text)):
+    # In "May 5 200 people came" the space separates no thousands.
+    text = _DAY_BEFORE_A_NUMBER.sub(r"\1\n", unicodedata.normalize("NFKC", text))
+    for match in _NUMBER.finditer(text):
         digits, word, scale = match.groups(default="")
         exponent = _EXPONENTS[scale.lower()] if scale and english else 0
         if english or digits:
@@ -274,7 +315,7 @@ def numbers(text: str, english: bool = False) -> list[Number]:
 
 
 def _values(digits: str, exponent: int) -> set[float | str]:
-    """As a whole number where all groups behind the first have three digits, and as a decimal."""
+    """All readings: with separators of thousands (3,800 is 3800), with a decimal point (3.8)."""
     groups = re.split(r"[.,:\s'’]", digits)
     readings = []
     if all(len(group) == 3 for group in groups[1:]):

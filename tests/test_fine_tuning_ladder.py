@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmnb import fine_tuning
-from llmnb.fine_tuning import FineTuningError, Settings
+from llmnb.fine_tuning import FineTuningError, Settings, ladder
 from llmnb.fine_tuning.baselines import Majority
 from llmnb.fine_tuning.ladder import Result
 
@@ -17,6 +17,11 @@ def results_of(n=200, **n_right):
         probabilities = np.eye(2)[(np.arange(n) < right).astype(int)]
         results[method] = Result(classifier, np.ones(n, dtype=int), probabilities, 1.0, 1.0, 1)
     return results
+
+
+def test_every_rung_says_how_it_is_trained():
+    by_fit, by_encoders = {*ladder.KINDS}, {*ladder.ENCODER_KINDS}
+    assert by_fit | by_encoders == {*ladder.METHODS} and not by_fit & by_encoders
 
 
 def test_the_cheapest_rung_that_isnt_shown_to_be_worse_is_recommended():

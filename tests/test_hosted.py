@@ -35,6 +35,22 @@ def test_it_streams(proxy, server, monkeypatch):
     assert len(pieces) > 1 and "".join(pieces).strip()
 
 
+def test_a_stream_is_paid_for_also_where_its_reader_stops(proxy, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{server.port}/v1")
+    client = model(prices="10000 10000", max_dollars=2.0)
+    next(client.stream(QUESTION, max_tokens=4))
+    spent = client.usage.dollars
+    assert client.usage.requests == 1 and 0 < spent <= 2.0
+
+    def stream_twenty_times() -> None:
+        for _ in range(20):
+            list(client.stream(QUESTION, max_tokens=4))
+
+    with pytest.raises(HostedError, match="budget ends here"):
+        stream_twenty_times()
+    assert spent < client.usage.dollars <= 2.0
+
+
 def test_the_budget_is_never_exceeded(proxy):
     """The bound comes before the request: nothing is sent that could cost too much."""
     client = model(prices="10000, 10000", max_dollars=2.0)

@@ -79,6 +79,7 @@ def test_the_applications(name, tmp_path):
     (result,) = writer.batch(["What is the capital of France?"])
     assert "Paris" in result.text and "." not in result.text
     assert 0 < result.tokens <= 12 and isinstance(result.tokens, int)
+    assert "".join(writer.stream("What is the capital of France?")).strip() == result.text
     with pytest.raises(ApplicationError, match="room for 1 to"):
         writer("word " * 20_000)
     summary = Summarizer.load(name, "smoke", max_words=20, max_new_tokens=40)

@@ -127,6 +127,8 @@ def test_exact_match_and_token_f1_by_hand():
     assert scores.exact_match("Eiffel", ["Louvre", "eiffel!"]) == 1
     assert scores.exact_match("Eiffel Tower", ["Eiffel", "Tower"]) == 0
     # 2 of 3 predicted words and 2 of 4 accepted ones: 2·(2/3·1/2)/(2/3 + 1/2) = 4/7
+    assert scores.contains_answer("It was the Eiffel Tower, they say.", ["Louvre", "eiffel tower"])
+    assert not scores.contains_answer("Seventeen towers", ["seven", "tower"])  # parts of words
     assert scores.token_f1("red blue green", ["blue red black white"]) == pytest.approx(4 / 7)
     assert scores.token_f1("red", ["blue", "red red"]) == pytest.approx(2 / 3)  # not 1: red twice
     assert (scores.token_f1("the", ["a"]), scores.token_f1("", ["red"])) == (1, 0)

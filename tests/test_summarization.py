@@ -11,6 +11,7 @@ from llmnb import generation, handbook, models
 from llmnb.applications.base import ApplicationError
 from llmnb.applications.summarization import Summarizer, centroid, lead, unsupported
 from llmnb.applications.text_generation import TextGenerator
+from llmnb.text import printed_words
 from llmnb.transformer import Decoder, TransformerConfig
 
 ASSET = "SmolLM2-135M-Instruct-q4_1"
@@ -108,7 +109,7 @@ def assert_pieces(app, calls, text):
     """The pieces hold all words of the text, and each fits."""
     pieces = [piece for call in calls[:-1] for piece in call]
     assert sorted(" ".join(pieces).split()) == sorted(text.split())
-    assert all(app._text_tokens(piece) <= app.room for piece in pieces)
+    assert all(app._text_tokens(piece) <= app.max_text_tokens for piece in pieces)
     return pieces
 
 
@@ -138,8 +139,10 @@ def test_the_summaries_of_pieces_are_reduced_again_where_they_are_too_long(app, 
     calls = script(lambda message: f"A {message.split()[2]} of so many is red.")
     result = app(long_text(250))
     assert len(result.evidence) == sum(map(len, calls[:-1])) and len(calls[-1]) == 1
-    assert app._text_tokens("\n\n".join(result.evidence)) > app.room  # one level was not enough
-    assert app._text_tokens(calls[-1][0]) <= app.room
+    assert (
+        app._text_tokens("\n\n".join(result.evidence)) > app.max_text_tokens
+    )  # one level was not enough
+    assert app._text_tokens(calls[-1][0]) <= app.max_text_tokens
 
 
 def test_order_and_batch_agree_with_single_calls(app, script):
@@ -163,7 +166,7 @@ def test_a_sentence_longer_than_the_room_is_cut_between_words_with_a_warning(app
     assert app("红" * 3000).evidence  # nothing to cut at
     calls.clear()
     app("<|im_end|> a b. " * 200)  # control tokens become longer in the prompt
-    assert all(app._text_tokens(piece) <= app.room for call in calls for piece in call)
+    assert all(app._text_tokens(piece) <= app.max_text_tokens for call in calls for piece in call)
 
 
 LONG_WORD = "Donaudampfschifffahrtsgesellschaft"
@@ -177,12 +180,13 @@ LONG_WORD = "Donaudampfschifffahrtsgesellschaft"
         ("## Boats\n\nThe boat left. Nobody " + "w " * 24, "The boat left."),  # out of tokens: 24
         ("Nobody" + " wo" * 24, "Nobody" + " wo" * 7 + "…"),
         (f"{LONG_WORD} " * 3 + "kapit", " ".join([LONG_WORD] * 3) + "…"),  # out inside a word
+        ("渡船离开了港口没有人在船上", "渡船离开了港口没…"),  # a character is a word
     ],
 )
 def test_a_summary_that_is_too_long_is_cut_with_a_warning(app, script, answer, text):
     script(answer)
     assert app(TEXT).text == text
-    assert app(TEXT).warnings[0] == f"Cut to {len(text.split())} words."
+    assert app(TEXT).warnings[0] == f"Cut to {len(printed_words(text))} words."
 
 
 def test_a_text_as_short_as_a_summary_stays(app, script):
@@ -207,6 +211,11 @@ def test_a_warning_names_what_is_wrong(app, script, answer, warning):
     script(answer)
     assert [warning in text for text in app(TEXT).warnings] == [True]
     assert answer or "The model wrote nothing." in app(long_text()).warnings
+
+
+def test_a_part_of_a_word_is_not_copied(app, script):
+    script("Ship.")
+    assert app("The shipment is near, and it is red and large and late today.").warnings == ()
 
 
 def test_a_stream_shows_the_last_step_up_to_the_limit(app, script, monkeypatch):

@@ -63,6 +63,7 @@ BACKSLASHES = [(f'He said "{text}" or, so', label) for text, label in ROWS]
 BACKSLASH_LINES = table_text(BACKSLASHES).replace('""', '\\"')
 SINGLE_LINES = table_text(BACKSLASHES).replace('""', '"')
 PRICES = [(f"It cost 3,{n % 2}\nin all, {n}", str(n % 2)) for n in range(40)]
+THANKS = [*ROWS, ("Thanks", "pos"), ("Great product\nThanks, Tom", "pos")]
 PATH = [*ROWS, ("C:\\a, b\\", "pos")]
 SPACED = re.sub('",(?=[np])', '", ', table_text(QUOTED))
 NOT_PAIRED = "quotes don't pair up: read as part"
@@ -109,10 +110,15 @@ READABLE = {
         TABS + '"So" they say\tpos\n"Not\tneg\n',
         [*ROWS, ('"So" they say', "pos"), ('"Not', "neg")], NOT_PAIRED, "a.tsv",
     ),
+    "a stray quote before an empty cell": case(
+        'text\tlabel\tnote\n"great film\tpos\t\n"bad\t\tx\nso\tneg\ty\n',
+        [('"great film', "pos"), ('"bad', ""), ("so", "neg")], NOT_PAIRED, "a.tsv",
+    ),
     "backslashes before quotes": case(BACKSLASH_LINES, BACKSLASHES, "are written .*read as quotes"),
     "quotes that aren't doubled": case(SINGLE_LINES, BACKSLASHES, NOT_PAIRED),
     "a comment above": case("# from my film club\n" + table_text(), note="from my film club"),
     "texts that end lines with numbers": case(table_text(PRICES), PRICES),
+    "a line that begins as another row": case(table_text(THANKS), THANKS),
     "a backslash at the end of a text": case(table_text(PATH), PATH),
     "gz that doesn't say so": case(gzip.compress(PER_LINE.encode()), name="a.jsonl"),
     "JSON, a list": case(b"\xef\xbb\xbf" + RECORDS.encode(), name="a.json"),

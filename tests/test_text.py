@@ -83,6 +83,7 @@ Wait...|What?|Well… then go.|And then...|Silence.
 Es kostet z. B. 30 Euro.|Am 3. Oktober ist frei, d. h. zu.|Im 19. Jahrhundert war es anders.|Ende.
 यह है।|वह था?|अब।|هل أنت هنا؟|نعم.|کیا۔|ہاں
 Das ist Hr. Kurz, vgl. Abs. 2 und Nr. 7.|„Er kam. Er ging.“|Sie blieb ca. 3 Tage.
+it broke again.|we fixed it, e.g. with tape.|ok?|then at 9 a.m. nobody came.
 """
 
 
@@ -101,6 +102,16 @@ def test_words_that_a_line_end_cut_in_two_are_whole_again():
         "The tenant left.",
         "- Nord- und Süd",
     ]
+    assert (
+        text.on_one_line("prze-\nświt, до-\nрога, Nord-\nAmerika")
+        == "prześwit, дорога, Nord- Amerika"
+    )
+
+
+def test_a_quotation_ends_as_a_sentence_does():
+    for sentence in ("„Wir sind bereit.“", "“We left.”", "(It rained.)", "今天下雨。"):
+        assert text.has_end_mark(sentence), sentence
+    assert not text.has_end_mark("“A heading”")
 
 
 def test_a_line_break_ends_a_sentence():
@@ -149,6 +160,16 @@ def test_a_number_in_another_spelling_has_the_same_value(number, same, others):
     for written in others.split("  "):
         (other,) = text.numbers(f"It was {written}, I think.")
         assert not other.values & expected.values, written
+
+
+def test_numbers_side_by_side_are_not_one():
+    def values(contents):
+        return [number.values for number in text.numbers(contents, english=True)]
+
+    assert values("On May 5 200 people came.") == [{5.0}, {200.0}]
+    assert values("Room 12\n300 seats") == [{12.0}, {300.0}]
+    assert [5200.0 in read for read in values("It cost 5 200 in all.")] == [True]
+    assert values("f\u0131ve") == []  # as a dotless i is no i
 
 
 def test_numbers_in_english_words_are_read_on_demand():

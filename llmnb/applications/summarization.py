@@ -16,10 +16,10 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, TfidfVectorizer
 
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.applications.text_generation import TextGenerator
-from llmnb.text import blocks, has_end_mark, ngrams, numbers, sentences, words
+from llmnb.text import blocks, has_end_mark, ngrams, numbers, printed_words, sentences, words
 
-# The best of 7 wordings that state a length, on the first half of the texts. With 12 texts that is
-# hardly more than luck; examples in the prompt (few-shot) were clearly worse.
+# Of 7 wordings that state a length the best one on 12 texts, the first half of summaries.json: the
+# differences were hardly more than luck. Examples in the prompt (few-shot) were clearly worse.
 SYSTEM = (
     "Provide a concise, objective summary of the input text in at most {} words, focusing on key "
     "actions and intentions without using second or third person pronouns."
@@ -51,7 +51,7 @@ def centroid(text: str) -> str:
 
 
 def _sentences(text: str) -> list[str]:
-    """As `sentences`, of a text whose lines are wrapped."""
+    """The sentences of a text, after wrapped lines are joined."""
     return sentences("\n".join(blocks(text)))
 
 
@@ -66,8 +66,8 @@ def unsupported(source: str, summary: str) -> tuple[str, ...]:
 
     A number may be written in another way: 24,50 and 24.50, 3.8 million and 3,800,000, 3 and
     three. A name is a word with a capital letter; at the beginning of a sentence, where any word
-    has one, only if it is possessive or another capital follows. For English. It doesn't
-    see what the source says of something else: "9 dogs" where it has 9 cats.
+    has one, only if it is possessive or another capital follows. For English. It can't
+    see that a number belongs to something else: "9 dogs" passes where the source has 9 cats.
     """
     source = unicodedata.normalize("NFKC", source)
     source_values = set().union(*(number.values for number in numbers(source, english=True)))
@@ -101,7 +101,10 @@ def _word_forms(word: str) -> set[str]:
 
 
 class Summarizer(Application):
-    """Summarizes with a decoder; a long text in pieces, then the pieces' summaries, and so on.
+    """Summarizes with a decoder.
+
+    A long text is cut into pieces; each is summarized, then the joined summaries are, until the
+    rest fits.
 
     Result.evidence: the summaries of the pieces, level by level; empty for a text read whole.
     """
@@ -109,7 +112,7 @@ class Summarizer(Application):
     def __init__(
         self, generator: TextGenerator, max_words: int = 30, max_tokens: int = 1024
     ) -> None:
-        """max_words: of a summary; max_tokens: of a prompt. Both are upper limits."""
+        """max_words: of the longest summary; max_tokens: of the longest prompt."""
         if max_words < 1:
             raise ApplicationError(f"max_words is {max_words}; it is 1 or more.")
         self.max_words = max_words
@@ -118,17 +121,21 @@ class Summarizer(Application):
         self.request = "{}" if generator.is_chat_model else REQUEST_WITHOUT_TEMPLATE
         self.instruction_tokens = self._prompt_tokens(".")
         context = generator.context_tokens - generator.max_new_tokens
-        self.room = min(max_tokens, context) - self.instruction_tokens  # tokens of a text
-        least = 6 * generator.max_new_tokens  # with less the pieces might never shrink
-        if self.room < least:
+        self.max_text_tokens = min(max_tokens, context) - self.instruction_tokens
+        needed = 6 * generator.max_new_tokens  # with less the pieces might never shrink
+        if self.max_text_tokens < needed:
             raise ApplicationError(
-                f"{self.room} tokens are left for a text, and it takes {least}, 6 times those of a "
-                f"summary: raise max_tokens ({max_tokens}) or lower max_new_tokens."
+                f"{self.max_text_tokens} tokens are left for a text, and it takes {needed}, 6 "
+                f"times those of a summary: raise max_tokens ({max_tokens}) or lower "
+                "max_new_tokens."
             )
 
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", **options) -> Self:
-        """options: the class's and TextGenerator's; max_new_tokens is the profile's."""
+        """options: arguments of Summarizer or TextGenerator.
+
+        max_new_tokens is the profile's if it isn't given.
+        """
         limits = {name: options.pop(name) for name in {"max_words", "max_tokens"} & {*options}}
         return cls(TextGenerator.load(model, profile, **options), **limits)
 
@@ -159,12 +166,12 @@ class Summarizer(Application):
         written = ""
         for piece in self.generator.stream(self.request.format(short)):
             written += piece
-            if len(written.split()) > self.max_words:
+            if len(printed_words(written)) > self.max_words:
                 return
             yield piece
 
     def _reduce(self, text: str) -> tuple[str, list[Result]]:
-        """The text, or where it is too long the summaries of its pieces; and these as results."""
+        """A text that fits, and the results of the pieces so far; none if the text itself fits."""
         pieces = self._pieces(text)
         if len(pieces) == 1:
             return text, []
@@ -174,7 +181,7 @@ class Summarizer(Application):
 
     def _pieces(self, text: str) -> list[str]:
         """Halves of halves until each fits."""
-        if self._text_tokens(text) <= self.room:
+        if self._text_tokens(text) <= self.max_text_tokens:
             return [text]
         gap, units = _units(text)
         ends = list(itertools.accumulate(map(len, units)))
@@ -188,7 +195,7 @@ class Summarizer(Application):
         return self._prompt_tokens(text) - self.instruction_tokens
 
     def _summarize(self, texts: list[str]) -> list[Result]:
-        """A summary of each; a text that is no longer than one stays as it is."""
+        """A summary of each; a text of max_words tokens or fewer stays as it is."""
         warnings = ("It is as short as a summary: nothing is left out.",)
         results = [Result(text, warnings=warnings) for text in texts]
         rows = [row for row, text in enumerate(texts) if self._text_tokens(text) > self.max_words]
@@ -198,20 +205,21 @@ class Summarizer(Application):
         return results
 
     def _shorten(self, answer: Result) -> Result:
-        """The whole sentences that max_words holds; if there is none, its words and an ellipsis."""
+        """The first sentences that fit into max_words; if none does, the first words and "…"."""
         candidates = _full_sentences(answer.text)
-        ends = itertools.accumulate(len(sentence.split()) for sentence in candidates)
+        ends = itertools.accumulate(len(printed_words(sentence)) for sentence in candidates)
         n_fitting = sum(end <= self.max_words for end in ends)
         fitting = candidates[:n_fitting]
-        ran_out_of_tokens = answer.warnings and not any(map(has_end_mark, fitting))
-        if fitting == _sentences(answer.text) and not ran_out_of_tokens:
+        is_unfinished = bool(answer.warnings) and not any(map(has_end_mark, fitting))
+        if fitting == _sentences(answer.text) and not is_unfinished:
             return replace(answer, text=" ".join(fitting), warnings=())
-        if ran_out_of_tokens or not fitting:
-            whole_words = answer.text.split()[:-1]  # the last one may be half a word
-            text = " ".join(whole_words[: self.max_words]).rstrip(",;:") + "…"
+        if is_unfinished or not fitting:
+            whole_words = printed_words(answer.text)[:-1]  # the last one may be half a word
+            ends = [end for _, end in whole_words[: self.max_words]]
+            text = " ".join(answer.text[: ends[-1] if ends else 0].split()) + "…"
         else:
             text = " ".join(fitting)
-        return replace(answer, text=text, warnings=(f"Cut to {len(text.split())} words.",))
+        return replace(answer, text=text, warnings=(f"Cut to {len(printed_words(text))} words.",))
 
     def _problems(self, source: str, summary: str) -> tuple[str, ...]:
         """What is wrong with a summary, as far as its words show it."""
@@ -223,11 +231,12 @@ class Summarizer(Application):
         problems = []
         if not summary:
             problems.append("The model wrote nothing.")
-        if self.room < max(map(self._text_tokens, _sentences(source))):
+        if self.max_text_tokens < max(map(self._text_tokens, _sentences(source))):
             problems.append("A sentence is longer than what the model reads at once: it was cut.")
         if unknown := unsupported(source, summary):
             problems.append(f"Not in the text: {', '.join(unknown)}.")
-        if is_shorter and " ".join(summary_words) in " ".join(source_words):
+        is_part = f" {' '.join(summary_words)} " in f" {' '.join(source_words)} "
+        if is_shorter and summary_words and is_part:
             problems.append("It is copied from the text word for word.")
         if len(four_grams) > len(set(four_grams)):
             problems.append("It repeats itself.")

@@ -12,6 +12,7 @@ import torch
 from llmnb import fast_linear, generation, hosted, models, profiles, structured
 from llmnb.applications.base import Application, ApplicationError, Result, checked
 from llmnb.generation import GREEDY, Sampling
+from llmnb.text import StopStrings
 from llmnb.transformer import Decoder
 
 TOKENS_PER_BATCH = 8192  # padding and new ones included
@@ -206,7 +207,14 @@ class HostedGenerator(_Generator):
 
     def stream(self, text: str) -> Iterator[str]:
         """The answer in pieces."""
-        yield from self.model.stream(self._messages(*checked([text])), self.max_new_tokens)
+        stops = StopStrings(self.stop)
+        options = {"temperature": self.sampling.temperature, "seed": self.sampling.seed}
+        messages = self._messages(*checked([text]))
+        for piece in self.model.stream(messages, self.max_new_tokens, **options):
+            yield stops.push(piece)
+            if stops.is_finished:
+                return
+        yield stops.close()
 
     def _answer(self, messages: list[dict[str, str]], row: int) -> Result:
         start = time.perf_counter()

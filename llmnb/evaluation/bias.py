@@ -117,21 +117,26 @@ def smallest_shifts(
         smallest = []
         for _ in range(trials):
             shuffled = generator.permutation(members["score"].to_numpy())
-
-            def is_flagged(move, shuffled=shuffled, draws=draws, is_member=is_member):
-                deviations = shuffled + move * is_member[:, 0]
-                deviations = deviations - deviations.mean()
-                shift, half = _welch(deviations, is_member)
-                n_as_large = (np.abs(draws @ deviations) >= shift[0] - 1e-12).sum()
-                return (1 + n_as_large) / (1 + len(draws)) < alpha and shift[0] > half[0]
-
-            moves = [*np.linspace(0, 4 * np.ptp(shuffled), 65), np.inf]
-            smallest.append(moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)])
+            smallest.append(_smallest_move(shuffled, is_member, draws, alpha))
         move = np.quantile(smallest, 0.8, method="higher")
         row = {"axis": axis, "groups": is_member.shape[1], "terms": int(is_first.sum())}
         shift = move * (1 - is_first.mean())  # the axis's mean moves too
         parts.append(row | {"shift": shift, "gap": move})
     return pd.DataFrame(parts)
+
+
+def _smallest_move(scores, is_member, draws, alpha) -> float:
+    """By how much the first group's scores must rise until it is flagged; infinite if never."""
+
+    def is_flagged(move):
+        deviations = scores + move * is_member[:, 0]
+        deviations = deviations - deviations.mean()
+        shift, half = _welch(deviations, is_member)
+        n_as_large = (np.abs(draws @ deviations) >= shift[0] - 1e-12).sum()
+        return (1 + n_as_large) / (1 + len(draws)) < alpha and shift[0] > half[0]
+
+    moves = [*np.linspace(0, 4 * np.ptp(scores), 65), np.inf]
+    return moves[bisect.bisect_left(moves[:-1], True, key=is_flagged)]
 
 
 def _term_means(scores, rows) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from llmnb import generation
-from llmnb.evaluation.scores import exact_match, token_f1
+from llmnb.evaluation.scores import contains_answer, exact_match, token_f1
 from llmnb.evaluation.uncertainty import bootstrap
 from llmnb.handbook import Passage, Question
 from llmnb.hosted import HostedModel
@@ -125,8 +125,7 @@ def _scored(question: Question, text: str) -> dict:
     if abstained or not question.answerable:
         score = float(abstained and not question.answerable)
         return row | {"right": bool(score), "exact_match": score, "f1": score}
-    padded = f" {normalize_answer(text)} "  # so that a part of a word is no answer
-    row["right"] = any(f" {normalize_answer(answer)} " in padded for answer in question.answers)
+    row["right"] = contains_answer(text, question.answers)
     row["exact_match"] = exact_match(text, question.answers)
     row["f1"] = token_f1(text, question.answers)
     return row

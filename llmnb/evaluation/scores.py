@@ -57,6 +57,12 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
     return float(normalize_answer(prediction) in map(normalize_answer, answers))
 
 
+def contains_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in the text, both normalized, and not as part of a word."""
+    padded = f" {normalize_answer(text)} "
+    return any(f" {normalize_answer(answer)} " in padded for answer in answers)
+
+
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
     """F1 of the words shared with the answer that shares most, 0 to 1; SQuAD 2.0's rules."""
     predicted = normalize_answer(prediction).split()

@@ -47,6 +47,9 @@ KINDS = {  # module and class of the methods that train by their own `fit`
     "hosted": "hosted_prompting.Hosted",
 }
 
+# What `encoders.train` does for the others.
+ENCODER_KINDS = {"full": "full", "lora": "lora", "decoder_lora": "lora"}
+
 # The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
 # until one of them changes.
 DECIDING_MODULES = (
@@ -102,7 +105,7 @@ class Result:
             "training (s)": round(self.train_seconds, 1),
             "weights trained": self.classifier.trainable_parameters,
             "ms a text": round(self.ms_per_text, 2),
-            "MB on disk": round(self.bytes_on_disk / 1e6, 2),
+            "MB of its own": round(self.bytes_on_disk / 1e6, 2),
         }
 
 
@@ -208,8 +211,9 @@ def _train(method, parts, label_names, settings, say) -> Classifier:
         return _imported(KINDS[method])(label_names, settings).fit(*parts["train"])
     from llmnb.fine_tuning import encoders
 
-    kind = "full" if method == "full" else "lora"
-    return encoders.train(kind, _base(method, settings), parts, label_names, settings, say)
+    return encoders.train(
+        ENCODER_KINDS[method], _base(method, settings), parts, label_names, settings, say
+    )
 
 
 def _base(method: str, settings: Settings) -> str:

@@ -7,8 +7,10 @@ another type; the functions here take any value.
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
+from collections.abc import Iterator
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,12 @@ SCHEMA = 1
 TEMPLATES = Path(__file__).parent / "templates"
 CLOCK_SLACK_SECONDS = 2.0  # between a process's start and the first line of its record
 MAX_VALUE_CHARACTERS = 2000  # of one value on a page
+
+
+def attempt_folders(out: Path, name: str) -> Iterator[tuple[Path, int]]:
+    """The folder of the first, second, … attempt at a run, with the number; some may exist."""
+    for attempt in itertools.count(1):
+        yield out / "runs" / (name if attempt == 1 else f"{name}-{attempt}"), attempt
 
 
 def read_runs(out: Path) -> list[dict]:

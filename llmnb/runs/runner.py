@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import functools
 import html
-import itertools
 import json
 import math
 import os
@@ -70,7 +69,7 @@ def run(
     values = params.resolve(notebook, job.parameters, path.stem)
     secrets = params.secrets(values)
     name = f"{path.stem}-{params.digest(notebook, values)}"
-    folder, attempt = _new_folder(Path(job.out) / "runs", name)
+    folder, attempt = _new_folder(Path(job.out), name)
     record = _first_record(path, params.redacted(values), attempt)
     record["source"] = job.source or source_of(path)
     files.write_json(folder / "run.json", record)
@@ -104,11 +103,10 @@ def run(
     return record | {"folder": str(folder)}
 
 
-def _new_folder(runs: Path, name: str) -> tuple[Path, int]:
+def _new_folder(out: Path, name: str) -> tuple[Path, int]:
     """A new folder and the number of the attempt; a second attempt at a name gets a suffix."""
-    runs.mkdir(parents=True, exist_ok=True)
-    for attempt in itertools.count(1):
-        folder = runs / (name if attempt == 1 else f"{name}-{attempt}")
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    for folder, attempt in records.attempt_folders(out, name):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder, attempt

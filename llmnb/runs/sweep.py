@@ -231,8 +231,7 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
         for file, content in contents.items():
             (partial / file).write_bytes(content)
         partial.chmod(0o755)
-        for attempt in itertools.count(1):
-            folder = out / "runs" / (name if attempt == 1 else f"{name}-{attempt}")
+        for folder, attempt in records.attempt_folders(out, name):
             if folder.exists():
                 continue
             if attempt > 1:
