@@ -36,12 +36,12 @@ CLAIMS = [
         "test_jupyterlab.py::test_run_all_in_jupyterlab_without_a_network_gives_the_expected_metrics",
     ),
     (
-        "Every notebook is run and compared by CI, and run in JupyterLab",
+        "Every notebook is run in CI, its checked cells compared with what is stored, and in JupyterLab",
         "test_notebooks.py::test_the_checked_cells_are_checked, "
         "test_jupyterlab.py::test_run_all_in_jupyterlab_without_a_network_gives_the_expected_metrics",
     ),
     (
-        "A check that can't fail is no check: breaking the code turns each notebook red",
+        "The checks can fail: two bugs planted behind each notebook turn it red",
         "test_notebooks.py::test_a_mutation_turns_the_checks_red",
     ),
     (
@@ -57,12 +57,12 @@ CLAIMS = [
     (
         "Fast, as last measured (`make bench` measures again): text is generated {generation} "
         "times as fast as by transformers in the same precision, a network fine-tuned "
-        "{fine_tuning} times as fast as by the usual loop, and pretrained {pretraining} times as "
-        "fast as by nanoGPT's recipe ({tuned} times when that is tuned equally; three seeds)",
+        "{fine_tuning} times as fast as by the usual loop, and pretrained to the same loss {tuned} times "
+        "as fast as by nanoGPT's recipe, tuned equally ({pretraining} times untuned; three seeds)",
         "test_readme.py::test_the_committed_results_of_the_benchmarks_met_their_targets",
     ),
     (
-        "Honest: 95 % intervals that hold the true value about 95 times of 100, and failures shown",
+        "95 % intervals that hold the true value about 95 times of 100, in simulations",
         "test_uncertainty_coverage.py::test_intervals_cover_as_often_as_they_say",
     ),
     (
@@ -112,7 +112,7 @@ def times() -> str:
     return (
         f"Measured on {facts['cores']} cores ({facts['date']}): all notebooks together take "
         f"{minutes:.0f} minutes, and at most {memory} GB of memory. The installation before them "
-        f"takes a minute or two, `make check` {facts['check_minutes']} minutes. "
+        f"(with torch's CPU build) takes a minute or two, `make check` {facts['check_minutes']} minutes. "
         f"Checked with {', '.join(f'{n} {v}' for n, v in facts.get('versions', {}).items())}."
     )
 

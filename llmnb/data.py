@@ -9,12 +9,12 @@ import itertools
 import json
 import re
 import shutil
-import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmnb import assets, corpus_files, delimited, files, table_files, text_files
+from llmnb.text import folded
 from llmnb.text_files import DataError
 
 if TYPE_CHECKING:
@@ -47,9 +47,9 @@ def clean(text: str) -> str:
 def fingerprint(text: str) -> bytes:
     """sha256 of the text after normalization; two texts are duplicates when theirs are equal.
 
-    Normalization removes differences in case, spacing and Unicode form.
+    Normalization removes differences in case, spacing, Unicode form and invisible characters.
     """
-    normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    normalized = " ".join(folded(text).split())
     return hashlib.sha256(normalized.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -277,7 +277,7 @@ def joined(rows: "datasets.Dataset", n_bytes: int) -> bytes:
 
 
 def first_documents(rows: "datasets.Dataset", n_bytes: int | None) -> Iterator[str]:
-    """The first texts, with a byte before each n_bytes or more in all; None: all of them."""
+    """The first texts, until with a separating byte each they have n_bytes; None: all of them."""
     size = 0
     for text in _texts(rows):
         if n_bytes is not None and size >= n_bytes:

@@ -203,7 +203,8 @@ def _find_columns(frame: "pd.DataFrame", name: str, column_names: dict[str, str]
         else:
             candidates = _likely_columns(frame, role, taken=positions.values())
         names = [columns[i] for i in candidates] or columns
-        listed = ", ".join(repr(name[:60]) for name in names[:20]) + ", …" * (len(names) > 20)
+        listed = ", ".join(repr(heading[:60]) for heading in names[:20])
+        listed += ", …" if len(names) > 20 else ""
         problem = ""
         if not candidates and column:
             problem = f"has no column {column!r}.{files.did_you_mean(column, columns)}"
@@ -340,7 +341,8 @@ def _rare_labels(sizes: "pd.Series", where: str, usable: str) -> list[str]:
     elif len(sizes) > max_classes:
         are_numbers = all(map(NUMBER.fullmatch, sizes.index))
         content = "numbers to predict" if are_numbers else "free text"
-        problem = f"{len(sizes)} labels, at most {max_classes} can be: {content}, not classes."
+        problem = f"{len(sizes)} different labels, and {max_classes} are allowed: {content}, not "
+        problem += "classes."
     elif len(sizes) - len(rare) < 2:
         problem = f"{rule}, but {_first_few(rare)} have fewer: add rows to them."
     if problem:

@@ -65,7 +65,7 @@ def test_a_row_added_later_moves_hardly_any_other():
 
 def test_duplicates_never_straddle_a_split():
     texts = [f"text {i}" for i in range(200)]
-    noisy = [*texts, *(f"  TEXT   {i} " for i in range(200)), "ｔext 7"]
+    noisy = [*texts, *(f"  TEXT   {i} " for i in range(200)), "ｔext 7", "te\u00adxt 9"]
     parts = data.split(rows(noisy))
     prints = [{data.fingerprint(t) for t in part["text"]} for part in parts.values()]
     assert sum(map(len, parts.values())) == 200

@@ -235,11 +235,11 @@ REFUSED = {
     ),
     "a continuous target": (
         table_text([(text, n * 0.37) for text, n in NUMBERED]),
-        "100 labels, at most 50 can be: numbers to predict, not classes",
+        "100 different labels, and 50 are allowed: numbers to predict, not classes",
     ),
     "more classes than can be": (
         table_text([(f"{n} {k}", f"class {k}") for k in range(201) for n in range(3)]),
-        r"'label' \(label_column names another\): 201 labels, at most 200 .*: free text",
+        r"'label' \(label_column names another\): 201 different labels, and 200 .*: free text",
     ),
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -175,7 +174,7 @@ class Index:
 
 
 def _ranks(scores: NDArray) -> NDArray[np.int64]:
-    """1 for the best of a row; equals share the last of their ranks, so no word is no merit."""
+    """1 for the best of a row. Equal scores get the last of their ranks: no word, no merit."""
     from scipy.stats import rankdata
 
     return rankdata(-scores, method="max", axis=1).astype(int)
@@ -214,14 +213,12 @@ def _save(path: Path, indexed: dict[str, _File]) -> None:
     embedded = {name: file for name, file in indexed.items() if file.vectors is not None}
     rows = {name: asdict(replace(file, vectors=None)) for name, file in embedded.items()}
     vectors = [file.vectors for file in embedded.values() if file.passages]
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             files=np.frombuffer(json.dumps(rows).encode(), np.uint8),
             vectors=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
         )
-    os.replace(temporary, path)
 
 
 def _load(path: Path, say) -> dict[str, _File]:
