@@ -36,7 +36,7 @@ CLAIMS = [
         "test_jupyterlab.py::test_run_all_in_jupyterlab_without_a_network_gives_the_expected_metrics",
     ),
     (
-        "Every notebook is run in CI, its checked cells compared with what is stored, and in JupyterLab",
+        "Every notebook is run in CI and its checked cells compared, and it is run in JupyterLab",
         "test_notebooks.py::test_the_checked_cells_are_checked, "
         "test_jupyterlab.py::test_run_all_in_jupyterlab_without_a_network_gives_the_expected_metrics",
     ),
@@ -57,8 +57,9 @@ CLAIMS = [
     (
         "Fast, as last measured (`make bench` measures again): text is generated {generation} "
         "times as fast as by transformers in the same precision, a network fine-tuned "
-        "{fine_tuning} times as fast as by the usual loop, and pretrained to the same loss {tuned} times "
-        "as fast as by nanoGPT's recipe, tuned equally ({pretraining} times untuned; three seeds)",
+        "{fine_tuning} times as fast as by the usual loop, and pretrained to the same loss {tuned} "
+        "times as fast as by nanoGPT's recipe, tuned equally ({pretraining} times untuned; three "
+        "seeds)",
         "test_readme.py::test_the_committed_results_of_the_benchmarks_met_their_targets",
     ),
     (
@@ -112,7 +113,8 @@ def times() -> str:
     return (
         f"Measured on {facts['cores']} cores ({facts['date']}): all notebooks together take "
         f"{minutes:.0f} minutes, and at most {memory} GB of memory. The installation before them "
-        f"(with torch's CPU build) takes a minute or two, `make check` {facts['check_minutes']} minutes. "
+        f"(with torch's CPU build) takes a minute or two, "
+        f"`make check` {facts['check_minutes']} minutes. "
         f"Checked with {', '.join(f'{n} {v}' for n, v in facts.get('versions', {}).items())}."
     )
 

@@ -187,9 +187,9 @@ def samples_of_unseen(assistant, seed: int) -> list[list[str]]:
     return files.read_settings(str(file))["samples"]
 
 
-def dpo_cell(goal: str, beta: float, seed: int) -> dict:
+def dpo_cell(goal: str, beta: float, seed: int, lr: float = DPO_LR) -> dict:
     """DPO from the tuned model; goal: "right" (more fields right) or "short" (the proxy)."""
-    assistant = tuned(seed, beta=beta, steps=DPO_STEPS, lr=DPO_LR)
+    assistant = tuned(seed, beta=beta, steps=DPO_STEPS, lr=lr)
     rows = messages.load()["validation"]
 
     def score(number: int, answer: str) -> float:

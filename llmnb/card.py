@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -10,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from llmnb import LlmnbError, files
+
+PARTIAL = ".partial-"  # begins the name of a result's folder that isn't complete yet
 
 
 class CardError(LlmnbError, ValueError):
@@ -25,9 +28,10 @@ class Interval(Protocol):
 
 
 def plain(text: object) -> str:
-    """The text on one line, without the signs that Markdown, its tables and HTML would read."""
+    """The text on one line, in which Markdown finds no table, code, HTML, link or picture."""
     signs = {ord("|"): "/", ord("`"): "'", ord("<"): "‹", ord(">"): "›"}
-    return " ".join(str(text).translate(signs).split())
+    text = " ".join(str(text).translate(signs).split())
+    return re.sub(r"\](?=[(\[])", "] ", text)
 
 
 def model_card(
@@ -71,8 +75,10 @@ def model_card(
 def save(page: str, folder: str | Path, name: str = "MODEL_CARD.md") -> Path:
     """Add the page to a folder, beside what is there; returns the file.
 
-    Raises CardError where the folder has such a file already.
+    Raises CardError without a folder's name, and where the folder has such a file already.
     """
+    if not folder:
+        raise CardError("The page needs a folder to be saved in.")
     check_folder(folder, must_be_new=name)
     file = Path(folder).expanduser() / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +104,8 @@ def check_folder(folder: str | Path, replaces: str = "", must_be_new: str = "") 
             raise CardError(f"{folder} already holds a {must_be_new}; name another folder.")
         return
     earlier = _earlier_files(folder, replaces) if replaces else {}
-    if not earlier and folder.is_dir() and any(folder.iterdir()):
+    others = [p for p in folder.iterdir() if not _is_partial(p)] if folder.is_dir() else []
+    if others and not earlier:
         raise CardError(f"{folder} holds other files; name an empty folder.")
     for name, digest in earlier.items():
         file = folder / name
@@ -109,10 +116,11 @@ def check_folder(folder: str | Path, replaces: str = "", must_be_new: str = "") 
 def write_result(
     folder: str | Path, facts_name: str, facts: Mapping[str, Any], write: Callable[[Path], None]
 ) -> Path:
-    """Write a result into a folder, completely or not at all; returns the folder.
+    """Write a result into a folder; returns the folder.
 
-    write: fills the folder that it is given, which lies in `folder` and is hidden. Then its files
-    take their places, those of an earlier result are removed, and all others stay. facts_name: the
+    write: fills the folder that it is given, which lies in `folder` and is hidden. When it is
+    complete, its files take their places one after the other, those of an earlier result are
+    removed, and all others stay. facts_name: the
     JSON file that holds the facts and the sums of the result's files; by it the next call
     recognizes the result. Raises CardError as `check_folder` does, and where a file of
     somebody else's has the name of one to be written.
@@ -121,7 +129,9 @@ def write_result(
     check_folder(folder, replaces=facts_name)
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    for left_by_a_killed_call in filter(_is_partial, folder.iterdir()):
+        shutil.rmtree(left_by_a_killed_call, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=folder))
     try:
         write(partial)
         sums = files.sums_of(partial)
@@ -143,6 +153,10 @@ def write_result(
             with contextlib.suppress(OSError):  # it holds the result, so it stays
                 folder.rmdir()
     return folder
+
+
+def _is_partial(path: Path) -> bool:
+    return path.name.startswith(PARTIAL)
 
 
 def _earlier_files(folder: Path, facts_name: str) -> dict[str, str]:

@@ -23,7 +23,10 @@ def commands(context: click.Context) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 1 where a run failed, 2 where nothing was run."""
+    """The command; returns its exit code.
+
+    0; 1 where a run failed; 2 for an error of use or of the disk; 130 after an interrupt.
+    """
     hardware.share_the_cpu()
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -38,9 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except click.UsageError as error:
         error.show()
         return 2
-    except BrokenPipeError:  # llmnb list | head
+    except BrokenPipeError:  # llmnb list | head; of run and sweep, not all was done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(words[:1] in (["run"], ["sweep"]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -68,8 +71,9 @@ def list_() -> int:
         return 1
     for path in paths:
         notebook = parameters.read_notebook(path)
-        titles = [cell.source for cell in notebook.cells if cell.source.startswith("# ")]
-        title = titles[0].splitlines()[0].lstrip("# ") if titles else ""
+        texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+        titles = [text.splitlines()[0] for text in texts if text.startswith("# ")]
+        title = titles[0].removeprefix("# ") if titles else ""
         print(f"{path.stem}  {title}")
         for name, default in parameters.declared(notebook).items():
             print(f"    -p {name} {default!r}")
@@ -83,9 +87,14 @@ def copy(folder: str) -> int:
     from llmnb.runs import parameters
 
     to = Path(folder).expanduser()
+    own_folders = parameters.notebook_folders()[1:]  # not those that somebody has copied here
+    originals = [path for own in own_folders for path in parameters.notebooks_in(own)]
+    if not originals:
+        listed = ", ".join(map(str, own_folders))
+        raise LlmnbError(f"There are no notebooks to copy in any of: {listed}.")
     to.mkdir(parents=True, exist_ok=True)
     exit_code = 0
-    for path in parameters.all_notebooks():
+    for path in originals:
         target = to / path.name
         if not target.exists():
             shutil.copyfile(path, target)

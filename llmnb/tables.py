@@ -203,8 +203,7 @@ def _find_columns(frame: "pd.DataFrame", name: str, column_names: dict[str, str]
         else:
             candidates = _likely_columns(frame, role, taken=positions.values())
         names = [columns[i] for i in candidates] or columns
-        listed = ", ".join(repr(heading[:60]) for heading in names[:20])
-        listed += ", …" if len(names) > 20 else ""
+        listed = ", ".join(repr(heading[:60]) for heading in names[:20]) + ", …" * (len(names) > 20)
         problem = ""
         if not candidates and column:
             problem = f"has no column {column!r}.{files.did_you_mean(column, columns)}"

@@ -25,6 +25,8 @@ def test_labels_and_names_can_hold_anything():
     page = card.model_card("Model card: `x`\n# y", {"la|bel": "<script>\n|"}, metrics=METRICS)
     assert page.splitlines()[0] == "# Model card: 'x' # y"
     assert "| la/bel | ‹script› / |" in page and "<script>" not in page
+    assert "](" not in card.plain("![x](https://a.example) [y][z] [0.1, 0.2]")
+    assert card.plain("[0.1, 0.2]") == "[0.1, 0.2]"
 
 
 def test_probes_are_checked_before_the_run():
@@ -102,6 +104,7 @@ def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path):
         (partial / "half").write_text("x")
         raise OSError("disk full")
 
+    (tmp_path / "result" / f"{card.PARTIAL}x").mkdir(parents=True)  # left by a killed call
     folder = save(tmp_path / "result", a="1")
     before = contents(folder)
     for name in ("result", "new"):

@@ -67,6 +67,7 @@ def test_all_runs_every_notebook_in_order_and_each_once(command, tmp_path):
         ("-p", "a=1;b", "1"),
         ("--profile", "huge"),
         ("-f", "nowhere.yaml"),
+        ("-p", "seconds", "1", "-p", "seconds", "2"),
     ],
 )
 def test_bad_parameters_run_nothing(command, notebook, tmp_path, arguments):
@@ -96,6 +97,14 @@ def test_the_first_page_of_a_website_is_not_overwritten(command, notebook, tmp_p
     code, text = command("run", notebook, "--out", tmp_path)
     assert code == 2 and "no index of runs" in text and command.jobs == []
     assert (tmp_path / "index.html").read_text() == "my site"
+
+
+def test_copying_takes_the_originals_and_not_the_copies(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("copy", "notebooks")[0] == 0
+    copies = sorted((tmp_path / "notebooks").iterdir())
+    copies[0].unlink()
+    assert command("copy", "notebooks")[0] == 0 and copies[0].exists()
 
 
 def test_copying_the_notebooks_keeps_what_was_changed(command, tmp_path):

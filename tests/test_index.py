@@ -176,6 +176,15 @@ def test_the_same_seed_again_is_no_repeat(tmp_path):
     assert "--repeat 3" in soup.text and not soup.select(".verdict")
 
 
+def test_runs_of_other_code_are_no_repeats(tmp_path):
+    for seed, code in enumerate(["aa", "aa", "bb"]):
+        parameters = {"seed": seed, "method": "lora"}
+        changes = {"metrics": {"f1": metric(0.8)}, "source": {"code": code}}
+        save(tmp_path, f"04-{seed}", parameters=parameters, **changes)
+    rows = texts(page(tmp_path), ".settings tbody tr")
+    assert [row.split()[:2] for row in rows] == [["code", "aa"], ["code", "bb"]]
+
+
 def test_failures_show_their_message_until_the_run_ended_well(tmp_path):
     error = {"cell": 3, "type": "OSError", "message": "no disk"}
     save(tmp_path, "04-a", ["report.html"], status="failed", error=error, metrics={"f": metric(1)})

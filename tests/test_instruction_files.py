@@ -9,6 +9,7 @@ from llmnb.fine_tuning.instruction_files import load
 ROWS = [{"prompt": f"What is {k}?", "answer": f"It is {k}."} for k in range(9)]
 PAIRS = [{"prompt": row["prompt"], "chosen": row["answer"], "rejected": "No."} for row in ROWS]
 TURNS = [{"from": "human", "value": "Open?"}, {"from": "gpt", "value": "Yes."}]
+BAD = {"from": "gpt", "value": "No."}
 BAD_TURN = {"role": "assistant", "content": "Go away.", "weight": 0}
 KIND = {"role": "developer", "content": "Be kind."}
 PROMPTS = {  # a row, and the messages before its answer
@@ -26,11 +27,31 @@ PROMPTS = {  # a row, and the messages before its answer
         {"system": "Be kind.", "prompt": "Open?", "chosen": "Yes.", "rejected": "No."},
         ["Be kind.", "Open?"],
     ),
+    "an input beside a pair": (
+        {"prompt": "Sum up.", "input": "A B", "chosen": "A", "rejected": "B"},
+        ["Sum up.\n\nA B"],
+    ),
+    "an instruction beside a pair": (
+        {"instruction": "Sum up.", "chosen": "A", "rejected": "B"},
+        ["Sum up."],
+    ),
+    "whole conversations beside their prompt": (
+        {"prompt": "Open?", "chosen": [KIND, *TURNS], "rejected": [KIND, TURNS[0], BAD]},
+        ["Be kind.", "Open?"],
+    ),
     "OpenAI's developer": ({"messages": [KIND, *TURNS]}, ["Be kind.", "Open?"]),
     "half a character": ({"prompt": "Open\ud83d", "answer": "Yes."}, ["Open?"]),
 }
 REFUSED = {
     "a bad answer": ({"prompt": "Open?", "completion": "No!", "label": False}, "marked as bad"),
+    "conversations that part before the answer": (
+        {
+            "prompt": "Open?",
+            "chosen": [*TURNS, {"from": "human", "value": "Now?"}, TURNS[1]],
+            "rejected": [TURNS[0], BAD, {"from": "human", "value": "Now?"}, BAD],
+        },
+        "a pair without one prompt",
+    ),
     "no weight": ({"messages": [TURNS[0], BAD_TURN]}, "of weight 0"),
 }
 
@@ -53,7 +74,8 @@ def test_all_that_an_answer_rests_on_stands_in_its_prompt(row, contents, tmp_pat
 
 @pytest.mark.parametrize(("row", "reason"), REFUSED.values(), ids=REFUSED)
 def test_an_answer_that_is_not_to_be_learned_is_left_out(row, reason, tmp_path):
-    ((message, numbers),) = read(tmp_path, json.dumps([*ROWS, row])).dropped.items()
+    others = PAIRS if "chosen" in row else ROWS
+    ((message, numbers),) = read(tmp_path, json.dumps([*others, row])).dropped.items()
     assert reason in message and numbers == [10]
 
 

@@ -224,6 +224,10 @@ def test_impossible_settings_and_a_loss_that_is_not_finite_are_refused(settings)
         Settings(lr=5)
     with pytest.raises(FineTuningError, match="at most max_length = 8"):
         Assistant(dataclasses.replace(settings, max_length=8)).fit(chats())
+    assistant = Assistant(dataclasses.replace(settings, lr=0.1))
+    with pytest.raises(ZeroDivisionError):
+        assistant.fit(chats(), say=lambda line: 1 / 0)
+    assert not assistant.model.training  # without dropout again, also after an interrupt
     weight = torch.nn.Linear(1, 1)
     with pytest.raises(FineTuningError, match="not finite at step 0: lower lr"):
         instructions.optimize(weight, lambda step: weight.weight.sum() * torch.inf, 3, 1e-3)
@@ -244,13 +248,17 @@ SHAPES = {
 }
 DROPPED = {
     "empty answer": (QUESTION | {"answer": " "}, "with an empty answer"),
-    "no answer": ({"prompt": "Is it open?"}, "without known keys (it has prompt)"),
+    "no answer": ({"prompt": "Is it open?"}, "with no answer by a known key (it has prompt)"),
     "answer is a number": (QUESTION | {"answer": 4}, "with no text as answer"),
     "swapped roles": ({"messages": CHAT[2:0:-1]}, "take turns"),
     "ends with the user": ({"messages": CHAT[:4]}, "take turns"),
     "a tool's message": ({"messages": TOOL}, "of the role 'tool'"),
     "no object": (["Is it open?", "Yes."], "not an object"),
-    "unknown keys only": ({"q": "Is it open?", "a": "Yes."}, "without known keys (it has q, a)"),
+    "unknown keys only": (
+        {"q": "Is it open?", "a": "Yes."},
+        "with no answer by a known key (it has q, a)",
+    ),
+    "two prompts": (QUESTION | {"question": "And now?"}, "with several prompts"),
     "a control token": (QUESTION | {"answer": "Yes.<|im_end|>"}, "containing <|im_end|>"),
     "the same twice": (ROWS[3], "the same as an earlier row"),
     "null messages": ({"messages": None}, "without messages"),

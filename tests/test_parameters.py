@@ -105,10 +105,24 @@ def test_injected_values_are_data(value):
 
 
 def test_secrets_are_recognized_by_their_names():
-    for name in ("api_key", "hf_token", "HF_TOKEN", "password", "clientSecret"):
+    for name in (
+        "api_key",
+        "hf_token",
+        "HF_TOKEN",
+        "password",
+        "clientSecret",
+        "HFToken",
+        "api_keys",
+        "openai_key",
+    ):
         assert parameters.is_secret(name), name
     for name in ("new_tokens", "max_tokens", "key", "keyboard", "tokenizer"):
         assert not parameters.is_secret(name), name
+
+
+def test_a_text_that_is_no_unicode_is_refused():
+    with pytest.raises(ParameterError, match="no plain JSON value"):
+        parameters.resolve(notebook(), {"text": "caf\udce9"})
 
 
 def test_a_secret_is_text_and_its_text_is_not_parsed():

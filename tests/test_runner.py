@@ -136,7 +136,7 @@ def test_secrets_are_used_and_never_stored(notebook, tmp_path):
         mode="fail",
         api_key='sk-"12345\\678',
         hf_token="pässwörd-12345",
-        password="line 12345\nline two",
+        password="pässwörd-12345 and 12345\nline two",  # begins as hf_token does
         db_secret='it\'s 12345 "q"',
         private_key="<12345>",
     )

@@ -110,7 +110,7 @@ def test_a_dry_run_lists_the_runs_and_starts_none(notebook, tmp_path, capsys):
     arguments += ["--out", str(tmp_path / "out"), "--dry-run"]
     assert cli.main(["sweep", str(notebook), *arguments]) == 0
     text = capsys.readouterr().out
-    assert text.count("to run") == 8 and "4 settings repeat others" in text
+    assert text.count("to run") == 8 and "4 settings are duplicates" in text
     assert "lr = 0.2, seconds = 1.0, seed = 1" in text and not (tmp_path / "out").exists()
 
 

@@ -85,6 +85,12 @@ class Instructions:
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
+def _texts(example: Pair | Messages) -> list[str]:
+    if isinstance(example, Pair):
+        return [prompt_of(example), example.chosen, example.rejected]
+    return [message["content"] for message in example]
+
+
 def prompt_of(example: Pair | Messages) -> str:
     """All that stands before the last answer, as one text."""
     messages = example.prompt if isinstance(example, Pair) else example[:-1]
@@ -116,8 +122,9 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
         try:
             example = _example(row)
             content = json.dumps(example, default=vars, ensure_ascii=False)
+            texts = _texts(example)
             for token in control_tokens:
-                if token in content:
+                if any(token in text for text in texts):
                     raise _Refused(f"containing {token}, which the model reads as a command")
             if content in seen:
                 raise _Refused("the same as an earlier row")
@@ -176,16 +183,24 @@ def _example(row: Any) -> list[dict[str, str]] | Pair:
     for key in MESSAGES:
         if key in row:
             return _conversation(row[key], row)
+    answers = [row[key] for key in ANSWERS if key in row]
+    if len(answers) != 1:
+        number = "several answers" if answers else "no answer by a known key"
+        raise _Refused(f"with {number} (it has {', '.join(map(str, row))[:60]})")
+    return _conversation([_user_message(row), _message("assistant", answers[0])], row)
+
+
+def _user_message(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The one prompt of a row, with its context after it."""
     contexts = {key: row[key] for key in CONTEXTS if row.get(key)}
     prompts = [row[key] for key in PROMPTS if key in row]
     if not prompts and "input" in row:
         prompts = [contexts.pop("input", "")]
-    answers = [row[key] for key in ANSWERS if key in row]
-    if len(prompts) != 1 or len(answers) != 1:
-        raise _Refused(f"without known keys (it has {', '.join(map(str, row))[:60]})")
+    if len(prompts) != 1:
+        number = "several prompts" if prompts else "no prompt by a known key"
+        raise _Refused(f"with {number} (it has {', '.join(map(str, row))[:60]})")
     parts = [_text(part, "prompt") for part in [*prompts, *contexts.values()]]
-    messages = [_message("user", "\n\n".join(parts)), _message("assistant", answers[0])]
-    return _conversation(messages, row)
+    return _message("user", "\n\n".join(parts))
 
 
 def _message(role: str, content: Any) -> dict[str, Any]:
@@ -195,14 +210,19 @@ def _message(role: str, content: Any) -> dict[str, Any]:
 def _pair(row: Mapping[str, Any]) -> Pair:
     """Of texts, or of whole conversations that differ in their last message."""
     prompt = row.get("prompt", [])
-    prompt = prompt if isinstance(prompt, list) else [_message("user", prompt)]
+    if not isinstance(prompt, list) or (not prompt and row.keys() & {*PROMPTS, "input"}):
+        prompt = [_user_message({key: row[key] for key in row if key != "prompt" or row[key]})]
     sides = []
     for key in ("chosen", "rejected"):
         messages = row[key] if isinstance(row[key], list) else [_message("assistant", row[key])]
-        sides.append([*prompt, *(messages[-1:] if prompt else messages)])
+        is_whole = len(messages) > 1 or not prompt  # a conversation, not an answer alone
+        sides.append(messages if is_whole else [*prompt, *messages])
     if len(sides[0]) < 2 or sides[0][:-1] != sides[1][:-1]:
         raise _Refused("a pair without one prompt for both answers")
     (*before, chosen), (*_, rejected) = (_conversation(messages, row) for messages in sides)
+    asked = [message.get("content", message.get("value")) for message in prompt]
+    if prompt and [message["content"] for message in before][-len(prompt) :] != asked:
+        raise _Refused("a pair whose conversations don't contain its prompt before the answer")
     if chosen == rejected:
         raise _Refused("a pair of equal answers")
     return Pair(before, chosen["content"], rejected["content"])

@@ -221,9 +221,10 @@ class Assistant:
                 return sft_loss(self.model, batch)
 
         self.model.train()  # dropout is on; DPO compares probabilities, so it trains without
-        losses = self.optimize(loss_at, len(rows), rows, snapshots, say)
-        self.model.eval()
-        return losses
+        try:
+            return self.optimize(loss_at, len(rows), rows, snapshots, say)
+        finally:
+            self.model.eval()
 
     def optimize(self, loss_at, n_rows: int, facts: Any, snapshots: Path | None, say) -> list:
         """Train LoRA's matrices; facts: what decides the result beside weights and settings."""

@@ -53,7 +53,9 @@ def _row(out: Path, run: dict) -> dict:
         "status": as_text(run["status"]),
         "address": "runs/" + quote(os.fsencode(run["folder"])),
         "pages": [name for name in ("report.html", "notebook.ipynb") if (folder / name).is_file()],
-        "texts": {as_text(name): as_text(value) for name, value in parameters.items()},
+        # Runs of other code are no repeats: they are shown apart, as if it were a parameter.
+        "texts": {as_text(name): as_text(value) for name, value in parameters.items()}
+        | {"code": as_text(records.section(run, "source").get("code", ""))},
         "metrics": records.metrics(run),
         "seconds": as_number(run.get("seconds")),
     }
@@ -105,7 +107,7 @@ def _settings(rows: list[dict], names: list[str]) -> list[dict]:
     for row in rows:
         texts = {name: row["texts"].get(name, "–") for name in names}
         setting = settings.setdefault(tuple(texts.values()), {"texts": texts, "runs": {}})
-        setting["runs"].setdefault(row["texts"].get("seed", row["run"]["folder"]), row)
+        setting["runs"].setdefault(row["texts"].get("seed", _name_of(row)), row)
     by_value = sorted(settings, key=lambda key: [_sortable(text) for text in key])
     ordered = [settings[key] for key in by_value]
     for number, setting in enumerate(ordered, start=1):

@@ -22,7 +22,8 @@ from llmnb.text_files import is_hidden
 REDACTED = "•••"
 SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
 SECRET_WORDS |= {"apikey", "passphrase"}
-KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # before "key", they make a secret
+KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # with "key", they make a secret
+KEY_WORDS |= {"openai", "hf", "anthropic"}
 SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
 OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name of a parameter
 # What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
@@ -172,7 +173,7 @@ def resolve(
     values = {key: _typed(key, value, defaults[key], name) for key, value in given.items()}
     if isinstance(defaults.get("profile"), str):  # record which profile "auto" stands for
         values["profile"] = profiles.resolve(values.get("profile", defaults["profile"])).name
-    if "seed" in values and not 0 <= values["seed"] < 2**32:
+    if isinstance(values.get("seed"), int) and not 0 <= values["seed"] < 2**32:
         raise ParameterError(f"{name}: seed must be from 0 to 2**32 - 1, not {values['seed']}.")
     return defaults | values
 
@@ -184,17 +185,20 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     if isinstance(value, str) and not isinstance(default, str) and not is_free_secret:
         value = _parsed(value, default)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError as error:
+            raise ParameterError(f"{where} is too large a number.") from error
     if is_free_secret and not isinstance(value, str | None):
         raise ParameterError(f"{where} is named like a secret, so it must be text.")
     if default is not None and type(value) is not type(default):
-        expected = type(default).__name__
-        actual = type(value).__name__
+        expected, actual = type(default).__name__, type(value).__name__
+        shown = REDACTED if is_secret(key) else repr(value)
         raise ParameterError(
-            f"{where} must be {expected} (default {default!r}), not {actual} {value!r}."
+            f"{where} must be {expected} (default {default!r}), not {actual} {shown}."
         )
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, sort_keys=True, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise ParameterError(f"{where} is {value!r}, no plain JSON value: {error}.") from error
     return value
@@ -211,6 +215,7 @@ def _parsed(text: str, default: Any) -> Any:
 
 def _words(name: str) -> list[str]:
     """The words of a name in lower case: hf, token for hf_token and for hfToken."""
+    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)  # HFToken: HF_Token
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
 
 
@@ -221,10 +226,9 @@ def is_output(name: str) -> bool:
 
 def is_secret(name: str) -> bool:
     """Whether a parameter's name says that its value must not be stored: api_key, hfToken, …."""
-    words = _words(name)
-    if words[-1] == "key" and KEY_WORDS & set(words):
-        return True
-    return bool(SECRET_WORDS & set(words))
+    words = set(_words(name))
+    is_key = bool({"key", "keys"} & words and KEY_WORDS & words)
+    return is_key or bool(SECRET_WORDS & words)
 
 
 def secret_variable(name: str) -> str:
@@ -277,19 +281,29 @@ def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> st
     facts = {
         "parameters": redacted(parameters),
         "files": {k: _input_facts(k, v) for k, v in parameters.items() if not is_output(k)},
-        "code": [cell.source for cell in notebook.cells if cell.cell_type == "code"],
-        "package": package_digest(),
+        "code": code_digest(notebook),
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
+def code_digest(notebook: nbformat.NotebookNode) -> str:
+    """Ten hex digits over the notebook's code and the package's."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    text = json.dumps([code, package_digest()])
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
 @functools.cache  # a sweep names a thousand runs
 def package_digest() -> str:
-    """The sha256 over the sources of this package."""
+    """The sha256 over the sources of this package, without benchmarks, which only a wheel has."""
     package = Path(__file__).parents[1]
-    sources = sorted(p for p in package.rglob("*") if p.suffix in SOURCE_SUFFIXES)
+    sources = sorted(
+        path
+        for path in package.rglob("*")
+        if path.suffix in SOURCE_SUFFIXES and package / "benchmarks" not in path.parents
+    )
     sums = [[p.relative_to(package).as_posix(), files.sha256_of(p)] for p in sources]
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
+from urllib.parse import quote, quote_plus
 
 import nbformat
 import psutil
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_SAVES = 2  # of the notebook while it runs
 SECONDS_BETWEEN_SAMPLES = 0.25  # of the kernel's memory
+SECONDS_FOR_OUTPUTS = 60  # between a cell's end and its last output, on a busy machine
 MIN_SECRET_CHARACTERS = 4  # a shorter secret occurs in any text: it can't be searched for
 Progress = Callable[[int, int, float], None]  # cells done, cells in all, seconds
 
@@ -97,8 +99,8 @@ def run(
             record["answer"] = collect(notebook.cells, ANSWER_MIME).get("run")
             record["hardware"] |= collect(notebook.cells, RUN_MIME).get("run", {})
             record = execution.as_stored(record)
+            files.write_json(folder / "run.json", record)  # first: the disk may be full
             execution.save()
-            files.write_json(folder / "run.json", record)
             report.write_report(folder)
     return record | {"folder": str(folder)}
 
@@ -132,8 +134,12 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """Which notebook it is: the commit of its checkout, and the sum of its content."""
-    return {"git": facts.git_commit(path), "notebook_sha256": files.sha256_of(path)}
+    """Which notebook it is: the commit of its checkout, the sums of its content and of all code."""
+    return {
+        "git": facts.git_commit(path),
+        "notebook_sha256": files.sha256_of(path),
+        "code": params.code_digest(params.read_notebook(path)),
+    }
 
 
 class _OutOfTime(Exception):
@@ -142,25 +148,27 @@ class _OutOfTime(Exception):
 
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Ctrl-C does nothing inside; behind it, and after an error, it does what it did before."""
+    """Ctrl-C and the like do nothing inside; afterwards the old handlers are back, always."""
     if threading.current_thread() is not threading.main_thread():  # which gets no signal
         yield
         return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in signals if number}
     try:
         yield
     finally:
-        # None means that it wasn't set from Python, which can't set it again.
-        signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        for number, handler in handlers.items():
+            # None means that it wasn't set from Python, which can't set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _forms(secret: str) -> list[str]:
-    """How a text can appear in another, escaped or not, longest first; [] for a very short one."""
+def _spellings(secret: str) -> set[str]:
+    """How a text can appear in another, escaped or not; none for a very short one."""
     if len(secret) < MIN_SECRET_CHARACTERS:
-        return []
-    forms = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
-    forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    return sorted(forms | {html.escape(secret)}, key=len, reverse=True)
+        return set()
+    spellings = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
+    spellings |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    return spellings | {html.escape(secret), quote(secret, safe=""), quote_plus(secret)}
 
 
 class _Execution:
@@ -169,8 +177,10 @@ class _Execution:
     def __init__(self, notebook, folder, job, secrets, progress, is_cancelled) -> None:
         self.notebook = notebook
         self.folder = folder
-        self.replacements = [(f, params.REDACTED) for s in secrets.values() for f in _forms(s)]
-        self.replacements += [(f, name) for path, name in job.aliases.items() for f in _forms(path)]
+        names = dict.fromkeys(secrets.values(), params.REDACTED) | dict(job.aliases)
+        by_spelling = {form: name for text, name in names.items() for form in _spellings(text)}
+        # The longest first: one secret may be the beginning of another.
+        self.replacements = sorted(by_spelling.items(), key=lambda pair: len(pair[0]), reverse=True)
         self.timeout = job.timeout
         self.resources = {"metadata": {"path": job.working_folder}}
         self.progress = progress
@@ -192,6 +202,7 @@ class _Execution:
             timeout_func=self._seconds_left,
             coalesce_streams=True,
             record_timing=False,
+            iopub_timeout=SECONDS_FOR_OUTPUTS,
             raise_on_iopub_timeout=True,
             resources=self.resources,
         )
@@ -203,9 +214,12 @@ class _Execution:
                 self._execute_cells(client)
         except CellExecutionError as error:
             message = re.sub(r"\x1b\[[\d;]*m", "", error.evalue)
+            message = re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", message)  # they steer a terminal
             return self.outcome("failed", error.ename, message)
         except (CellTimeoutError, _OutOfTime):
-            message = f"The notebook took longer than its {self.timeout:g} s."
+            message = "The outputs of a cell stopped arriving."
+            if self.timeout is not None:
+                message = f"The notebook took longer than its {self.timeout:g} s."
             return self.outcome("timeout", "TimeoutError", message)
         except DeadKernelError:
             if self.is_cancelled():
@@ -231,7 +245,8 @@ class _Execution:
             if time.monotonic() - self.last_save > SECONDS_BETWEEN_SAVES:
                 self.save()
             if self.progress:
-                self.progress(number, n_cells, time.monotonic() - self.start)
+                with contextlib.suppress(OSError):  # nobody reads it any more: llmnb run | head
+                    self.progress(number, n_cells, time.monotonic() - self.start)
 
     def outcome(self, status: str, kind: str, message: str) -> dict[str, Any]:
         """The record's "status" and "error", for a run that ended in the current cell."""
@@ -246,9 +261,12 @@ class _Execution:
     def _sample_memory(self, kernel_class: type, is_done: threading.Event) -> None:
         while not is_done.wait(SECONDS_BETWEEN_SAMPLES):
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
+                pid = kernel_class.last.provisioner.pid
+                if pid is None:  # it starts; psutil would take None for this process
+                    continue
                 if self.is_cancelled():
-                    psutil.Process(kernel_class.last.provisioner.pid).kill()
-                peak_bytes = kernels.peak_memory(kernel_class.last.provisioner.pid)
+                    psutil.Process(pid).kill()
+                peak_bytes = kernels.peak_memory(pid)
                 self.peak_memory_mb = max(self.peak_memory_mb or 0.0, round(peak_bytes / 1e6, 1))
 
     def as_stored(self, value: Any) -> Any:

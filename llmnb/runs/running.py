@@ -66,7 +66,7 @@ def run(names, is_all, jobs, pairs, file, profile, out, timeout) -> int:
     exit_code = 0
     for path in paths:
         line = _ProgressLine(path.stem)
-        job = runner.Job(str(path), values, out, timeout)
+        job = runner.Job(str(path), values, str(folder), timeout)
         try:
             record = runner.run(job, line.show_progress)
         finally:
@@ -82,11 +82,12 @@ def _output_folder(out: str) -> Path:
     """The folder of --out. Raises ParameterError where it holds somebody's web site."""
     from llmnb.runs import parameters
 
-    if Path(out, "index.html").exists() and not Path(out, "runs").is_dir():
+    folder = Path(out).expanduser()
+    if (folder / "index.html").exists() and not (folder / "runs").is_dir():
         raise parameters.ParameterError(
             f"{out} holds an index.html that is no index of runs: give another folder as --out."
         )
-    return Path(out)
+    return folder
 
 
 @click.command()
@@ -115,7 +116,7 @@ def sweep(
     names = [*fixed, *choices_by_name, *(key for key, _ in choices)]
     for key, n in Counter(names).items():
         if n > 1:
-            raise parameters.ParameterError(f"{key} is given {n} times (-p, -f, -g): once, please.")
+            raise parameters.ParameterError(f"{key} is given {n} times (-p, -f, -g): give it once.")
     choices_by_name |= {key: [v.strip() for v in values.split(",")] for key, values in choices}
     settings = [fixed | setting for setting in sweeps.grid(choices_by_name)]
     if repeat > 1:
@@ -124,7 +125,7 @@ def sweep(
     tasks = sweeps.plan(path, settings, timeout)
     sweeps.check_outputs(tasks, on_cluster=bool(cluster))
     if len(tasks) < len(settings):
-        print(f"{len(settings) - len(tasks)} settings repeat others and are left out.")
+        print(f"{len(settings) - len(tasks)} settings are duplicates and are left out.")
     if not dry_run:
         return _run_tasks(tasks, folder, cluster, jobs or workers.default_jobs())
     for task in tasks:
@@ -165,11 +166,13 @@ def _run_tasks(tasks: list, out: Path, address=None, n_jobs=1, skip_finished=Tru
 
 def _parameter_values(pairs: tuple, file: str | None, profile: str | None) -> dict:
     """The values from the file, overridden by those of the command line."""
-    values = files.read_settings(file) if file else {}
-    values |= dict(pairs)
-    if profile:
-        values["profile"] = profile
-    return values
+    from llmnb.runs import parameters
+
+    given = [*pairs, *([("profile", profile)] if profile else [])]
+    for name, n in Counter(name for name, _ in given).items():
+        if n > 1:
+            raise parameters.ParameterError(f"{name} is given {n} times: give it once.")
+    return (files.read_settings(file) if file else {}) | dict(given)
 
 
 class _ProgressLine:
