@@ -30,6 +30,7 @@ SHOTS = 2
 BETAS = (3.0, 0.3, 1.0, 0.1)
 DPO_STEPS = 12
 DPO_LR = 1e-4
+GENTLE_RATES = (1e-5, 3e-5)
 SAMPLES_FOR_KL = 60
 SETTINGS = instructions.Settings(lr=1e-3, lora_rank=16, lora_dropout=0.1, batch_size=8)
 CACHE = files.cache_dir() / "derived" / "instructions"
@@ -228,8 +229,8 @@ def grid() -> dict[str, object]:
     def sft(n, seed):
         return lambda: sft_cell(n, seed)
 
-    def dpo(goal, beta, seed):
-        return lambda: dpo_cell(goal, beta, seed)
+    def dpo(goal, beta, seed, lr=DPO_LR):
+        return lambda: dpo_cell(goal, beta, seed, lr)
 
     cells = {"rules": lambda: judged(rules)}
     # What the notebook shows first.
@@ -238,6 +239,8 @@ def grid() -> dict[str, object]:
         for beta, goal in itertools.product(BETAS, ("short", "right")):
             cells[f"dpo/{goal}/{beta}/{seed}"] = dpo(goal, beta, seed)
         cells |= {f"sft/{n}/{seed}": sft(n, seed) for n in SIZES}
+        for lr in GENTLE_RATES:
+            cells[f"gentle/right/0.3/{seed}/{lr:g}"] = dpo("right", 0.3, seed, lr)
     cells["forgetting/before"] = lambda: forgetting(instructions.Assistant(SETTINGS))
     cells["few-shot, constrained"] = prompted(SHOTS, messages.copying_schema)
     cells["prompt, constrained"] = prompted(0, messages.copying_schema)

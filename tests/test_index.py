@@ -179,7 +179,7 @@ def test_the_same_seed_again_is_no_repeat(tmp_path):
 def test_runs_of_other_code_are_no_repeats(tmp_path):
     for seed, code in enumerate(["aa", "aa", "bb"]):
         parameters = {"seed": seed, "method": "lora"}
-        changes = {"metrics": {"f1": metric(0.8)}, "source": {"code": code}}
+        changes = {"metrics": {"f1": metric(0.8 + seed)}, "source": {"code": code}}
         save(tmp_path, f"04-{seed}", parameters=parameters, **changes)
     rows = texts(page(tmp_path), ".settings tbody tr")
     assert [row.split()[:2] for row in rows] == [["code", "aa"], ["code", "bb"]]
