@@ -90,9 +90,9 @@ def test_the_skeleton(path):
     assert [cell.id for cell in notebook.cells[:2]] == ["title", "set-up"]
     defaults = parameters.declared(notebook)
     assert defaults["profile"] == "auto" and defaults["seed"] == 0
-    _, *cells = code_cells(
-        path
-    )  # the set-up cell is the same everywhere, and no part of the lesson
+    prose = re.sub(r"```.*?```|\$\$.*?\$\$", "", text, flags=re.S)
+    assert len(prose.split()) <= 3_500
+    _, *cells = code_cells(path)  # the set-up cell is the same everywhere
     lines = [len(cell.source.splitlines()) for cell in cells]
     assert statistics.median(lines) <= 8 and max(lines) <= 25
 

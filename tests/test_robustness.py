@@ -11,7 +11,7 @@ from llmnb.evaluation.uncertainty import compare
 
 TEXTS = [
     "The film is a delight from start to finish.",
-    "I'm sure we don't need another sequel, do we?",
+    "I'm sure we don't need another sequel, or do we...",
     "Wonderful acting, and the music was lovely!",
     "A DULL AND EMPTY STORY",
     "这部电影非常好看，我很喜欢。",
@@ -44,6 +44,8 @@ CASES = [
     ("punctuation", "Good, at 3.5 stars!", "Good at 3.5 stars"),
     ("punctuation", "很好,我喜欢。", "很好,我喜欢"),
     ("punctuation", "好看,很好！真的？", "好看,很好 真的"),
+    ("punctuation", "هل الفيلم جيد؟", "هل الفيلم جيد"),
+    ("punctuation", "फिल्म अच्छी है।", "फिल्म अच्छी है"),
     ("punctuation", "no marks ", "no marks "),
     ("punctuation", "?!", "?!"),
     ("first_half", "one two three four five", "one two three"),
@@ -54,6 +56,11 @@ CASES = [
     ("expansion", "Won’t work. I'm sure you’ve seen", "Will not work. I am sure you have seen"),
     ("expansion", "IT CAN'T BE, I'M SURE", "IT CANNOT BE, I AM SURE"),
     ("expansion", "Didn't you see? Don’t the others?", "Didn't you see? Don’t the others?"),
+    (
+        "expansion",
+        "Why don't people like it? I can't say.",
+        "Why don't people like it? I cannot say.",
+    ),
     ("expansion", "It's John's, I ain't sure", "It's John's, I ain't sure"),
     ("expansion", "“Quoted” and ’plain’ they'll stay", "“Quoted” and ’plain’ they will stay"),
     ("negation", "The film is great.", "The film is not great."),
@@ -62,6 +69,8 @@ CASES = [
     ("negation", "The film is not great.", None),
     ("negation", "It isn't great, but it is short", None),
     ("negation", "The plot is thin and the acting is great.", None),
+    ("negation", "The film is great; I loved it", None),
+    ("negation", "The film is great and I loved it", None),
     ("negation", "It is great. Go and see it.", None),
     ("negation", "Is it great?", None),
     ("negation", "You think it is great?", None),

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -144,11 +145,29 @@ def test_a_second_attempt_overwrites_nothing(tmp_path):
 def test_what_a_killed_sweep_was_writing_is_removed(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    leftover = tmp_path / f".sweep-{child.pid}-x"
-    other = tmp_path / ".sweep-1-y"  # of a process that lives
-    leftover.mkdir(), other.mkdir()
+    here = platform.node()
+    leftover = tmp_path / f".sweep-{child.pid}-{here}-x"
+    others = tmp_path / f".sweep-1-{here}-y", tmp_path / f".sweep-{child.pid}-other.host-z"
+    for folder in (leftover, *others):  # these are of a process that lives, and of another machine
+        folder.mkdir()
     assert list(sweep.run([], tmp_path)) == []
-    assert not leftover.exists() and other.exists()
+    assert not leftover.exists() and all(folder.exists() for folder in others)
+
+
+def test_a_name_with_brackets_is_found_again(notebook, tmp_path):
+    (task,) = sweep.plan(notebook, [{}], None)
+    task = replace(task, name="demo [1]-0123456789")
+    for folder, status in ((task.name, "failed"), (f"{task.name}-2", "ok")):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+        (tmp_path / "runs" / folder / "run.json").write_text(json.dumps({"status": status}))
+    assert sweep.is_finished(tmp_path, task)
+
+
+def test_a_number_named_like_an_output_names_no_file(notebook):
+    (task,) = sweep.plan(notebook, [{}], None)
+    numbers = {"held_out": 0.2, "output_tokens": 9}
+    twice = [replace(task, parameters=numbers) for _ in range(2)]
+    sweep.check_outputs(twice, on_cluster=True)
 
 
 def test_inputs_travel_by_content_and_keep_their_relative_paths(tmp_path, monkeypatch):

@@ -32,9 +32,11 @@ DISTRACTORS = (
 )
 _FULL_ENDINGS = {"n't": " not", "'re": " are", "'ve": " have", "'ll": " will", "'m": " am"}
 _FULL_WORDS = {"won't": "will not", "can't": "cannot", "shan't": "shall not"}
-_SUBJECT = r"(?!\s+(?:i|you|he|she|it|we|they|this|that|these|those|there|the|one)\b)"
+# "Didn't you" can't be written out, nor what stands before a question mark.
+_NO_SUBJECT_NEXT = r"(?!\s+(?:i|you|he|she|it|we|they|this|that|these|those|there|the|one)\b)"
 _CONTRACTION = re.compile(
-    rf"\b(?:(?!ain)\w+(?:n['’]t{_SUBJECT}|['’](?:re|ve|ll))|i['’]m)(?!\w)", re.IGNORECASE
+    rf"\b(?:(?!ain)\w+(?:n['’]t{_NO_SUBJECT_NEXT}|['’](?:re|ve|ll))|i['’]m)(?!\w)(?![^.!?]*\?)",
+    re.IGNORECASE,
 )
 _VERB = re.compile(
     r"(?<=\w\s)(?:is|are|am|was|were|will|would|could|should)\b"
@@ -45,7 +47,7 @@ _VERB = re.compile(
 _NOT_NEGATABLE = re.compile(
     r"n['’]t\b|\b(?:not?|never|nothing|nobody|none|neither|nor|without|hardly|barely|cannot|only"
     r"|just|but|though|although|while|because|if|as|than|who|which|whose|wh(?:at|en|ere|y)|how)\b"
-    r"|\bthat\s|\?|[.!]\s+\w",
+    r"|\bthat\s|\?|[.!]\s+\w|[;:]|\band\s+(?:i|you|he|she|it|we|they)\b",
     re.IGNORECASE,
 )
 
@@ -75,7 +77,7 @@ def casing(text: str, seed: int = 0) -> str:
 
 def punctuation(text: str, seed: int = 0) -> str:
     """Without the marks at the ends of words, of any script; a number's point stays."""
-    bare = re.sub(r"[。、，；：！？]+", " ", re.sub(r"[.,;:!?…]+(?=\s|$)", "", text)).strip()
+    bare = re.sub(r"[。、，；：！？،؛؟۔।॥]+", " ", re.sub(r"[.,;:!?…]+(?=\s|$)", "", text)).strip()
     return bare if bare and bare != text.strip() else text
 
 
@@ -96,13 +98,17 @@ def distractor_back(text: str, seed: int = 0) -> str:
 
 
 def first_half(text: str, seed: int = 0) -> str:
-    """The first half of the words, of four or more; where words stand apart."""
+    """The first half of a text of four words or more; only where spaces separate the words."""
     words = list(re.finditer(r"\S+", text))
     return text[: words[(len(words) - 1) // 2].end()] if len(words) >= 4 else text
 
 
 def expansion(text: str, seed: int = 0) -> str:
-    """don't to do not, we're to we are; not in questions, nor 's, which may be has or whose."""
+    """Contractions written out: don't is do not, we're is we are.
+
+    Left alone are questions, n't before a pronoun, an article or the like, and 's, which may be
+    is, has or a possessive.
+    """
 
     def expanded(match: re.Match) -> str:
         word = match[0].lower().replace("’", "'")
@@ -145,7 +151,7 @@ def drops(
     Columns: test, kind, items (applicable texts: all numbers are of these), skipped, before, after
     (accuracy), difference (after - before), low, high, p, p_holm (over the tests), changed,
     changed_low, changed_high (share of predictions), and for the negation moved, moved_low,
-    moved_high: the share where the class predicted before lost probability (half may be chance).
+    moved_high: the share where the class predicted before lost probability (about 0.5 by chance).
     It has no accuracy after, since the labels no longer hold. Fewer than two applicable texts leave
     the numbers empty.
     Raises ValueError for no texts, an unknown test, or probabilities or labels that don't fit.

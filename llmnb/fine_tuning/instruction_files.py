@@ -220,8 +220,8 @@ def _pair(row: Mapping[str, Any]) -> Pair:
     if len(sides[0]) < 2 or sides[0][:-1] != sides[1][:-1]:
         raise _Refused("a pair without one prompt for both answers")
     (*before, chosen), (*_, rejected) = (_conversation(messages, row) for messages in sides)
-    asked = [message.get("content", message.get("value")) for message in prompt]
-    if prompt and [message["content"] for message in before][-len(prompt) :] != asked:
+    prompt_texts = [message.get("content", message.get("value")) for message in prompt]
+    if prompt and [message["content"] for message in before][-len(prompt) :] != prompt_texts:
         raise _Refused("a pair whose conversations don't contain its prompt before the answer")
     if chosen == rejected:
         raise _Refused("a pair of equal answers")

@@ -193,9 +193,9 @@ def _typed(key: str, value: Any, default: Any, name: str) -> Any:
         raise ParameterError(f"{where} is named like a secret, so it must be text.")
     if default is not None and type(value) is not type(default):
         expected, actual = type(default).__name__, type(value).__name__
-        shown = REDACTED if is_secret(key) else repr(value)
+        value_text = REDACTED if is_secret(key) else repr(value)
         raise ParameterError(
-            f"{where} must be {expected} (default {default!r}), not {actual} {shown}."
+            f"{where} must be {expected} (default {default!r}), not {actual} {value_text}."
         )
     try:
         json.dumps(value, allow_nan=False, sort_keys=True, ensure_ascii=False).encode()

@@ -7,13 +7,16 @@ an earlier one stopped, for whatever reason. A run's folder appears complete or 
 from __future__ import annotations
 
 import contextlib
+import glob
 import itertools
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,22 +85,25 @@ def plan(path: Path, settings: list[dict], timeout: float | None = None) -> list
 def check_outputs(tasks: list[Task], on_cluster: bool = False) -> None:
     """Raises ParameterError where runs would write to one place, or to another machine's disk."""
     outputs = [
-        os.path.abspath(value)
+        (name, os.path.abspath(value))
         for task in tasks
         for name, value in task.parameters.items()
-        if value and params.is_output(name)
+        if value and isinstance(value, str) and params.is_output(name)
     ]
-    for path in outputs:
-        if on_cluster or outputs.count(path) > 1:
-            raise params.ParameterError(
-                f"{path} would be written by several runs, or to a worker's disk: leave out the "
-                f"parameter that names it."
-            )
+    n_writers = Counter(path for _, path in outputs)
+    for name, path in outputs:
+        if on_cluster:
+            reason = "would be written to a worker's disk, not here"
+        elif n_writers[path] > 1:
+            reason = "would be written by several runs"
+        else:
+            continue
+        raise params.ParameterError(f"{path} {reason}: leave out the parameter {name!r}.")
 
 
 def is_finished(out: Path, task: Task) -> bool:
     """Whether this run has already finished, with status ok."""
-    folders = [out / "runs" / task.name, *out.glob(f"runs/{task.name}-*")]
+    folders = [out / "runs" / task.name, *out.glob(f"runs/{glob.escape(task.name)}-*")]
     return any(records.read_record(folder)["status"] == "ok" for folder in folders)
 
 
@@ -153,7 +159,7 @@ def run(
     address: a scheduler's, or None for n_jobs processes here. Raises SweepError where no cluster
     can be reached, and OSError where out can't be written: then the other runs are stopped.
     """
-    (out / "runs").mkdir(parents=True, exist_ok=True)  # by it the command knows a folder of runs
+    (out / "runs").mkdir(parents=True, exist_ok=True)  # by which `llmnb run` knows its own folder
     _remove_unfinished(out)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
@@ -173,7 +179,7 @@ def run(
 
 def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome]:
     """The loop of a sweep. waiting: the tasks in reverse, because pop takes the last."""
-    from distributed import wait
+    from distributed import CancelledError, wait
 
     tasks_of = {}  # by their futures
     start = time.monotonic()
@@ -188,10 +194,10 @@ def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome
         progress.running = min(len(tasks_of), progress.workers)
         progress.seconds = time.monotonic() - start
         show(progress)
-        done = []
-        with contextlib.suppress(TimeoutError):
-            done = wait(list(tasks_of), SECONDS_BETWEEN_PROGRESS, "FIRST_COMPLETED").done
-        for future in done:
+        # A run that the scheduler cancelled is an outcome too: `wait` raises for it.
+        with contextlib.suppress(TimeoutError, CancelledError):
+            wait(list(tasks_of), SECONDS_BETWEEN_PROGRESS, "FIRST_COMPLETED")
+        for future in [future for future in tasks_of if future.status != "pending"]:
             outcome = _outcome(out, tasks_of.pop(future), future)
             progress.done += 1
             progress.failed += outcome.status != "ok"
@@ -226,7 +232,7 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
     It is written to a temporary folder in out, and renamed when it is complete. Raises OSError.
     """
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-", dir=out))
+    partial = Path(tempfile.mkdtemp(prefix=f".sweep-{os.getpid()}-{platform.node()}-", dir=out))
     try:
         for file, content in contents.items():
             (partial / file).write_bytes(content)
@@ -248,8 +254,8 @@ def store(out: Path, name: str, contents: dict[str, bytes]) -> Path:
 
 
 def _remove_unfinished(out: Path) -> None:
-    """Remove the folders that sweeps were writing when they were killed."""
-    for partial in out.glob(".sweep-*-*"):
+    """Remove the folders that sweeps of this machine were writing when they were killed."""
+    for partial in out.glob(f".sweep-*-{glob.escape(platform.node())}-*"):
         pid = partial.name.split("-")[1]
         if not pid.isdigit() or not psutil.pid_exists(int(pid)) or int(pid) == os.getpid():
             shutil.rmtree(partial, ignore_errors=True)
