@@ -35,7 +35,7 @@ class Profile:
     train_tokens: int = 1_960_000  # tokens that a model is pretrained on
     # d_model, n_layers, n_heads, tokens per block
     pretraining: tuple[int, int, int, int] = (96, 3, 2, 128)
-    train_texts: int = 2000  # labelled texts that a classifier is trained on
+    train_texts: int = 1250  # labelled texts that a classifier is trained on
     test_texts: int = 2000  # most texts that a classifier is tested on
     prompted_texts: int = 200  # the test texts that a decoder classifies, fewer as it is slower
     instruction_steps: int = 22  # optimizer steps of instruction tuning
@@ -81,7 +81,7 @@ PROFILES = {
         max_length=8192,
         train_tokens=30_000_000,
         pretraining=(512, 8, 8, 256),
-        train_texts=20_000,
+        train_texts=12_500,
         test_texts=10_000,
         prompted_texts=1000,
         instruction_steps=100,

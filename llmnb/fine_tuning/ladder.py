@@ -168,11 +168,13 @@ def run(
     label_names: Sequence[str],
     settings: Settings = Settings(),  # noqa: B008 - it is frozen
     say: Callable[[str], None] = lambda line: None,
+    keep: bool = False,
 ) -> Result:
     """Train by one method on splits["train"], choose on "validation", measure on "test".
 
     The splits have the columns text and label (0, 1, …, as label_names). say: is called with
-    lines about the progress. Raises FineTuningError, AssetError.
+    lines about the progress. keep: the classifier is stored in the cache, where `trained` finds
+    it. Raises FineTuningError, AssetError.
     """
     _check(method, splits, label_names)
     parts = {name: (part["text"][:], np.array(part["label"][:])) for name, part in splits.items()}
@@ -186,7 +188,11 @@ def run(
     probabilities = classifier.probabilities(texts)
     ms_per_text = 1e3 * (time.perf_counter() - start) / len(texts)
     bytes_on_disk = classifier.bytes_on_disk()
-    return Result(classifier, labels, probabilities, train_seconds, ms_per_text, bytes_on_disk)
+    result = Result(classifier, labels, probabilities, train_seconds, ms_per_text, bytes_on_disk)
+    if keep:
+        folder = _cache_folder(method, splits, label_names, settings)
+        files.build(folder, lambda temporary: _save(result, temporary))
+    return result
 
 
 def _check(method: str, splits: Mapping, label_names: Sequence[str]) -> None:
@@ -234,9 +240,9 @@ def trained(
     """The classifier of `run`, trained once and kept in the cache for the other notebooks.
 
     It is trained again when anything changes that decides the result: the method, settings,
-    texts, labels, code, the files of the pretrained model, or the precision. method: one of
-    METHODS; or a folder or Hub id, whose classifier is loaded as it is. Raises FineTuningError for
-    one with other labels than label_names.
+    texts and labels of training and validation, code, the files of the pretrained model, or the
+    precision. method: one of METHODS; or a folder or Hub id, whose classifier is loaded as it is.
+    Raises FineTuningError for one with other labels than label_names.
     """
     if method not in METHODS and (Path(method).expanduser().is_dir() or "/" in method):
         classifier = load(method)
@@ -247,19 +253,29 @@ def trained(
             )
         return classifier
     _check(method, splits, label_names)
-    texts = {name: [part["text"][:], part["label"][:]] for name, part in splits.items()}
+
+    def make(temporary: Path) -> None:
+        _save(run(method, splits, label_names, settings, say=say), temporary)
+
+    folder = files.build(_cache_folder(method, splits, label_names, settings), make)
+    return load(folder / "classifier")
+
+
+def _cache_folder(method, splits, label_names, settings) -> Path:
+    """The folder for a classifier, named after everything that decides what it predicts."""
+    texts = [
+        [splits[name]["text"][:], splits[name]["label"][:]] for name in ("train", "validation")
+    ]
     key = [method, dataclasses.asdict(settings), list(label_names), texts, code_digests()]
     if base := _base(method, settings):
         key += [models.digest(base), str(hardware.dtype(settings.dtype))]
     digest = hashlib.sha256(json.dumps(key).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return files.cache_dir() / "derived" / f"classifier-{method}-{digest}"
 
-    def make(folder: Path) -> None:
-        result = run(method, splits, label_names, settings, say=say)
-        metrics = {"accuracy": str(result.accuracy), "macro-F1": str(result.macro_f1())}
-        save(result.classifier, folder / "classifier", metrics)
 
-    folder = files.build(files.cache_dir() / "derived" / f"classifier-{method}-{digest}", make)
-    return load(folder / "classifier")
+def _save(result: Result, folder: Path) -> None:
+    metrics = {"accuracy": str(result.accuracy), "macro-F1": str(result.macro_f1())}
+    save(result.classifier, folder / "classifier", metrics)
 
 
 def code_digests() -> dict[str, str]:

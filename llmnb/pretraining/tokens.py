@@ -28,7 +28,7 @@ from llmnb.data import DataError
 if TYPE_CHECKING:
     import datasets
 
-# By kind of tokenizer: the bytes or letters, and the special tokens.
+# The least vocab_size of each kind: its 256 bytes or one letter, and the special tokens.
 MIN_VOCAB_SIZE = {"bpe": 256 + 2, "bytes": 0, "characters": 1 + 3}
 TOKENIZER_TRAINING_BYTES = 50_000_000  # more text hardly changes a tokenizer
 
@@ -41,7 +41,9 @@ _PIECES_PER_BATCH = 32
 def train_tokenizer(
     texts: Iterable[str], kind: str = "bpe", vocab_size: int = 4096
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of the texts; decoding gives a text back exactly.
+    """A tokenizer trained on the texts.
+
+    Decoding gives a text back exactly, except for characters that became <|unk|>.
 
     kind: "bpe" (byte-level byte-pair encoding), "bytes" (the 256 bytes without any merge, so
     vocab_size is ignored) or "characters" (the most frequent ones; all others become <|unk|>).
@@ -87,7 +89,7 @@ def train_tokenizer(
 def write_tokens(
     rows: "datasets.Dataset", tokenizer, path: Path, n_bytes: int | None = None
 ) -> int:
-    """Write the documents as token ids, a separator before each; returns their bytes of UTF-8.
+    """Write the documents as token ids, a separator before each; returns their size in UTF-8 bytes.
 
     n_bytes: only the first documents, together about that many bytes (None: all). The memory needed
     depends on the longest document only.
@@ -266,8 +268,8 @@ def _block_starts(seed: int, epoch: int, n_blocks: int, block_size: int) -> np.n
 def _need_one_block(tokens: np.ndarray, block_size: int, split: str = "") -> None:
     if not 1 <= block_size < len(tokens):
         raise DataError(
-            f"{len(tokens):,} tokens {split}hold no block of {block_size:,} and the token after "
-            f"it: give more text, or another block_size."
+            f"{len(tokens):,} tokens {split}hold no block of {block_size:,} and the token that "
+            f"follows it: give more text, or another block_size."
         )
 
 
