@@ -99,15 +99,22 @@ _NUMBER = re.compile(
 )
 _DAY_BEFORE_A_NUMBER = re.compile(rf"(\b(?:{_MONTHS})\.? \d{{1,2}}) (?=\d{{3}}(?!\d))")
 
+_RAISED_AFTER_DIGIT = re.compile("(?<=\\d)(?=[²³¹⁰-⁹¼-¾⅐-⅞])")
+
 
 def clean(text: str) -> str:
     """The text in Unicode's composed form (NFC), without invisible format characters."""
     return unicodedata.normalize("NFC", _FORMAT_CHARACTERS.sub("", text))
 
 
+def compatible(text: str) -> str:
+    """The text in NFKC, except that 500¹ is 500 1, and 1½ is 1 1⁄2, not 5001 and 11⁄2."""
+    return unicodedata.normalize("NFKC", _RAISED_AFTER_DIGIT.sub(" ", text))
+
+
 def folded(text: str) -> str:
     """The text for comparing words: NFKC, without case and invisible format characters."""
-    return unicodedata.normalize("NFKC", _FORMAT_CHARACTERS.sub("", text)).casefold()
+    return compatible(_FORMAT_CHARACTERS.sub("", text)).casefold()
 
 
 def words(text: str) -> list[str]:
@@ -304,7 +311,7 @@ def numbers(text: str, english: bool = False) -> list[Number]:
     """
     result = []
     # In "May 5 200 people came" the space separates no thousands.
-    text = _DAY_BEFORE_A_NUMBER.sub(r"\1\n", unicodedata.normalize("NFKC", text))
+    text = _DAY_BEFORE_A_NUMBER.sub(r"\1\n", compatible(text))
     for match in _NUMBER.finditer(text):
         digits, word, scale = match.groups(default="")
         exponent = _EXPONENTS[scale.lower()] if scale and english else 0

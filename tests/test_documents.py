@@ -60,34 +60,34 @@ LAST = 4
 def passages_of(file, contents):
     passages, note = chunks(file, contents)
     assert not note
-    return [(p.id.partition("#")[2], p.heading, p.text, p.line) for p in passages]
+    return [(p.id.partition("#")[2], p.heading, p.text) for p in passages]
 
 
 def test_markdown_is_cut_at_headings_but_not_in_code():
     red = "They cost 12.\nAnd more.\n# no heading"
     assert passages_of("a.md", MARKDOWN) == [
-        ("boats-1", "Boats", "Before.", 1),
-        ("red-boats", "Red boats", red, 7),
-        ("red-boats-1", "Red boats", "Again.\nOne", 16),
-        ("storm", "Storm", "Storm", 18),
+        ("boats-1", "Boats", "Before."),
+        ("red-boats", "Red boats", red),
+        ("red-boats-1", "Red boats", "Again.\nOne"),
+        ("storm", "Storm", "Storm"),
     ]
 
 
 def test_a_page_is_cut_at_headings_and_its_scripts_are_dropped():
     assert passages_of("a.html", PAGE) == [
-        ("boats", "Boats", "The red one.", 2),
-        ("storm", "Boats > Storm", "Stay in.\nWait.\nthe end", 4),
+        ("boats", "Boats", "The red one."),
+        ("storm", "Boats > Storm", "Stay in.\nWait.\nthe end"),
     ]
     assert {p.title for p in chunks("a.html", PAGE)[0]} == {"Boats & more"}
-    assert passages_of("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all", 1)]
+    assert passages_of("b.html", "no tags <i>at</i> all") == [("b", "b", "no tags at all")]
 
 
 def test_code_is_cut_at_functions_and_classes():
     assert passages_of("boats.py", CODE) == [
-        ("boats", "boats", '"""About boats."""\nLAST = 4', 1),
-        ("rent", "rent", "@cache\ndef rent(n):\n    return n", 4),
-        ("boat", "Boat", 'class Boat:\n    colour = "red"', 9),
-        ("boatsail", "Boat.sail", "    def sail(self):\n        pass", 10),
+        ("boats", "boats", '"""About boats."""\nLAST = 4'),
+        ("rent", "rent", "@cache\ndef rent(n):\n    return n"),
+        ("boat", "Boat", 'class Boat:\n    colour = "red"'),
+        ("boatsail", "Boat.sail", "    def sail(self):\n        pass"),
     ]
 
 
@@ -100,21 +100,21 @@ def test_a_notebook_is_read_by_cells_without_outputs():
     ]
     cells = [{"cell_type": kind, "source": s, "outputs": ["SECRET"]} for kind, s in sources]
     assert passages_of("n.ipynb", json.dumps({"cells": cells, "nbformat": 4})) == [
-        ("boats-1", "Boats", "first()", 1),
-        ("boats", "Boats", "All of them.\n# no heading\nrent()\nmore", 2),
-        ("storm", "Storm", "Stay.", 4),
+        ("boats-1", "Boats", "first()"),
+        ("boats", "Boats", "All of them.\n# no heading\nrent()\nmore"),
+        ("storm", "Storm", "Stay."),
     ]
 
 
 def test_plain_text_is_one_passage_while_it_is_short():
-    assert passages_of("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\ntwo\nlines", 1)]
+    assert passages_of("sub/n.txt", "one\n\n\ntwo\nlines") == [("n", "n", "one\ntwo\nlines")]
     assert chunks("sub/n.txt", "one")[0][0].id == "sub/n.txt#n"
     assert passages_of("n.txt", " \n\n--- \n") == []
 
 
 def test_line_endings_and_byte_order_marks_of_windows_are_read():
     passages, note = documents.read("w.md", b"\xef\xbb\xbf# T\r\n\r\n## H\r\n\r\none\r\ntwo\r\n")
-    assert not note and [(p.heading, p.text, p.line) for p in passages] == [("H", "one\ntwo", 5)]
+    assert not note and [(p.heading, p.text) for p in passages] == [("H", "one\ntwo")]
 
 
 @pytest.mark.parametrize(
@@ -144,10 +144,7 @@ def test_long_sections_are_split_and_no_word_is_lost(gap):
     joined = "".join("".join(p.text.split()) for p in passages[:-1])
     assert joined == "".join(text.split())
     assert len({p.id for p in passages}) == len(passages)
-    if gap == "\n\n":  # paragraphs stay whole, and the line is that of the first
-        lines = [5 + 2 * int(p.text.partition("\n")[0][4:]) for p in passages[:-1]]
-        assert [p.line for p in passages[:-1]] == lines
-    else:  # the sentences of a paragraph stay on one line
+    if gap != "\n\n":  # the sentences of a paragraph stay on one line
         assert not any("\n" in p.text for p in passages)
 
 

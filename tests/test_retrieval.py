@@ -58,8 +58,8 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         "sub/loop": "hidden, or a link: not entered",
         "empty.md": "empty",
         "huge.txt": "too large: 4 MB; the most is 3",
-        "link.md": "a link, or no file",
-        "pipe.txt": "a link, or no file",
+        "link.md": "a link, or not a regular file",
+        "pipe.txt": "a link, or not a regular file",
         "*.png": "not read: 2 files",
         "hidden files": "not read: 1 file",
         "binary.txt": "left out: binary.txt is not a text file: save it as plain text (UTF-8).",
@@ -202,16 +202,15 @@ def test_ranks_are_fused_by_hand(build, monkeypatch):
     index.__dict__["vectors"] = np.eye(4, dtype=np.float32)
     monkeypatch.setattr(index, "embed", lambda texts: cosines)
     hits = index.search("b bad", k=4)
-    assert [(h.passage.heading, h.ranks) for h in hits] == [
-        ("b", (3, 1)),  # three times in title, heading and text
-        ("Bad", (2, 2)),
-        ("Good", (1, 4)),  # no word in common: the last place, with the other one
-        ("c", (4, 4)),
-    ]
-    for hit in hits:
-        assert hit.fused == pytest.approx(sum(1 / (60 + rank) for rank in hit.ranks))
-    assert [h.score for h in hits] == pytest.approx([0.1, 0.5, 0.9, 0])
-    assert hits[0].words > hits[1].words > hits[2].words == hits[3].words == 0
+    expected = {
+        "b": (3, 1),  # three times in title, heading and text
+        "Bad": (2, 2),
+        "Good": (1, 4),  # no word in common: the last place, with the other one
+        "c": (4, 4),
+    }
+    assert [hit.passage.heading for hit in hits] == list(expected)
+    for hit, ranks in zip(hits, expected.values(), strict=True):
+        assert hit.fused == pytest.approx(sum(1 / (60 + rank) for rank in ranks))
     assert len(index.search("b bad", k=99)) == 4 and len(index.search("b bad", k=1)) == 1
 
 
@@ -221,12 +220,11 @@ def test_many_questions_are_answered_as_one_by_one(build):
     for question, hits in zip(questions, index.search_all(questions), strict=True):
         alone = index.search(question)
         assert [h.passage for h in hits] == [h.passage for h in alone]
-        assert [h.score for h in hits] == pytest.approx([h.score for h in alone], abs=1e-6)
     assert index.search_all([]) == []
 
 
 def test_no_question_is_refused(build):
-    with pytest.raises(ApplicationError, match="Text 0 is empty or no text"):
+    with pytest.raises(ApplicationError, match="Text 0 is empty or isn"):
         build().search("  ")
     with pytest.raises(ApplicationError, match="k is 0"):
         build().search("good", k=0)
@@ -260,11 +258,17 @@ print(index.embedded, len(index.passages), "torch" in sys.modules)
 def test_the_evidence_is_among_the_first_three():
     index = Index.build(handbook.FOLDER)
     questions = [q for q in handbook.questions() if q.answerable]
-    results = index.search_all([q.question for q in questions], k=len(index.passages))
-    ranks = []  # fused, by meaning, by words
-    for question, hits in zip(questions, results, strict=True):
-        ids = [hit.passage.id.replace(".md#", "#") for hit in hits]
-        fused_rank = ids.index(question.evidence)
-        ranks.append((fused_rank + 1, *hits[fused_rank].ranks))
-    fused, meaning, words = (np.array(ranks) <= 3).mean(axis=0)
-    assert fused >= 0.95 and fused > max(meaning, words)
+    texts = [question.question for question in questions]
+    first = {"fused": [[hit.passage for hit in hits] for hits in index.search_all(texts, k=3)]}
+    by_meaning = index.embed(texts) @ index.vectors.T  # (questions, passages)
+    for name, scores in (("meaning", by_meaning), ("words", index.bm25.scores(texts))):
+        order = np.argsort(-scores, axis=1)[:, :3]
+        first[name] = [[index.passages[number] for number in row] for row in order]
+    share = {}
+    for name, rows in first.items():
+        found = [
+            question.evidence in {passage.id.replace(".md#", "#") for passage in row}
+            for question, row in zip(questions, rows, strict=True)
+        ]
+        share[name] = np.mean(found)
+    assert share["fused"] >= 0.95 and share["fused"] > max(share["meaning"], share["words"])

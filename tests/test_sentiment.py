@@ -90,11 +90,8 @@ def test_the_mean_over_windows_is_weighted_by_what_each_decides():
     mean = (log_odds**3).sum() / (log_odds**2).sum()  # the variance of two log p is log_odds²/4
     assert result.score == pytest.approx(1 / (1 + math.exp(-mean)), abs=1e-6)
     assert result.text == "positive"
-    assert [window[:2] for window in result.evidence] == [(0, 2), (2, 4), (4, 6)]
-    assert [window[2] for window in result.evidence] == pytest.approx([0.5, 0.9, 0.2])
     app.temperature = 2.0
     assert app("aabbcc").score == pytest.approx(1 / (1 + math.exp(-mean / 2)), abs=1e-6)
-    assert app("aabbcc").evidence[1][2] == pytest.approx(0.75)  # odds of 9, rooted: 3 to 1
 
 
 def test_what_is_no_text_is_refused_before_any_work():
@@ -178,13 +175,13 @@ def test_a_saved_classifier_is_served_with_its_own_labels(method, folders, film_
     odd = ["\x00\x01", "é漢字🙂" * 50, "\u202e\u200b", "x" * 5000, "film" * 999]
     assert {result.text for result in app.batch(odd)} <= {*LABELS}
     text = long_text(300)
-    result = app(text)
+    windows = app.windows(text)
     if method == "tfidf":  # without a tokenizer: read whole
-        assert result.evidence == ()
+        assert len(windows) == 1
     else:
         size = 16 if method == "few_shot" else 14  # an encoder's begin with [CLS], end with [SEP]
-        assert len(result.evidence) == math.ceil(300 / size)
-        assert result.evidence[0][0] == 0 and result.evidence[-1][1] == len(text)
+        assert len(windows) == math.ceil(300 / size)
+        assert windows[0][0] == 0 and windows[-1][1] == len(text)
 
 
 def test_a_saved_classifier_says_how_it_is_calibrated(tmp_path, made_up, monkeypatch):
@@ -226,7 +223,7 @@ def test_a_folder_named_like_a_method_does_not_replace_it(
     [
         ("ful", {}, FineTuningError, "Did you mean 'full'"),
         ("{folder}", {}, FineTuningError, "holds no classifier"),
-        ("full", {"threshold": math.nan}, ApplicationError, "threshold nan"),
+        ("full", {"threshold": math.nan}, ApplicationError, "threshold is nan"),
         ("full", {"window": 0}, ApplicationError, "window 0"),
         ("full", {"profile": "cpus"}, profiles.ProfileError, "cpus"),
     ],

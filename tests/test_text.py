@@ -169,6 +169,7 @@ def test_numbers_side_by_side_are_not_one():
     assert values("On May 5 200 people came.") == [{5.0}, {200.0}]
     assert values("Room 12\n300 seats") == [{12.0}, {300.0}]
     assert [5200.0 in read for read in values("It cost 5 200 in all.")] == [True]
+    assert values("500¹ euros, 1½ cups") == [{500.0}, {1.0}, {1.0}, {1.0}, {2.0}]
     assert values("f\u0131ve") == []  # as a dotless i is no i
 
 

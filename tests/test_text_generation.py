@@ -160,9 +160,9 @@ def test_a_prompt_without_room_is_refused_with_the_limit_before_any_work(app, mo
     [
         (["a", ""], "Text 1 is empty"),
         ([" \n\t"], "Text 0 is empty"),
-        ([b"a"], "no text: b'a'"),
+        ([b"a"], "isn't a string: b'a'"),
         ("hello", "batch takes a list"),
-        (["a", "b", "c\ud800"], r"Text 2 is no Unicode, read it as UTF-8: 'c\\ud800'"),
+        (["a", "b", "c\ud800"], r"Text 2 wasn't decoded as UTF-8: 'c\\ud800'"),
     ],
 )
 def test_what_is_no_text_is_refused(texts, message, app, monkeypatch):

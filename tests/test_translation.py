@@ -227,7 +227,7 @@ def test_what_no_translation_may_change_stays(app, monkeypatch):
 
 def test_what_is_no_text_is_refused(app):
     for call in (app, lambda text: list(app.stream(text))):
-        with pytest.raises(ApplicationError, match="empty or no text"):
+        with pytest.raises(ApplicationError, match="is empty or isn"):
             call(" \n")
 
 

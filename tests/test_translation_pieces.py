@@ -22,6 +22,7 @@ TEXTS = {
     ],
     "Run:\n```sh\nls {a\n```\nNow stop.": [("", "Run:"), ("\n```sh\nls {a\n```\n", "Now stop.")],
     "Stop.\n~~~\n```\n~~~": [("", "Stop."), ("\n~~~\n```\n~~~", "")],
+    "Summary\n~~~~~~~\nIt left.": [("", "Summary"), ("\n", "~~~~~~~"), ("\n", "It left.")],
     "```ls``` runs.": [("", "```ls``` runs.")],
     "Dish\tPrice  now": [("", "Dish\tPrice now")],
     "The landlord has to be told about every re-\npair.": [

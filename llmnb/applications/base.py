@@ -19,7 +19,7 @@ class Result:
     text: str
     score: float | None = None  # how sure it is, 0 to 1, where it can say
     evidence: tuple[Any, ...] = ()  # the passages that an answer stands on
-    warnings: tuple[str, ...] = ()  # what is wrong with the text, as far as it can be seen
+    warnings: tuple[str, ...] = ()  # what can be seen to be wrong with `text`
     tokens: int = 0  # generated
     seconds: float = 0.0  # since the call; a batch divides its time among the results
 
@@ -48,14 +48,17 @@ class Application(ABC):
 def checked(texts: Sequence[str]) -> list[str]:
     """The texts as a list.
 
-    Raises ApplicationError for one string, no string, an empty text, or halves of characters.
+    Raises ApplicationError for a single string, an item that isn't a string, an empty text, or a
+    lone surrogate, which is half of a character.
     """
     if isinstance(texts, str):
-        raise ApplicationError("batch takes a list of texts; this is one: call the application.")
+        raise ApplicationError(
+            "batch takes a list of texts, not a single string: call app(text) instead."
+        )
     texts = list(texts)
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ApplicationError(f"Text {number} is empty or no text: {text!r:.60}.")
+            raise ApplicationError(f"Text {number} is empty or isn't a string: {text!r:.60}.")
         if text.encode("utf-8", "replace").decode() != text:  # no tokenizer takes a surrogate
-            raise ApplicationError(f"Text {number} is no Unicode, read it as UTF-8: {text!r:.60}.")
+            raise ApplicationError(f"Text {number} wasn't decoded as UTF-8: {text!r:.60}.")
     return texts

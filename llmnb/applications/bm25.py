@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from llmnb import models
 from llmnb.text import is_identifier, names, parts, terms, words
 
-IDENTIFIER_WEIGHT = 2.0  # of a number or name such as A-17, in the weight of a word as rare
+IDENTIFIER_WEIGHT = (
+    2.0  # an identifier such as A-17 weighs this much more than an equally rare word
+)
 MAX_COUNT = 15  # a larger number in a question is an identifier, as 202400037 is
-BACKGROUND_TEXTS = 1000  # of English, which a word's frequency is estimated from besides
-WORDS_PER_TEXT = 50  # of those
+# A word's frequency is estimated from the index's texts and as many imagined ones in English.
+BACKGROUND_TEXTS = 1000
+WORDS_PER_TEXT = 50
 FUNCTION_WORDS = (
     "a an the of in on at to for from by with as into about over under between out up down off"
     " and or but if than then so nor is are was were be been being am do does did done has have"
@@ -22,13 +25,14 @@ FUNCTION_WORDS = (
     " when where why that this these those there here it its he she they him her them his their"
     " we our us you your i me my no not any some all much many long often please tell s t"
 )
-ENGLISH_WORDS = "the of is what which who whose when where why how does did"  # of a question
+# A question with one of these is taken to be English.
+ENGLISH_WORDS = "the of is what which who whose when where why how does did"
 ENGLISH_VOCABULARY = "all-MiniLM-L6-v2"  # the encoder's is sorted by frequency
 
 
 @functools.cache
 def _stem(word: str) -> str:
-    """Without the commonest English endings, then cut to six letters: "stopping" is "stop"."""
+    """The word without its commonest English ending, cut to six letters: "stopping" is "stop"."""
     word = re.sub(r"(?<=\w\w)(?<!s)s$", "", word)
     word = re.sub(r"(?<=\w\w)(?:ing|ed|e)$", "", word)
     return re.sub(r"y$", "i", re.sub(r"(\w)\1$", r"\1", word))[:6]
@@ -45,7 +49,7 @@ def content_stems(text: str) -> set[str]:
 
 
 def identifiers(text: str) -> list[str]:
-    """A text's identifiers as wholes; a number up to MAX_COUNT may be a count, so it is none."""
+    """A text's identifiers, but not their parts, nor numbers up to MAX_COUNT, often counts."""
     candidates = [term for term in stems(text) if is_identifier(term)]
     inner_stems = set().union(*map(_inner_stems, candidates))
     return [
@@ -68,8 +72,9 @@ class Bm25:
         self.vectorizer = CountVectorizer(analyzer=stems)
         counts = self.vectorizer.fit_transform(texts).astype(float)  # (texts, vocabulary), sparse
         self.n_texts, n_words = counts.shape
-        self.n_texts_with = np.bincount(counts.indices, minlength=n_words)  # the word
-        self.idf = np.log1p((self.n_texts - self.n_texts_with + 0.5) / (self.n_texts_with + 0.5))
+        self.document_frequency = np.bincount(counts.indices, minlength=n_words)  # (vocabulary,)
+        with_word = self.document_frequency + 0.5
+        self.idf = np.log1p((self.n_texts + 1 - with_word) / with_word)
         for term, index in self.vectorizer.vocabulary_.items():
             if is_identifier(term):
                 self.idf[index] *= IDENTIFIER_WEIGHT
@@ -96,7 +101,7 @@ class Bm25:
         weights = {}
         for term in question_stems.difference(*map(_inner_stems, question_stems)):
             index = self.vectorizer.vocabulary_.get(term)
-            n_texts_with = 1 if index is None else self.n_texts_with[index]
+            n_texts_with = 1 if index is None else self.document_frequency[index]
             english_share = min(WORDS_PER_TEXT / ranks.get(term, len(ranks)) / 10, 1)  # Zipf's law
             n_with = n_texts_with + english_share * BACKGROUND_TEXTS
             weights[term] = math.log((self.n_texts + BACKGROUND_TEXTS) / n_with)
@@ -130,7 +135,7 @@ def coverage(weights: Mapping[str, float], available: Set[str]) -> float:
 
 
 def _inner_stems(term: str) -> set[str]:
-    """Of the words that an identifier is made of; empty if it is a single one."""
+    """The stems of the words inside an identifier; empty for anything else."""
     return set(stems(" ".join(parts(term)))) - {term} if is_identifier(term) else set()
 
 
@@ -141,7 +146,7 @@ def _function_stems() -> frozenset[str]:
 
 @functools.cache
 def _english_ranks() -> dict[str, int]:
-    """The rank of each English word's stem by its frequency: the encoder's vocabulary has it."""
+    """The rank of each English word's stem by frequency, by which the vocabulary is sorted."""
     vocabulary = models.load_tokenizer(ENGLISH_VOCABULARY).get_vocab()
     first = vocabulary["the"]  # before it stand special tokens and characters
     ranks: dict[str, int] = {}

@@ -5,7 +5,6 @@ import email
 import email.policy
 import importlib.util
 import io
-import itertools
 import json
 import logging
 import re
@@ -35,12 +34,9 @@ class UnreadableError(ValueError):
 
 def read_plain(contents: str, document: Document) -> None:
     """Paragraphs between blank lines."""
-    lines = document.without_blobs(contents).split("\n")
-    numbered = itertools.groupby(enumerate(lines, 1), key=lambda pair: bool(pair[1].strip()))
-    for _, pairs in numbered:
-        numbers, paragraph = zip(*pairs, strict=True)
-        for unit in unwrapped(paragraph):
-            document.add(numbers[0], unit)
+    for paragraph in re.split(r"\n\s*\n", document.without_blobs(contents)):
+        for unit in unwrapped(paragraph.split("\n")):
+            document.add(unit)
 
 
 def read_rst(contents: str, document: Document) -> None:
@@ -73,36 +69,23 @@ def read_rst(contents: str, document: Document) -> None:
     for node in list(tree.findall(nodes.problematic)):  # a role of Sphinx: :ref:`text <label>`
         text = re.sub(r"^:[\w:.+-]+:`(.+?)(?: <[^<>]*>)?`$", r"\1", node.astext())
         node.parent.replace(node, nodes.Text(text))
-    for node in list(tree.findall(nodes.Element)):
-        if node.line and isinstance(node, nodes.Body | nodes.title):
-            node.parent.insert(node.parent.index(node), nodes.comment("", f"line {node.line}"))
     page = core.publish_from_doctree(tree, writer="html5", settings_overrides=settings)
     read_page(page.decode("utf-8").partition("</head>")[2], document)
 
 
 def read_notebook(contents: str, document: Document) -> None:
-    """The cells of a Jupyter notebook, without their outputs; the lines are cells' numbers."""
-    notebook = json.loads(contents)
-    if "cells" in notebook:
-        cells = notebook["cells"]
-    else:  # before 2015
-        cells = [cell for sheet in notebook["worksheets"] for cell in sheet["cells"]]
-    for number, cell in enumerate(cells, 1):
-        source = "".join(cell["source"] if "source" in cell else cell["input"])
-        part = replace(document, units=[])  # with the same title, notes and blobs
+    """The cells of a Jupyter notebook, without their outputs."""
+    for cell in json.loads(contents)["cells"]:
+        source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            read_markdown(source, part)
-        elif cell["cell_type"] == "heading":
-            part.add(number, source, cell["level"])
+            read_markdown(source, document)
         else:
-            for line in part.without_blobs(source).split("\n"):
-                part.add(number, line)
-        document.title = part.title
-        document.units += [replace(unit, line=number) for unit in part.units]
+            for line in document.without_blobs(source).split("\n"):
+                document.add(line)
 
 
 def read_python(contents: str, document: Document) -> None:
-    """Functions and classes under their names; what stands between two is the module's."""
+    """Each function and class under its name; all other lines belong to the module."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the compiler, on odd strings in a user's code
         tree = ast.parse(contents)
@@ -119,10 +102,10 @@ def read_python(contents: str, document: Document) -> None:
                     functions.add(name)
     sections: dict[str, Document] = {"": document}
     for number, line in enumerate(document.without_blobs(contents).split("\n"), 1):
-        sections.setdefault(owners.get(number, ""), Document()).add(number, line)
+        sections.setdefault(owners.get(number, ""), Document()).add(line)
     del sections[""]
     for owner, section in sections.items():
-        document.units += [Unit(section.units[0].line, owner, level=1), *section.units]
+        document.units += [Unit(owner, level=1), *section.units]
 
 
 def read_pdf(data: bytes, document: Document) -> None:
@@ -142,8 +125,7 @@ def read_pdf(data: bytes, document: Document) -> None:
         part = replace(document, units=[])
         read_plain(page.extract_text(), part)
         if part.units:
-            document.units.append(Unit(number, f"page {number}", level=1))
-            document.units += [replace(unit, line=number) for unit in part.units]
+            document.units += [Unit(f"page {number}", level=1), *part.units]
         else:
             empty_pages.append(str(number))
     if empty_pages and not document.units:
@@ -152,11 +134,11 @@ def read_pdf(data: bytes, document: Document) -> None:
             " recognition (OCR) add the text"
         )
     if empty_pages:
-        document.notes.append(f"no text on page {', '.join(empty_pages)}, perhaps a picture of it")
+        document.notes.append(f"no text on page {', '.join(empty_pages)}; perhaps it is a picture")
 
 
 def read_docx(data: bytes, document: Document) -> None:
-    """A Word document; the lines are the numbers of its paragraphs and tables."""
+    """A Word document."""
     import docx
     from docx.oxml.ns import qn
     from docx.table import Table
@@ -173,22 +155,25 @@ def read_docx(data: bytes, document: Document) -> None:
             for child in list(element):
                 element.addprevious(child)
             element.getparent().remove(element)
-    struck_out = file.element.body.xpath(".//w:r[w:rPr/w:strike[not(@w:val='0')]]")
-    for run in struck_out:
-        run.getparent().remove(run)
-    if struck_out:
-        document.notes.append(f"left out of it: struck-out text (pieces: {len(struck_out)})")
-    for text in file.element.body.xpath(".//w:r[w:rPr/w:vertAlign/@w:val='superscript']/w:t"):
-        follows_digit = re.search(r"\d\Z", text.xpath("string(preceding::w:t[1])"))
-        if follows_digit and text.text[:1].isdigit():  # 500 and a note's 1 are not 5001
-            text.text = f"^{text.text}"
+
+    def marked(paragraph) -> str:
+        """Its HTML; struck-out and raised text are marked, for read_page."""
+        page = ""
+        for part in paragraph.iter_inner_content():  # runs, and links, which have runs
+            for run in getattr(part, "runs", [part]):
+                text = escape(run.text).replace("\n", "<br>")
+                text = f"<s>{text}</s>" if run.font.strike else text
+                page += f"<sup>{text}</sup>" if run.font.superscript else text
+        return page
+
     page = ""
-    for number, block in enumerate(file.iter_inner_content(), 1):
-        page += f"<!--line {number}-->"
+    for block in file.iter_inner_content():
         if isinstance(block, Table):
             page += "<table>"
             for n, row in enumerate(block.rows):
-                cells = {id(cell._tc): escape(cell.text) for cell in row.cells}  # once if merged
+                cells = {  # a merged cell once
+                    id(cell._tc): "<br>".join(map(marked, cell.paragraphs)) for cell in row.cells
+                }
                 tag = "td" if n else "th"
                 page += "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in cells.values())
             page += "</table>"
@@ -196,8 +181,7 @@ def read_docx(data: bytes, document: Document) -> None:
         style = block.style.name if block.style is not None else ""
         heading = re.fullmatch(r"Heading ([1-6])", style)
         tag = f"h{heading[1]}" if heading else "title" if style == "Title" else "p"
-        text = escape(block.text).replace("\n", "<br>")
-        page += f"<{tag}>{text}</{tag}>"
+        page += f"<{tag}>{marked(block)}</{tag}>"
     read_page(page, document)
 
 
@@ -206,13 +190,13 @@ def read_mail(data: bytes, document: Document) -> None:
     mail = email.message_from_bytes(data, policy=email.policy.default)
     document.title = str(mail["Subject"] or "")
     for name in ("Subject", "From", "To", "Date"):
-        document.add(1, f"{name}: {mail[name]}" if mail[name] else "")
-    text = mail.get_body(("plain", "html"))
-    if text is not None:
-        if text.get_content_charset() is None:
-            text.set_param("charset", "utf-8")
-        read = read_html if text.get_content_subtype() == "html" else read_plain
-        read(text.get_content().replace("\r\n", "\n"), document)
+        document.add(f"{name}: {mail[name]}" if mail[name] else "")
+    body = mail.get_body(("plain", "html"))
+    if body is not None:
+        if body.get_content_charset() is None:
+            body.set_param("charset", "utf-8")
+        read_body = read_html if body.get_content_subtype() == "html" else read_plain
+        read_body(body.get_content().replace("\r\n", "\n"), document)
     if attachments := list(mail.iter_attachments()):
         document.notes.append(f"its attachments are left out: {len(attachments):,}")
 
@@ -220,7 +204,7 @@ def read_mail(data: bytes, document: Document) -> None:
 def _check_size(n_bytes: int) -> None:
     if n_bytes > MAX_UNPACKED_BYTES:
         limit = f"{MAX_UNPACKED_BYTES / 1e6:,.0f} MB"
-        raise UnreadableError(f"unpacked it is larger than {limit}, the most that is read")
+        raise UnreadableError(f"unpacked, it is larger than {limit}, the most that is read")
 
 
 BINARY_READERS: dict[str, Callable[[bytes, Document], None]] = {

@@ -9,7 +9,7 @@ import re
 import tomllib
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import mistune
@@ -24,7 +24,6 @@ from llmnb.text import has_cut_words, on_one_line
 class Unit:
     """A heading, a paragraph, a list item, a row or a line of code, on one line."""
 
-    line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
     text: str
     level: int = 0  # of a heading, from 1; 0 for text
 
@@ -38,12 +37,12 @@ class Document:
     notes: list[str] = field(default_factory=list)  # on what is left out
     blob_sizes: list[int] = field(default_factory=list)  # of `without_blobs`, in characters
 
-    def add(self, line: int, text: str, level: int = 0) -> None:
+    def add(self, text: str, level: int = 0) -> None:
         """Add a unit. The first heading of level 1 becomes the title if there is none yet."""
-        if level:  # without the address that some tools let follow it: {#fees}
+        if level:  # some tools write an anchor behind a heading, as in {#fees}
             text = re.sub(r" \{[#.][^{}]*\}$", "", " ".join(text.split()))
         if text.strip():
-            self.units.append(Unit(line, text.rstrip(), level))
+            self.units.append(Unit(text.rstrip(), level))
         if level == 1:
             self.title = self.title or text
 
@@ -54,7 +53,7 @@ class Document:
             if not any(character.isalnum() for character in match[0]):  # a ruler, a table's border
                 return match[0]
             self.blob_sizes.append(len(match[0]))
-            return "…" + "\n" * match[0].count("\n")  # the lines keep their numbers
+            return "…\n" if "\n" in match[0] else "…"
 
         return _BLOB.sub(replacement, contents)
 
@@ -100,63 +99,34 @@ def _without_front_matter(contents: str, document: Document) -> str:
         parse = yaml.safe_load if match[1] == "---" else tomllib.loads
         metadata = parse(match[2] or "") or {}
     except (yaml.YAMLError, ValueError, RecursionError):
-        metadata = {}
-        document.notes.append("the lines above its text (front matter) can't be read")
+        document.notes.append("lines above its text (front matter) that can't be read are taken as text")
+        return contents
     if not isinstance(metadata, dict):  # a text between two rules
         return contents
     if isinstance(metadata.get("title"), str):
         document.title = " ".join(metadata["title"].split())
-    return "\n" * match[0].count("\n") + contents[match.end() :]
-
-
-class _BlockParser(mistune.BlockParser):
-    """Notes at what character of the contents every block starts."""
-
-    def parse_method(self, match: re.Match, state: mistune.BlockState) -> int | None:
-        n_tokens = len(state.tokens)
-        end = super().parse_method(match, state)
-        for token in state.tokens[n_tokens : n_tokens + 1]:  # a list parses the heading behind it
-            token["start"] = match.start()
-        return end
-
-
-class _BlockState(mistune.BlockState):
-    def append_token(self, token: dict) -> None:
-        token["start"] = self.cursor
-        super().append_token(token)
-
-    def add_paragraph(self, text: str) -> None:
-        super().add_paragraph(text)
-        self.tokens[-1].setdefault("start", self.cursor)
+    return contents[match.end() :]
 
 
 class _Renderer(mistune.HTMLRenderer):
-    """HTML that keeps line breaks within paragraphs, with comments that tell a block's line."""
+    """HTML that keeps line breaks within paragraphs."""
 
     def softbreak(self) -> str:
         return "\f"
 
     def inline_html(self, html: str) -> str:
-        """Within a sentence "the <script> tag" speaks of one: as such it would hide the rest."""
+        """A sentence may mention "the <script> tag": left as HTML it would hide what follows."""
         return mistune.escape(html) if re.match(r"</?(script|style|template)\b", html) else html
-
-    def __call__(self, tokens: Iterable[dict], state: mistune.BlockState) -> str:
-        rendered, line, start = "", 1, 0
-        for token in tokens:
-            line += state.src.count("\n", start, token["start"])
-            start = token["start"]
-            rendered += f"<!--line {line}-->{self.render_token(token, state)}"
-        return rendered
 
 
 def _parse_footnote(block: mistune.BlockParser, match: re.Match, state) -> int:
-    """A footnote is a paragraph; without this it is a link's definition, and no text."""
+    """Read a footnote as a paragraph; mistune would drop it as a link's definition."""
     state.append_token({"type": "paragraph", "text": match[0]})
     return match.end()
 
 
 def _parse_formula(inline: mistune.InlineParser, match: re.Match, state) -> int:
-    """LaTeX stays as it is; without this its underscores and backslashes are Markdown's."""
+    """Keep LaTeX as it is; its underscores and backslashes would be read as Markdown."""
     state.append_token({"type": "codespan", "raw": match[0]})
     return match.end()
 
@@ -164,7 +134,7 @@ def _parse_formula(inline: mistune.InlineParser, match: re.Match, state) -> int:
 def read_markdown(contents: str, document: Document) -> None:
     """CommonMark with tables, and with pieces of HTML."""
     contents = _without_front_matter(document.without_blobs(contents), document)
-    markdown = mistune.Markdown(_Renderer(escape=False), _BlockParser())
+    markdown = mistune.Markdown(_Renderer(escape=False))
     plugins = [table.table, table.table_in_list, table.table_in_quote, def_list.def_list]
     for plugin in [*plugins, formatting.strikethrough]:
         plugin(markdown)
@@ -172,8 +142,7 @@ def read_markdown(contents: str, document: Document) -> None:
     markdown.block.register("footnote", footnote, _parse_footnote, before="ref_link")
     formula = r"\$\$[^$]+\$\$|\$(?=\S)[^$\n]*(?<=[^\s\\])\$(?!\d)"  # not: $5 and $6
     markdown.inline.register("formula", formula, _parse_formula, before="escape")
-    page, _ = markdown.parse(contents, _BlockState())
-    read_page(page, document)
+    read_page(markdown(contents), document)
 
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -187,8 +156,8 @@ _BLOCK_ELEMENTS = (
 )
 _BLOCK_ELEMENTS = {BeautifulSoup.ROOT_TAG_NAME, *_HEADINGS, *_CODE, *_BLOCK_ELEMENTS.split()}
 _CELLS = ["td", "th"]
-_NO_DATA_HAS = ["table", "pre", *_HEADINGS]  # a table that has them arranges a page
-_NO_CELL_HAS = [*_NO_DATA_HAS, "ul", "ol", "dl"]  # without a header lists do that as well
+_LAYOUT_ELEMENTS = ["table", "pre", *_HEADINGS]  # a table with one of these arranges a page
+_LAYOUT_ELEMENTS_OR_LISTS = [*_LAYOUT_ELEMENTS, "ul", "ol", "dl"]  # where it has no header
 
 
 def read_html(contents: str, document: Document) -> None:
@@ -197,7 +166,7 @@ def read_html(contents: str, document: Document) -> None:
 
 
 def read_page(page: str, document: Document) -> None:
-    """As `read_html`; a comment <!--line 5--> says where what follows begins in another format."""
+    """As `read_html`, from HTML that another format was turned into."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a short text looks like a file's name or an address
         soup = BeautifulSoup(page, "html.parser")
@@ -213,7 +182,9 @@ def read_page(page: str, document: Document) -> None:
     for tag in soup("br"):
         tag.insert_before("\v")
     for tag in soup("title"):
-        if tag.parent.name in ("head", "html", soup.name) and not tag.find():  # else it is open
+        if (
+            tag.parent.name in ("head", "html", soup.name) and not tag.find()
+        ):  # else it isn't closed
             document.title = document.title or " ".join(tag.get_text().split())
             tag.decompose()
     for tag in soup("ol"):
@@ -224,10 +195,10 @@ def read_page(page: str, document: Document) -> None:
             _put_before(" ".join(tag.get_text().split()).rstrip(":") + ": ", definition)
             tag.decompose()
     for tag in soup("table"):
-        if not tag.find(_NO_CELL_HAS if tag.find("th") is None else _NO_DATA_HAS):
+        has_header = tag.find("th") is not None
+        if not tag.find(_LAYOUT_ELEMENTS if has_header else _LAYOUT_ELEMENTS_OR_LISTS):
             rows = soup.new_tag("pre")
             rows.string = "\n".join(_table_units(tag))
-            rows.sourceline = tag.sourceline
             tag.replace_with(rows)
     _read_blocks(soup, document)
 
@@ -235,36 +206,30 @@ def read_page(page: str, document: Document) -> None:
 def _read_blocks(soup: BeautifulSoup, document: Document) -> None:
     """What stands between two borders of block elements is a paragraph, or a piece of code."""
     strings: list[str] = []
-    line = marked_line = 0  # line is where the strings begin
     last_block = soup
 
     def flush() -> None:
         text = "".join(strings)
         strings.clear()
         if last_block.name in _CODE:
-            for n, unit in enumerate(text.lstrip("\n").replace("\v", "\n").split("\n")):
-                document.add(line + n, unit)
+            for line in text.replace("\v", "\n").split("\n"):
+                document.add(line)
         elif last_block.name in _HEADINGS and not _ancestor(last_block, {"blockquote"}):
-            document.add(line, text, _HEADINGS[last_block.name])
+            document.add(text, _HEADINGS[last_block.name])
         else:
             is_item = "li" in (last_block.name, last_block.parent and last_block.parent.name)
             for part in text.split("\v"):
                 for unit in unwrapped([part] if is_item else part.split("\f")):
-                    document.add(line, unit)
+                    document.add(unit)
 
     for node in soup.descendants:
-        if isinstance(node, Comment) and re.fullmatch(r" ?line \d+ ?", node):
-            marked_line = int(node.split()[1])
-        elif isinstance(node, Tag) and node.name in _BLOCK_ELEMENTS:
+        if isinstance(node, Tag) and node.name in _BLOCK_ELEMENTS:
             flush()
         elif type(node) in (NavigableString, CData):  # no comment
             block = _ancestor(node, _BLOCK_ELEMENTS)
             if block is not last_block:
                 flush()
             last_block = block
-            if not strings and node.strip():
-                n_blank_lines = node.count("\n") - node.lstrip().count("\n")
-                line = marked_line or (node.parent.sourceline or 1) + n_blank_lines
             if strings or node.strip():
                 is_code = block.name in _CODE
                 strings.append(node if is_code else re.sub(r"[^\S\v\f]+", " ", node))
@@ -296,7 +261,8 @@ def _table_units(tag: Tag) -> list[str]:
 
     A cell that spans rows stands in each of them.
     """
-    texts: dict[int, str] = defaultdict(str)  # of a cell, by its id; many pages leave cells open
+    # Of each cell, by id(cell): where a page doesn't close its cells, one is inside the other.
+    texts: dict[int, str] = defaultdict(str)
     last_block = None
     for node in tag.descendants:
         if type(node) in (NavigableString, CData):
@@ -310,8 +276,8 @@ def _table_units(tag: Tag) -> list[str]:
     grid: list[dict[int, str]] = [{} for _ in cells_by_row]  # the text of each column, row by row
     n_headers = 0
     for y, cells in enumerate(cells_by_row.values()):
-        has_corner = not texts[id(cells[0])].strip()  # which may be empty in a row of names
-        are_names = all(cell.name == "th" for cell in cells[has_corner:])
+        is_corner_empty = not texts[id(cells[0])].strip()  # as it may be in a row of names
+        are_names = all(cell.name == "th" for cell in cells[is_corner_empty:])
         is_header = n_headers == y and (are_names or tag.thead in cells[0].parents)
         n_headers += is_header
         x = 0

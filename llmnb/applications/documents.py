@@ -24,7 +24,8 @@ MAX_EXCERPT_WORDS = 60
 MAX_FILE_BYTES = 10_000_000
 MAX_BINARY_FILE_BYTES = 100_000_000  # a PDF or DOCX may be full of pictures
 ADVICE = "save it as plain text (UTF-8)"
-_UNFIT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # for a name; bytes that aren't UTF-8, too
+# In a file's name: control characters, and surrogates, which stand for bytes that aren't UTF-8.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 READERS = formats.TEXT_READERS | formats.BINARY_READERS
 
 
@@ -36,8 +37,7 @@ class Passage:
     file: str  # from the folder on, with /
     title: str  # the document's
     heading: str  # after those above it, except the title: Norway > Delivery
-    text: str  # a unit on every line; of a heading with nothing below it the heading
-    line: int  # where it begins, from 1; of a notebook the cell, of a PDF the page
+    text: str  # one unit a line; the heading, if nothing is below it
 
 
 _Section = tuple[list[str], list[Unit]]  # the headings above it and its own; what is below
@@ -72,9 +72,9 @@ def chunks(file: str, contents: str | bytes) -> tuple[list[Passage], str]:
     slugs = _slugs([path[-1] if path else title for path, _ in sections])
     for (path, units), slug in zip(sections, slugs, strict=True):
         heading = " > ".join(path[1:] if path[:1] == [title] else path) or title
-        for n, (line, text) in enumerate(_packed(units), 1):
+        for n, text in enumerate(_packed(units), 1):
             address = f"{file}#{slug}" if n == 1 else f"{file}#{slug}.{n}"
-            passages.append(Passage(address, file, title, heading, text, line))
+            passages.append(Passage(address, file, title, heading, text))
     return passages, "; ".join(document.notes)
 
 
@@ -101,7 +101,7 @@ def _sections(units: list[Unit]) -> list[_Section]:
 def _slugs(headings: list[str]) -> list[str]:
     """Addresses as GitHub gives them: "C#" is c, and the second one c-1.
 
-    The text before the first heading gets what the headings leave over.
+    The text before the first heading gets its address last, so that the headings keep theirs.
     """
     n_used: Counter[str] = Counter()
     slugs = []
@@ -121,19 +121,18 @@ def _slugs(headings: list[str]) -> list[str]:
     return [slugs[-1], *slugs[:-1]]
 
 
-def _packed(units: list[Unit]) -> list[tuple[int, str]]:
-    """First line and text of each passage: as many units as fit. It needs a word."""
-    packed: list[tuple[int, str]] = []
+def _packed(units: list[Unit]) -> list[str]:
+    """The text of each passage: as many units as fit. A passage without a word is dropped."""
+    packed: list[str] = []
     for unit in units:
         gap = "\n"
         for part in _parts(unit.text):
-            start, passage = packed[-1] if packed else (unit.line, "")
-            if packed and len(passage) + 1 + len(part) <= MAX_PASSAGE_CHARACTERS:
-                packed[-1] = (start, passage + gap + part)
+            if packed and len(packed[-1]) + 1 + len(part) <= MAX_PASSAGE_CHARACTERS:
+                packed[-1] += gap + part
             else:
-                packed.append((unit.line, part))
+                packed.append(part)
             gap = " "
-    return [(line, passage) for line, passage in packed if re.search(r"\w", passage)]
+    return [passage for passage in packed if printed_words(passage)]
 
 
 def _parts(unit: str) -> list[str]:
@@ -148,7 +147,7 @@ def _parts(unit: str) -> list[str]:
 
 
 def sentence_units(text: str) -> list[str]:
-    """A passage's sentences; one that ends in a colon, as "Run this:", has the next behind it."""
+    """A passage's sentences; one that ends in a colon ("Run this:") is joined with the next."""
     units = _sentences(text)
     for number in range(len(units) - 2, -1, -1):
         if _leads_on(units[number]):
@@ -186,8 +185,8 @@ def _leads_on(sentence: str) -> bool:
 def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]:
     """The files that can be read, with size and times; what is left out, and why.
 
-    root: a folder, or a single file, which may be hidden or of any kind; names begin behind the
-    folder. Hidden files are not read, but counted.
+    root: a folder, or a single file, which may be hidden or of any kind; names are relative to
+    the folder. Hidden files are not read, but counted.
     """
     files, skipped, n_unread = {}, [], Counter()
     is_single = root.is_file()
@@ -222,19 +221,21 @@ def list_files(root: Path) -> tuple[dict[str, list[int]], list[tuple[str, str]]]
         if formats.is_library_missing(kind.removeprefix("*")):
             reason += f"; first install what reads them: {formats.INSTALL_COMMAND}"
         skipped.append((kind, reason))
-    return files, [(_UNFIT.sub(lambda c: repr(c[0])[1:-1], name), why) for name, why in skipped]
+    return files, [
+        (_UNPRINTABLE.sub(lambda c: repr(c[0])[1:-1], name), why) for name, why in skipped
+    ]
 
 
 def _refusal(path: str, kind: str, info: os.stat_result) -> str:
     """Why a file isn't read, or ""."""
     limit = MAX_BINARY_FILE_BYTES if kind in formats.BINARY_READERS else MAX_FILE_BYTES
     if not stat.S_ISREG(info.st_mode):
-        return "a link, or no file"
+        return "a link, or not a regular file"
     if info.st_size == 0:
         return "empty"
     if info.st_size > limit:
         return f"too large: {info.st_size / 1e6:,.0f} MB; the most is {limit / 1e6:,.0f}"
-    if _UNFIT.search(path):
+    if _UNPRINTABLE.search(path):
         return "its name has control characters, or isn't in UTF-8: rename it"
     return ""
 

@@ -38,10 +38,10 @@ EXAMPLES = (  # text, question, answer: invented, so that nothing of them can be
     ("The setting `fast` gives each move ten seconds.", "Which setting limits a move?", "fast"),
 )
 PASSAGES_READ = 5  # for a question
-PASSAGE_SHARE = 0.25  # of the question's words in a passage, the rest for those in the sentence
-EXACT_BONUS = 0.5  # of the sentences in a passage with the question's identifiers
-KIND_BONUS = 0.3  # of a sentence with the number, time or name that is asked for, beside a cosine
-KIND_PENALTY = 1.0  # of an answer without it, beside a mean log p
+PASSAGE_SHARE = 0.25  # weight of the question's words in a passage; the rest: in the sentence
+EXACT_BONUS = 0.5  # for a sentence whose passage has the question's identifiers
+KIND_BONUS = 0.3  # for a sentence with the number, time or name that is asked for
+KIND_PENALTY = 1.0  # taken off the mean log p of an answer without it
 MAX_ANSWER_TOKENS = 8
 MAX_ANSWER_STARTS = 8  # words of a sentence at which an answer may begin
 _ASKS_NUMBER = re.compile(
@@ -65,14 +65,14 @@ class _Start(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer(Result):
-    """A result with the sentence that fits the question best, also where it is declined."""
+    """A result with the sentence that fits the question best, even if it is declined."""
 
     sentence: str = ""
     nearest: Hit | None = None  # the passage that has the sentence
 
     @property
     def excerpt(self) -> str:
-        """The sentence with its neighbours: whether the copied words answer, is seen here."""
+        """The sentence with its neighbours, which show whether the copied words answer."""
         return excerpt(self.nearest.passage.text, self.sentence) if self.nearest else self.sentence
 
 
@@ -101,20 +101,15 @@ class QuestionAnswerer(Application):
 
     @classmethod
     def load(
-        cls,
-        model: str = "",
-        profile: str = "auto",
-        folder: str | Path = handbook.FOLDER,
-        encoder: str = "",
-        **options,
+        cls, model: str = "", profile: str = "auto", folder: str | Path = handbook.FOLDER, **options
     ) -> Self:
-        """folder: the documents'; encoder: the search's; options: as for the class.
+        """folder: the documents'; options: as for the class.
 
         openai:NAME writes freely. Raises ApplicationError, AssetError, HostedError.
         """
         if is_hosted(model) and options.setdefault("copy", False):
             raise ApplicationError(f"{model} can't copy answers out of sentences: set copy=False.")
-        index = Index.build(folder, encoder)
+        index = Index.build(folder)
         generator = TextGenerator.load(model, profile, max_new_tokens=16, stop=["\n"])
         return cls(index, generator, **options)
 
@@ -133,7 +128,7 @@ class QuestionAnswerer(Application):
 
     def closed_book(self, questions: Sequence[str]) -> list[Result]:
         """What the decoder writes after examples and question alone, without any text."""
-        return self.generator.complete([_prompt(question) for question in checked(questions)])
+        return self.generator.complete(list(map(self._prompt, checked(questions))))
 
     def read(
         self, questions: Sequence[str], hits: Sequence[Sequence[Hit]], threshold: float = 0.0
@@ -157,7 +152,7 @@ class QuestionAnswerer(Application):
         Raises ApplicationError for a text that the model has no room for.
         """
         pairs = list(zip(questions, texts, strict=True))
-        prompts = [_prompt(*pair) for pair in pairs]
+        prompts = [self._prompt(*pair) for pair in pairs]
         self.generator.prompt_sizes(prompts)  # refuses one that is too long before any work
         if self.copy:
             return [self._copied(*pair) for pair in pairs]
@@ -207,7 +202,7 @@ class QuestionAnswerer(Application):
                 yield _Evidence(fit, sentence, hit, features)
 
     def _embed_sentences(self, passages: Sequence[Passage]) -> None:
-        """Each with title and heading before it; what was embedded already is not again."""
+        """Embed each sentence behind its title and heading, once for each passage."""
         new = {p: sentence_units(p.text) for p in passages if p not in self._embedded}
         texts = [f"{p.title}: {p.heading}. {unit}" for p, units in new.items() for unit in units]
         rows = iter(zip(map(set, map(stems, texts)), self.index.embed(texts), strict=True))
@@ -221,9 +216,11 @@ class QuestionAnswerer(Application):
         What only repeats the question's words is no answer. If the question asks for a number, a
         time or a name, and the sentence has one, a span without it loses KIND_PENALTY.
         """
-        request_ids = self._ids("\n" + _request(question, sentence))
+        request_ids = self._ids("\n" + self._request(question, sentence))
         log_p, cache = self._log_p([request_ids], self._examples_cache, last_only=True)
         starts = self._starts(sentence, log_p[0, -1])
+        if not starts:  # there is no word in it
+            return Result(sentence)
         log_p, _ = self._log_p([start.ids for start in starts], cache)
         newline = self._ids("\n")[0]  # the answer ends there
         ends = [end for _, end in printed_words(sentence)]
@@ -257,7 +254,7 @@ class QuestionAnswerer(Application):
     def _log_p(
         self, rows: list[list[int]], prefix: KeyValueCache | None, last_only: bool = False
     ) -> tuple[torch.Tensor, KeyValueCache]:
-        """log p of the token after each, (rows, seq, vocab), all behind one prefix; the cache."""
+        """log p of each next token, (rows, seq, vocab), the rows behind the prefix; the cache."""
         model = self.generator.model
         weight = model.embedding.weight
         width = max(map(len, rows))
@@ -275,6 +272,12 @@ class QuestionAnswerer(Application):
         examples = _examples().removesuffix("\n")  # tokenizers cut two newlines before a word apart
         _, cache = self._log_p([self._ids(examples)], prefix=None, last_only=True)
         return cache
+
+    def _request(self, question: str, sentence: str = "") -> str:
+        return _request(*map(self.generator.without_control_tokens, (question, sentence)))
+
+    def _prompt(self, question: str, sentence: str = "") -> str:
+        return _examples(closed_book=not sentence) + self._request(question, sentence)
 
     def _ids(self, text: str) -> list[int]:
         return self.generator.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -297,8 +300,7 @@ def _has_kind(question: str, sentence: str) -> bool:
 
 def _request(question: str, sentence: str = "") -> str:
     text = f"Text: {sentence}\n" if sentence else ""
-    request = f"{text}Question: {' '.join(question.split())}\nAnswer:"
-    return request.replace("<|", "< |")  # a document ends no turn of a chat
+    return f"{text}Question: {' '.join(question.split())}\nAnswer:"
 
 
 def _examples(closed_book: bool = False) -> str:
@@ -306,10 +308,6 @@ def _examples(closed_book: bool = False) -> str:
     for text, question, answer in EXAMPLES:
         examples += f"{_request(question, '' if closed_book else text)} {answer}\n\n"
     return examples
-
-
-def _prompt(question: str, sentence: str = "") -> str:
-    return _examples(closed_book=not sentence) + _request(question, sentence)
 
 
 def tune(scores: ArrayLike, answerable: ArrayLike) -> float:
@@ -322,7 +320,9 @@ def tune(scores: ArrayLike, answerable: ArrayLike) -> float:
     answerable = np.asarray(answerable, bool)
     is_valid = scores.shape == answerable.shape and scores.ndim == 1 and np.isfinite(scores).all()
     if not is_valid or answerable.all() or not answerable.any():
-        raise ApplicationError("tune takes a score and a yes or no a question, both among them.")
+        raise ApplicationError(
+            "tune takes a score and True or False for each question, and one of each at least."
+        )
     levels = np.unique(scores)
     cuts = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2])
     yes, no = scores[answerable], scores[~answerable]

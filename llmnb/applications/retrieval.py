@@ -21,20 +21,17 @@ from llmnb.applications.documents import Passage
 from llmnb.text import clean
 
 ENCODER = "all-MiniLM-L6-v2"  # trained to bring question and passage together; plain BERT is not
-INDEX_VERSION = 5  # counts up when passages are cut, read or stored in another way
+INDEX_VERSION = 6  # counts up when passages are cut, read or stored in another way
 MAX_PASSAGE_TOKENS = 256  # of a passage are embedded; what follows is only searched by words
 FILES_PER_SAVE = 64  # embedded between two savings of the index
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found, and why."""
+    """A passage that was found."""
 
     passage: Passage
-    score: float  # cosine of question and passage, 0 to 1
-    words: float  # BM25's score, from 0 on
     fused: float  # the sum of 1 / (60 + rank) over both lists, and a third for identifiers
-    ranks: tuple[int, int]  # by meaning, by words
 
 
 @dataclass(eq=False)  # compared by identity: arrays have no plain truth value
@@ -105,7 +102,7 @@ class Index:
             for file, file_vectors in zip(batch, np.split(vectors, ends[:-1]), strict=True):
                 file.vectors = file_vectors
             _save(path, self.files)
-        if self.files != saved:  # a file was deleted, or only touched
+        if self.files != saved and not todo:  # a file was deleted, or only touched
             _save(path, self.files)
 
     @functools.cached_property
@@ -164,17 +161,17 @@ class Index:
             if exact_terms := identifiers(question):  # a third list
                 scores = self.bm25.scores([" ".join(exact_terms)])
                 fused[row] += 1 / (60 + _ranks(scores)[0])
-        scores = np.stack([cosines, bm25, fused], axis=-1)  # as a Hit has them
-        results = []
-        for row, order in enumerate(np.lexsort((-cosines, -fused))[:, :k]):
-            numbers = zip(scores[row, order].tolist(), ranks[row, order].tolist(), strict=True)
-            pairs = zip(order, numbers, strict=True)
-            results.append([Hit(self.passages[n], *three, tuple(two)) for n, (three, two) in pairs])
-        return results
+        order = np.lexsort((-cosines, -fused))[:, :k]
+        return [
+            [Hit(self.passages[n], float(fused[row, n])) for n in best]
+            for row, best in enumerate(order)
+        ]
 
 
 def _ranks(scores: NDArray) -> NDArray[np.int64]:
-    """1 for the best of a row. Equal scores get the last of their ranks: no word, no merit."""
+    """1 for the best of a row. Equal scores get the last of their ranks, so that a text without
+    any of the words gains nothing.
+    """
     from scipy.stats import rankdata
 
     return rankdata(-scores, method="max", axis=1).astype(int)
@@ -212,13 +209,10 @@ def _save(path: Path, indexed: dict[str, _File]) -> None:
     """What is embedded, atomically: a killed build leaves the old index or this one."""
     embedded = {name: file for name, file in indexed.items() if file.vectors is not None}
     rows = {name: asdict(replace(file, vectors=None)) for name, file in embedded.items()}
-    vectors = [file.vectors for file in embedded.values() if file.passages]
+    arrays = [np.frombuffer(json.dumps(rows).encode(), np.uint8)]
+    arrays += [file.vectors for file in embedded.values()]
     with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            files=np.frombuffer(json.dumps(rows).encode(), np.uint8),
-            vectors=np.concatenate(vectors) if vectors else np.zeros((0, 0), np.float32),
-        )
+        np.savez(file, *arrays)
 
 
 def _load(path: Path, say) -> dict[str, _File]:
@@ -226,15 +220,11 @@ def _load(path: Path, say) -> dict[str, _File]:
         return {}
     try:
         with np.load(path, allow_pickle=False) as archive:
-            rows = json.loads(archive["files"].tobytes())
-            vectors = archive["vectors"]
-        start = 0
-        for row in rows.values():
+            rows_as_bytes, *vectors = [archive[name] for name in archive.files]
+        rows = json.loads(rows_as_bytes.tobytes())
+        for row, file_vectors in zip(rows.values(), vectors, strict=True):
             row["passages"] = [Passage(**fields) for fields in row["passages"]]
-            row["vectors"] = vectors[start : start + len(row["passages"])]
-            start += len(row["passages"])
-        if start != len(vectors):
-            raise ValueError(f"it has {len(vectors)} vectors of {start} passages")
+            row["vectors"] = file_vectors
         return {name: _File(**row) for name, row in rows.items()}
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         say(f"{path.name} in the cache is damaged ({error}): indexing everything again")

@@ -30,15 +30,16 @@ class SentimentAnalyzer(Application):
     """Names a text's label; UNSURE where its calibrated probability is under the threshold.
 
     A text longer than the classifier reads is cut into windows of whole words. The mean of their
-    log-probabilities decides, weighted by their variance over the labels, because a window to
-    which all labels look alike says little. The result's evidence then holds, for each window,
-    its start and end in the text and its own probability of the text's likeliest label.
+    log-probabilities decides, weighted by their variance over the labels, because a window that
+    fits all labels equally well says little.
     """
 
     def __init__(self, classifier, threshold: float = 0.6, window: int = 32) -> None:
         """classifier: fine_tuning's; window: tokens, about as many as its training texts had."""
         if not (0 <= threshold <= 1 and window >= 1):
-            raise ApplicationError(f"threshold {threshold}, window {window}: 0 to 1, 1 or more.")
+            raise ApplicationError(
+                f"threshold is {threshold} (0 to 1), window {window} (1 or more)."
+            )
         self.classifier = classifier
         self.threshold, self.window = threshold, window
         self.temperature = 1.0
@@ -49,7 +50,7 @@ class SentimentAnalyzer(Application):
 
     @classmethod
     def load(cls, model: str = "full", profile: str = "auto", **options) -> Self:
-        """model: one of fine_tuning.METHODS, a folder that 04 saved, or transformers' own.
+        """model: one of fine_tuning.METHODS, a folder that 04 or transformers saved.
 
         options: as for the class. A method is trained once: 04 and 05 share its classifier. If it
         has the reviews' labels it is calibrated on their validation texts; the results of a
@@ -89,40 +90,29 @@ class SentimentAnalyzer(Application):
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The labels' calibrated probabilities: (texts, classes)."""
-        return np.array([probabilities[0] for _, probabilities in self._score(texts)])
-
-    def batch(self, texts: Sequence[str]) -> list[Result]:
-        """A label for each text, or UNSURE; the score is the likeliest label's probability."""
-        start = time.perf_counter()
-        scored = self._score(texts)
-        seconds = (time.perf_counter() - start) / max(1, len(scored))
-        results = []
-        for windows, probabilities in scored:
-            label = probabilities[0].argmax()
-            score, *window_scores = probabilities[:, label].tolist()
-            name = self.classifier.label_names[label] if score >= self.threshold else UNSURE
-            pairs = zip(windows, window_scores, strict=True)
-            evidence = [(*window, window_score) for window, window_score in pairs]
-            evidence = tuple(evidence) if len(windows) > 1 else ()
-            results.append(Result(name, score, evidence, self.warnings, seconds=seconds))
-        return results
-
-    def _score(self, texts: Sequence[str]) -> list[tuple[list, NDArray]]:
-        """A text's windows; the probabilities of text and windows, (1 + windows, classes)."""
         texts = checked(texts)
-        if not texts:
-            return []
         windows = [self.windows(text) for text in texts]
         parts = []
         for text, spans in zip(texts, windows, strict=True):
             parts += [text[start:end] for start, end in spans]
         log_p = np.log(self.classifier.probabilities(parts).clip(1e-9))  # (windows, classes)
+        means = np.zeros((len(texts), log_p.shape[1]))
         ends = np.cumsum([len(spans) for spans in windows])
-        scores = []
-        for rows in np.split(log_p, ends[:-1]):
-            mean = np.average(rows, axis=0, weights=rows.var(axis=1) + 1e-9)
-            scores.append(calibration.apply_temperature([mean, *rows], self.temperature))
-        return list(zip(windows, scores, strict=True))
+        for row, of_text in enumerate(np.split(log_p, ends[:-1])):
+            means[row] = np.average(of_text, axis=0, weights=of_text.var(axis=1) + 1e-9)
+        return calibration.apply_temperature(means, self.temperature)
+
+    def batch(self, texts: Sequence[str]) -> list[Result]:
+        """A label for each text, or UNSURE; the score is the likeliest label's probability."""
+        start = time.perf_counter()
+        probabilities = self.probabilities(texts) if len(texts) else []
+        seconds = (time.perf_counter() - start) / max(1, len(texts))
+        results = []
+        for row in probabilities:
+            score = float(row.max())
+            name = self.classifier.label_names[row.argmax()] if score >= self.threshold else UNSURE
+            results.append(Result(name, score, warnings=self.warnings, seconds=seconds))
+        return results
 
     def windows(self, text: str) -> list[tuple[int, int]]:
         """Start and end of each; of the whole text where the classifier reads it at once."""

@@ -19,8 +19,16 @@ TOKENS_PER_BATCH = 8192  # padding and new ones included
 BYTES_PER_TOKEN = 3  # of UTF-8; English has about 4 or 5, other languages fewer
 
 
+@dataclass(eq=False)
 class _Generator(Application):
     """What a model here and one on a server have in common."""
+
+    model: Any  # a decoder here, or a HostedModel
+    tokenizer: Any = None  # of transformers; a hosted model's stays on the server
+    system: str = ""  # instructions before each message
+    max_new_tokens: int = 64
+    sampling: Sampling = GREEDY  # of it a server is told temperature and seed
+    stop: Sequence[str] = ()  # strings that end an answer
 
     def __post_init__(self) -> None:
         """Raises ApplicationError for a limit or a stop string that can't be."""
@@ -36,6 +44,13 @@ class _Generator(Application):
     @abstractmethod
     def n_tokens(self, text: str) -> int:
         """The tokens of a text, without special ones in front."""
+
+    @abstractmethod
+    def without_control_tokens(self, text: str) -> str:
+        """The text with control tokens such as "<|im_end|>" made plain characters.
+
+        Otherwise they would end a turn, or begin one, from inside the text.
+        """
 
     def prompt_sizes(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt. Raises ApplicationError for one without room for an answer."""
@@ -61,13 +76,6 @@ class TextGenerator(_Generator):
     What is drawn depends on the seed, the text and its place in the batch, on nothing else.
     """
 
-    model: Decoder | fast_linear.PackedDecoder
-    tokenizer: Any  # of transformers
-    system: str = ""  # instructions before each message
-    max_new_tokens: int = 64
-    sampling: Sampling = GREEDY
-    stop: Sequence[str] = ()  # strings that end an answer
-
     @classmethod
     def load(cls, model: str = "", profile: str = "auto", **options) -> "Self | HostedGenerator":
         """options: as for the class; max_new_tokens is the profile's.
@@ -77,12 +85,12 @@ class TextGenerator(_Generator):
         settings = profiles.resolve(profile)
         options = {"max_new_tokens": settings.new_tokens} | options
         if hosted.is_hosted(model):
-            return HostedGenerator.load(model, **options)
+            return HostedGenerator(hosted.connect(model), **options)
         decoder = Decoder.from_pretrained(model or settings.decoder)
         decoder = fast_linear.optimize_for_cpu(decoder)
         is_bf16 = decoder.embedding.weight.dtype == torch.bfloat16
         if is_bf16 and not fast_linear.unavailable("bf16", decoder):
-            decoder = fast_linear.pack(decoder)  # the same numbers, sooner
+            decoder = fast_linear.pack(decoder)  # the same results, faster
         return cls(decoder, models.load_tokenizer(model or settings.decoder), **options)
 
     @property
@@ -96,19 +104,20 @@ class TextGenerator(_Generator):
         return bool(self.tokenizer.chat_template)
 
     def prompt(self, text: str) -> str:
-        """What the model reads: the text in its chat template, if it has one.
-
-        A control token inside the text, such as "<|im_end|>", would begin a turn of its own: a
-        zero-width space behind its first character makes it plain characters.
-        """
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special:
-                text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
+        """What the model reads: the text in its chat template, if it has one."""
+        text = self.without_control_tokens(text)
         if not self.tokenizer.chat_template:
             return text
         return self.tokenizer.apply_chat_template(
             self._messages(text), tokenize=False, add_generation_prompt=True
         )
+
+    def without_control_tokens(self, text: str) -> str:
+        """With a zero-width space behind the first character of each of the tokenizer's."""
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special:
+                text = text.replace(token.content, f"{token.content[0]}\u200b{token.content[1:]}")
+        return text
 
     def batch(self, texts: Sequence[str]) -> list[Result]:
         """An answer to each text."""
@@ -137,7 +146,7 @@ class TextGenerator(_Generator):
         sizes = self.prompt_sizes(prompts)
         results: list[Result | None] = [None] * len(sizes)
         order = list(range(len(sizes)))
-        if not self.sampling.temperature:  # what is drawn follows from the row: it keeps its place
+        if not self.sampling.temperature:  # each row has its own random numbers
             order.sort(key=sizes.__getitem__, reverse=True)
         while order:
             widest = max(sizes[row] for row in order) + self.max_new_tokens
@@ -172,11 +181,6 @@ class TextGenerator(_Generator):
 class HostedGenerator(_Generator):
     """A TextGenerator whose model is on a server; every answer is cached (see hosted.py)."""
 
-    model: hosted.HostedModel
-    system: str = ""
-    max_new_tokens: int = 64
-    sampling: Sampling = GREEDY  # temperature and seed; the server decides about the rest
-    stop: Sequence[str] = ()  # strings that end an answer
     context_tokens: int = 8192  # of the model on the server: the protocol doesn't tell
     is_chat_model = True
 
@@ -188,6 +192,10 @@ class HostedGenerator(_Generator):
     def prompt(self, text: str) -> str:
         """What the model reads; its chat template stays on the server."""
         return f"{self.system}\n\n{text}" if self.system else text
+
+    def without_control_tokens(self, text: str) -> str:
+        """With a space behind each "<" that "|" follows: which ones the server knows is unknown."""
+        return text.replace("<|", "< |")
 
     def n_tokens(self, text: str) -> int:
         """About how many tokens a text has: a server doesn't count them before the request."""
@@ -219,7 +227,10 @@ class HostedGenerator(_Generator):
     def _answer(self, messages: list[dict[str, str]], row: int) -> Result:
         start = time.perf_counter()
         limit = self.max_new_tokens
-        options = {"temperature": self.sampling.temperature, "seed": self.sampling.seed + row}
+        temperature, seed = self.sampling.temperature, self.sampling.seed
+        if temperature:  # without chance a text has one answer, and is asked about once
+            seed += row
+        options = {"temperature": temperature, "seed": seed}
         answer = self.model.answer(messages, max_tokens=limit, **options)
         text = answer.text.lstrip()
         for stop in self.stop:

@@ -59,11 +59,11 @@ _FREQUENT_WORDS = {
     "wir ihr mit auf von zu zum zur im in am an für bei dass wenn als hat wird auch sich ß ä ö ü",
 }
 _FREQUENT_WORDS = {code: listed.split() for code, listed in _FREQUENT_WORDS.items()}
-_N_LANGUAGES = Counter(word for listed in _FREQUENT_WORDS.values() for word in listed)
+_N_LANGUAGES_WITH = Counter(word for listed in _FREQUENT_WORDS.values() for word in listed)
 
 
 def language(text: str) -> str:
-    """What a text is in: en, fr, es, de or zh; "?" in another script; "" where too little tells.
+    """What a text is in: en, fr, es, de or zh; "?" in another script; "" if too little tells.
 
     By script, then by words and letters that are frequent in a language; those of several count
     less. Another language in Latin letters may be taken for one of these.
@@ -75,7 +75,7 @@ def language(text: str) -> str:
         return "?"
     counts = Counter(words(text)) + Counter(c for c in text.lower() if c > "~")
     scores = {
-        code: sum(min(counts[word], 3) / _N_LANGUAGES[word] for word in listed)
+        code: sum(min(counts[word], 3) / _N_LANGUAGES_WITH[word] for word in listed)
         for code, listed in _FREQUENT_WORDS.items()
     }
     best, second = sorted(scores, key=scores.get, reverse=True)[:2]
@@ -140,7 +140,8 @@ def pieces(text: str) -> list[tuple[str, str]]:
 
     A gap has spaces, line breaks, indents and markers of list items. A line break ends a sentence,
     unless the lines are as long as those of a wrapped paragraph are. A sentence of more than 400
-    characters is cut. Code between ``` stays as it is, in a gap: at the end without a sentence.
+    characters is cut. Code between ``` stays as it is, as part of a gap; the last gap may have no
+    sentence behind it.
     """
     result = []
     for gap, paragraph in _unwrapped_lines(text):
@@ -157,11 +158,17 @@ def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
     """The lines, those of a wrapped paragraph joined, each with the gap before it."""
     blocks = []
     gap = fence = ""
-    for line in text.splitlines():
-        if fence or _FENCE.match(line):
-            is_end = fence and line.strip().startswith(fence)
-            fence = "" if is_end else fence or _FENCE.match(line)[1]
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if fence:
             gap += line + "\n"
+            fence = "" if line.strip().startswith(fence) else fence
+            continue
+        opening = _FENCE.match(line)
+        # A line of tildes without a second one underlines a title.
+        if opening and (opening[1][0] == "`" or _is_closed(opening[1], lines[number + 1 :])):
+            gap += line + "\n"
+            fence = opening[1]
             continue
         marker = _MARKER.match(line)[0]
         body = "\t".join(" ".join(cell.split()) for cell in line[len(marker) :].split("\t"))
@@ -175,6 +182,10 @@ def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
     if gap.strip():
         blocks.append([(gap.removesuffix("\n"), "")])
     return [line for block in blocks for line in _joined_lines(block)]
+
+
+def _is_closed(fence: str, following: list[str]) -> bool:
+    return any(line.strip().startswith(fence) for line in following)
 
 
 def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
