@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 from llmnb import LlmnbError, files
 
@@ -17,14 +17,6 @@ PARTIAL = ".partial-"  # begins the name of a result's folder that isn't complet
 
 class CardError(LlmnbError, ValueError):
     """A model can't be saved or described; the message says what to do."""
-
-
-class Interval(Protocol):
-    """A value with the ends of its interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def plain(text: object) -> str:
@@ -39,16 +31,16 @@ def model_card(
     facts: Mapping[str, object],
     *,
     intro: str = "",
-    metrics: Mapping[str, Interval] | None = None,
+    metrics: Mapping[str, Any] | None = None,
     usage: str = "",
     caveats: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> str:
     """A model card as Markdown.
 
-    facts: one row each; metrics: one row each, with its interval; usage: Python code; intro and
-    caveats: paragraphs; tags: the front matter that the Hub reads. Titles, facts and names may
-    come from anywhere and are made plain. Source: Mitchell et al. 2019.
+    facts: one row each; metrics: one row each, objects with value, low and high; usage: Python
+    code; intro and caveats: paragraphs; tags: the front matter that the Hub reads. Titles, facts
+    and names may come from anywhere and are made plain. Source: Mitchell et al. 2019.
     """
     parts = []
     if tags:
@@ -75,10 +67,8 @@ def model_card(
 def save(page: str, folder: str | Path, name: str = "MODEL_CARD.md") -> Path:
     """Add the page to a folder, beside what is there; returns the file.
 
-    Raises CardError without a folder's name, and where the folder has such a file already.
+    Raises CardError where the folder has such a file already.
     """
-    if not folder:
-        raise CardError("The page needs a folder to be saved in.")
     check_folder(folder, must_be_new=name)
     file = Path(folder).expanduser() / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +81,7 @@ def check_folder(folder: str | Path, replaces: str = "", must_be_new: str = "") 
 
     replaces: the file that `write_result` writes beside a result; the files that it lists may be
     replaced, as long as nobody has changed them. Without it, the folder must be empty.
-    must_be_new: instead, the name of a file that is added beside the others and must not exist yet.
+    must_be_new: a file to be added. The folder may then hold anything but that file.
     An empty folder name means that nothing is to be saved. Raises CardError.
     """
     if not folder:
@@ -118,12 +108,11 @@ def write_result(
 ) -> Path:
     """Write a result into a folder; returns the folder.
 
-    write: fills the folder that it is given, which lies in `folder` and is hidden. When it is
-    complete, its files take their places one after the other, those of an earlier result are
-    removed, and all others stay. facts_name: the
-    JSON file that holds the facts and the sums of the result's files; by it the next call
-    recognizes the result. Raises CardError as `check_folder` does, and where a file of
-    somebody else's has the name of one to be written.
+    write: fills the folder that it is given, a hidden one in `folder`. Then its files are moved
+    into place one after the other, and those of an earlier result are removed; all others stay.
+    facts_name: the JSON file with the facts and the sums of the result's files, by which the next
+    call recognizes it. Raises CardError as `check_folder` does, and where a file of somebody
+    else's has the name of one to be written.
     """
     folder = Path(folder).expanduser()
     check_folder(folder, replaces=facts_name)

@@ -16,16 +16,16 @@ from llmnb.runs import running
 @click.group("llmnb", help=__doc__, invoke_without_command=True)
 @click.version_option(__version__, message="llmnb %(version)s")
 @click.pass_context
-def commands(context: click.Context) -> int:
+def commands(context: click.Context) -> None:
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns its exit code.
 
-    0; 1 where a run failed; 2 for an error of use or of the disk; 130 after an interrupt.
+    0; 1 where something was not done, as where a run failed; 2 for an error of use or of the disk;
+    130 after an interrupt.
     """
     hardware.share_the_cpu()
     for name in ("SIGTERM", "SIGHUP"):
@@ -35,13 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words = sys.argv[1:] if arguments is None else arguments
         with commands.make_context("llmnb", words) as context:
-            return commands.invoke(context)
+            return commands.invoke(context) or 0
     except click.exceptions.Exit as end:  # after --help
         return end.exit_code
     except click.UsageError as error:
         error.show()
         return 2
-    except BrokenPipeError:  # llmnb list | head; of run and sweep, not all was done
+    except BrokenPipeError:  # llmnb list | head; a run or sweep may not have finished
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(words[:1] in (["run"], ["sweep"]))
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def copy(folder: str) -> int:
 @commands.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--profile", default="auto", help="smoke, cpu or gpu  (default: auto)")
-def fetch(names: tuple[str, ...], profile: str) -> int:
+def fetch(names: tuple[str, ...], profile: str) -> None:
     """Fetch models and data into the cache: by name, or else all of a profile."""
     from llmnb import assets, data, models, profiles
 
@@ -131,24 +131,22 @@ def fetch(names: tuple[str, ...], profile: str) -> int:
             if "/" in name:  # a data set of the Hub; those of a package are among the assets
                 load(name)
                 print(f"{name}\n    licence  see its page on the Hub")
-    return 0
 
 
 @commands.command()
 @click.argument("file", metavar="FILE.tar")
 @click.option("--profile", default="auto", help="whose models and data to pack")
-def bundle(file: str, profile: str) -> int:
+def bundle(file: str, profile: str) -> None:
     """Pack everything for a machine without a network into one archive."""
     from llmnb.runs.bundle import write_bundle
 
     path = write_bundle(Path(file), profile, print)
     print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
-    return 0
 
 
 @commands.command("report")
 @click.option("--out", default="reports", metavar="DIR", help="default: reports")
-def write_reports(out: str) -> int:
+def write_reports(out: str) -> None:
     """Write the reports and their index again."""
     from llmnb.runs import index, report
 
@@ -160,7 +158,6 @@ def write_reports(out: str) -> int:
         except (ValueError, OSError) as error:  # go on with the others; the index lists this one
             print(f"{file.parent.name}: {error}", file=sys.stderr)
     print(index.write_index(Path(out)).resolve())
-    return 0
 
 
 commands.add_command(running.run)

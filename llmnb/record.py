@@ -107,12 +107,9 @@ def display_with_data(mime: str, data: dict, line: str, markdown: bool = False) 
 
     markdown: the line is Markdown, and a notebook shows it as such.
     """
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:  # a plain script without IPython
-        print(line)
-        return
+    from IPython import get_ipython
+    from IPython.display import display
+
     if get_ipython() is None:
         print(line)
         return

@@ -127,7 +127,7 @@ def test_pictures_written_as_letters_are_left_out_and_counted(file, contents):
 def test_front_matter_that_cannot_be_read_stays_as_text():
     (passage,), note = chunks("a.md", "---\nDear Ada: a list: tea\n\n---\n\nx")
     assert passage.text == "Dear Ada: a list: tea\nx"
-    assert note == "lines above its text (front matter) that can't be read are taken as text"
+    assert note == "front matter that can't be read is taken as text"
 
 
 def test_what_is_struck_out_is_left_out_and_counted():

@@ -166,7 +166,7 @@ def test_where_a_run_writes_is_not_what_it_is(tmp_path):
     assert parameters.digest(notebook(), values | {"out": "elsewhere"}) != first
 
 
-@pytest.mark.parametrize("value", ["{}", ["{}"], {"a": "{}"}])
+@pytest.mark.parametrize("value", ["{}", ["{}"]])
 def test_of_a_folder_only_what_a_notebook_reads_is_in_the_digest(tmp_path, value):
     value = json.loads(json.dumps(value).replace("{}", str(tmp_path)))
     digests = [parameters.digest(notebook(), {"data": value})]
@@ -194,7 +194,7 @@ def test_beyond_the_bound_sizes_and_times_count_and_a_line_says_so(
     assert digest("12", 1) != digest("34", 1) and capsys.readouterr().out == ""
     monkeypatch.setattr(parameters, bound, value)
     assert digest("12", 1) == digest("34", 1) != digest("34", 2)
-    assert "data: of 1 files only name, size and time" in capsys.readouterr().out
+    assert "of 1 of them only name, size and time" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def _without_front_matter(contents: str, document: Document) -> str:
         parse = yaml.safe_load if match[1] == "---" else tomllib.loads
         metadata = parse(match[2] or "") or {}
     except (yaml.YAMLError, ValueError, RecursionError):
-        document.notes.append("lines above its text (front matter) that can't be read are taken as text")
+        document.notes.append("front matter that can't be read is taken as text")
         return contents
     if not isinstance(metadata, dict):  # a text between two rules
         return contents

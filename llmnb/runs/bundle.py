@@ -1,7 +1,7 @@
 """One archive with everything for a machine without a network: wheels, assets, notebooks.
 
-Wheels fit the platform and the Python that made the bundle. install.sh checks every sum first,
-then makes a virtual environment, fills the cache and copies the notebooks.
+The wheels are for the platform and the Python version on which the bundle was made. install.sh
+checks every sum first, then makes a virtual environment, fills the cache and copies the notebooks.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
     if not (root / "pyproject.toml").is_file():
         raise BundleError("A bundle is made from a checkout of the repository, not from a wheel.")
     chosen = profiles.resolve(profile)
+    if of_the_hub := [name for name in chosen.assets if name not in assets.ASSETS]:
+        raise BundleError(
+            f"{', '.join(of_the_hub)}: models of the Hub can't be packed. Choose a profile that "
+            f"does without: --profile smoke or cpu."
+        )
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".llmnb-bundle-", dir=file.parent) as temporary:
         folder = Path(temporary, file.stem)
@@ -49,7 +54,8 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
         _fetch_wheels(root, folder / "wheels")
         for name in chosen.assets:
             show(f"packing {name} ...")
-            _copy_asset(name, folder / "assets")
+            source = models.locate(name)
+            shutil.copytree(source, folder / "assets" / source.name)
         (folder / "notebooks").mkdir()
         for path in params.notebooks_in(root / "notebooks"):
             shutil.copyfile(path, folder / "notebooks" / path.name)
@@ -57,9 +63,9 @@ def write_bundle(file: Path, profile: str, show: Callable[[str], None]) -> Path:
         platform = f"{version} on {sysconfig.get_platform()}"
         script = INSTALL.read_text("utf-8")
         made_with = ".".join(map(str, sys.version_info[:3]))
-        words = {"PLATFORM": platform, "PROFILE": chosen.name, "MADE_WITH": made_with}
-        for word, value in words.items():
-            script = script.replace(word, value)
+        placeholders = {"PLATFORM": platform, "PROFILE": chosen.name, "MADE_WITH": made_with}
+        for placeholder, value in placeholders.items():
+            script = script.replace(placeholder, value)
         files.write_text(folder / "install.sh", script)
         (folder / "install.sh").chmod(0o755)
         sums = [f"{digest}  {name}\n" for name, digest in files.sums_of(folder).items()]
@@ -94,10 +100,3 @@ def _fetch_wheels(root: Path, folder: Path) -> None:
             f"A wheel can't be fetched: {last} Is there a network? Where torch came from another "
             f"index, name it in PIP_EXTRA_INDEX_URL."
         )
-
-
-def _copy_asset(name: str, folder: Path) -> None:
-    source = models.locate(name)
-    if name not in assets.ASSETS:
-        raise BundleError(f"{name} comes from the Hub, and can't be packed: choose a profile.")
-    shutil.copytree(source, folder / source.name)

@@ -53,7 +53,8 @@ def _row(out: Path, run: dict) -> dict:
         "status": as_text(run["status"]),
         "address": "runs/" + quote(os.fsencode(run["folder"])),
         "pages": [name for name in ("report.html", "notebook.ipynb") if (folder / name).is_file()],
-        # Runs of other code are no repeats: they are shown apart, as if it were a parameter.
+        # Runs of different code are not repeats of each other, so the code's digest counts as one
+        # more parameter.
         "texts": {as_text(name): as_text(value) for name, value in parameters.items()}
         | {"code": as_text(records.section(run, "source").get("code", ""))},
         "metrics": records.metrics(run),
@@ -71,7 +72,9 @@ def _card(notebook: str, rows: list[dict]) -> dict:
             texts.setdefault(name, []).append(text)
     differing = [n for n in texts if len({*texts[n]}) > 1 or len(texts[n]) < len(rows)]
     finished = [row for row in rows if row["status"] == "ok"]
-    names = [name for name in differing if name != "seed" and not params.is_output(name)]
+    newest = records.section(rows[0]["run"], "parameters")
+    is_output = {name for name in differing if params.is_output(name, newest.get(name, ""))}
+    names = [name for name in differing if name != "seed" and name not in is_output]
     settings = _settings(finished, names)
     finished_names = {_name_of(row) for row in finished}
     metrics = {name: row["metrics"][name] for row in rows[::-1] for name in row["metrics"]}
@@ -144,7 +147,7 @@ def _metric(name: str, metric: dict, settings: list[dict]) -> dict:
         "unit": unit if isinstance(unit, str) else "",
         "values": values,
         "newest": metric,
-        "is_same": compare.is_constant(all_values) if all_values else False,
+        "is_same": len(values) == len(settings) > 0 and compare.is_constant(all_values),
         "is_comparable": can_be_better and compare.is_comparable(values),
     }
 
@@ -168,7 +171,7 @@ def _compare(card: dict, metric: dict, level: float) -> None:
         line["text"], _, line["interval"] = compare.with_interval(mean, low, high).partition(" ")
         lines.append(line)
     pick = {"higher": max, "lower": min}.get(as_text(metric["better"]))
-    best = pick(line["value"] for line in lines) if pick and lines else None
+    best = pick(line["value"] for line in lines) if pick and len(lines) > 1 else None
     for line in lines:
         name = line["setting"]["name"]
         is_best = name == comparison.best if comparison else line["value"] == best

@@ -1,5 +1,7 @@
 """The kernel that a run starts: this very Python, with sockets of its own; and its memory."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import re
@@ -7,8 +9,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from jupyter_client.manager import AsyncKernelManager
 
 MAX_SOCKET_FOLDER_CHARACTERS = 60  # the path of a Unix socket is limited to about 100 bytes
 
@@ -22,8 +28,8 @@ def peak_memory(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def kernel_class() -> Iterator[type]:
-    """A kernel manager that starts this very Python, with its sockets in a folder of their own.
+def kernel_manager() -> Iterator[AsyncKernelManager]:
+    """A manager that starts this very Python, with the kernel's sockets in a folder of their own.
 
     A kernelspec of the user's could name another Python, and TCP ports of two runs could collide.
     """
@@ -34,28 +40,9 @@ def kernel_class() -> Iterator[type]:
     is_long = len(tempfile.gettempdir()) > MAX_SOCKET_FOLDER_CHARACTERS
     parent = "/tmp" if is_long and os.name != "nt" else None
     temporary = tempfile.TemporaryDirectory(prefix="llmnb-", dir=parent, ignore_cleanup_errors=True)
-    with temporary as folder, open(os.path.join(folder, "stderr"), "wb") as log:
-
-        class Kernel(AsyncKernelManager):
-            last = None  # the manager of the running kernel, whose memory is measured
-
-            def __init__(self, **options) -> None:
-                super().__init__(**options)
-                type(self).last = self
-                self.connection_file = os.path.join(folder, "kernel.json")
-                self._kernel_spec = KernelSpec(argv=command, language="python")
-                if os.name != "nt":
-                    self.transport = "ipc"
-                    self.ip = os.path.join(folder, "kernel")
-
-            async def _async_start_kernel(self, **options) -> None:
-                await super()._async_start_kernel(**options, stderr=log)
-
-            start_kernel = _async_start_kernel
-
-            @staticmethod
-            def last_stderr_line() -> str:
-                lines = Path(log.name).read_text("utf-8", "replace").splitlines()
-                return lines[-1] if lines else ""
-
-        yield Kernel
+    with temporary as folder:
+        manager = AsyncKernelManager(connection_file=os.path.join(folder, "kernel.json"))
+        manager._kernel_spec = KernelSpec(argv=command, language="python")
+        if os.name != "nt":
+            manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
+        yield manager

@@ -5,6 +5,7 @@ are errors, before anything runs.
 """
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
@@ -20,21 +21,23 @@ from llmnb import LlmnbError, assets, files, models, profiles, table_files
 from llmnb.text_files import is_hidden
 
 REDACTED = "•••"
-SECRET_WORDS = {"token", "secret", "password", "passwd", "pwd", "credential", "credentials"}
+SECRET_WORDS = {"secret", "password", "passwd", "pwd", "credential", "credentials"}
 SECRET_WORDS |= {"apikey", "passphrase"}
 KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # with "key", they make a secret
 KEY_WORDS |= {"openai", "hf", "anthropic"}
+# A token with one of these in its name belongs to a text; any other one gives access.
+TEXT_TOKEN_WORDS = {"stop", "mask", "pad", "eos", "bos", "unk", "end", "start", "sep", "cls"}
+TEXT_TOKEN_WORDS |= {"special", "new", "max", "min", "n"}
 SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
 OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name of a parameter
 # What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
 INPUT_SUFFIXES = {Path(pattern).suffix for pattern in models.MODEL_FILES}
 INPUT_SUFFIXES |= {*table_files.SUFFIXES, ".md", ".markdown", ".rst", ".html", ".htm", ".py"}
 INPUT_SUFFIXES |= {".ipynb", ".pdf", ".docx", ".eml", ".gz"}
-MAX_INPUT_FILES = 10_000  # whose content is in the digest, of a file or folder, and
-MAX_INPUT_BYTES = 4_000_000_000  # their bytes; of further files only name, size and time count
+MAX_INPUT_FILES = 10_000  # of one parameter, whose content is in the digest
+MAX_INPUT_BYTES = 4_000_000_000  # of these files; of others only name, size and time
 # This stands in the set-up cell of every notebook of the series, as JSON writes it.
 SET_UP = rb"find_spec(\"llmnb\")"
-_UNREADABLE = (nbformat.ValidationError, nbformat.reader.NotJSONError)
 
 
 class ParameterError(LlmnbError, ValueError):
@@ -111,7 +114,14 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
     """The notebook, in format 4. Raises ParameterError where the file is not a notebook."""
     try:
         return nbformat.read(path, as_version=4)
-    except (ValueError, OSError, TypeError, LookupError, AttributeError, *_UNREADABLE) as error:
+    except (
+        ValueError,
+        OSError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        nbformat.ValidationError,
+    ) as error:
         raise ParameterError(
             f"{path} can't be read as a notebook: {files.first_line(error)}"
         ) from error
@@ -181,15 +191,15 @@ def resolve(
 def _typed(key: str, value: Any, default: Any, name: str) -> Any:
     """The value as a plain one of its default's type."""
     where = f"{name}: parameter {key!r}"
-    is_free_secret = default is None and is_secret(key)  # its text is taken as it is
-    if isinstance(value, str) and not isinstance(default, str) and not is_free_secret:
+    is_untyped_secret = default is None and is_secret(key)  # its text is not parsed
+    if isinstance(value, str) and not isinstance(default, str) and not is_untyped_secret:
         value = _parsed(value, default)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         try:
             value = float(value)
         except OverflowError as error:
             raise ParameterError(f"{where} is too large a number.") from error
-    if is_free_secret and not isinstance(value, str | None):
+    if is_untyped_secret and not isinstance(value, str | None):
         raise ParameterError(f"{where} is named like a secret, so it must be text.")
     if default is not None and type(value) is not type(default):
         expected, actual = type(default).__name__, type(value).__name__
@@ -219,16 +229,17 @@ def _words(name: str) -> list[str]:
     return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
 
 
-def is_output(name: str) -> bool:
-    """Whether a parameter's name says that the notebook writes there: out, output_folder, …."""
-    return bool(OUTPUT_WORDS & set(_words(name)))
+def is_output(name: str, value: Any = "") -> bool:
+    """Whether a parameter says where the notebook writes: out, output_folder, …; with a text."""
+    return isinstance(value, str) and bool(OUTPUT_WORDS & set(_words(name)))
 
 
 def is_secret(name: str) -> bool:
     """Whether a parameter's name says that its value must not be stored: api_key, hfToken, …."""
     words = set(_words(name))
     is_key = bool({"key", "keys"} & words and KEY_WORDS & words)
-    return is_key or bool(SECRET_WORDS & words)
+    is_token = "token" in words and not TEXT_TOKEN_WORDS & words
+    return is_key or is_token or bool(SECRET_WORDS & words)
 
 
 def secret_variable(name: str) -> str:
@@ -274,13 +285,14 @@ def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> st
     """Ten hex digits that say what the run is.
 
     They cover the parameters, the notebook's code, the package, the assets, and the content of the
-    files that the parameters name, except outputs (`is_output`). Of a folder, the files count that
-    are not hidden and have one of the INPUT_SUFFIXES: up to MAX_INPUT_FILES with MAX_INPUT_BYTES by
-    their content, the others by name, size and time; a printed line says so where there are some.
+    files that the parameters name, except outputs (`is_output`). Of a folder, only files count that
+    are not hidden and have one of the INPUT_SUFFIXES. The first MAX_INPUT_FILES, up to
+    MAX_INPUT_BYTES together, count by content. The others count by name, size and time, and a
+    printed line says how many those are.
     """
     facts = {
         "parameters": redacted(parameters),
-        "files": {k: _input_facts(k, v) for k, v in parameters.items() if not is_output(k)},
+        "files": {text: _file_facts(text, paths) for text, paths in inputs(parameters).items()},
         "code": code_digest(notebook),
         "assets": [[asset.name, asset.pin] for asset in assets.ASSETS.values()],
     }
@@ -308,19 +320,20 @@ def package_digest() -> str:
     return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
-def _input_facts(key: str, value: Any) -> list:
-    """What identifies the files that a parameter's texts name; [] where they name none."""
-    if isinstance(value, list | dict):
-        items = value.values() if isinstance(value, dict) else value
-        return [_input_facts(key, item) for item in items]
-    if not isinstance(value, str) or not value:
-        return []
-    root = Path(value)
-    try:
-        root = root.expanduser()
-        paths = input_files(root)
-    except (OSError, ValueError, RuntimeError):  # a long prompt is not a path
-        return []
+def inputs(parameters: Mapping[str, Any]) -> dict[str, list[Path]]:
+    """The files that the parameters name, by the path as it was given; outputs are left out."""
+    paths_of = {}
+    for name, value in parameters.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text and not is_output(name):
+                with contextlib.suppress(OSError, ValueError, RuntimeError):  # a long prompt
+                    paths_of[text] = input_files(Path(text).expanduser())
+    return {text: paths for text, paths in paths_of.items() if paths}
+
+
+def _file_facts(text: str, paths: list[Path]) -> list:
+    """What identifies the files at the path in a parameter's text."""
+    root = Path(text).expanduser()
     facts = []
     n_bytes = n_unread = 0
     for number, path in enumerate(paths, start=1):
@@ -333,7 +346,10 @@ def _input_facts(key: str, value: Any) -> list:
             n_unread += 1
         facts.append([path.relative_to(root).as_posix(), identity])
     if n_unread:
-        print(f"{key}: of {n_unread:,} files only name, size and time decide the run's name.")
+        print(
+            f"{text} has more files than are hashed: of {n_unread:,} of them only name, size and "
+            f"time are part of the run's name."
+        )
     return facts
 
 

@@ -223,13 +223,18 @@ def render(notebook: NotebookNode, run: dict) -> str:
     )
 
 
+_UNREADABLE = (OSError, ValueError, AttributeError, TypeError, RecursionError)
+
+
 def _read_notebook(folder: Path) -> NotebookNode:
     """The run's notebook; one without cells where it can't be read."""
     import nbformat
 
     try:
-        return nbformat.read(folder / "notebook.ipynb", as_version=4)
-    except (OSError, ValueError, AttributeError, RecursionError, nbformat.ValidationError):
+        notebook = nbformat.read(folder / "notebook.ipynb", as_version=4)
+        notebook.cells = [cell for cell in notebook.cells if "cell_type" in cell]
+        return notebook
+    except (*_UNREADABLE, nbformat.ValidationError):
         return nbformat.v4.new_notebook()
 
 

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 from urllib.parse import quote, quote_plus
 
 import nbformat
@@ -52,9 +51,9 @@ class Job:
     out: str = "reports"
     timeout: float | None = None  # seconds for the whole notebook
     # For a run on another machine than the user's, where a sweep sends it:
-    source: dict[str, Any] | None = None  # the record's, as the user's machine knows it
+    source: dict[str, Any] | None = None  # the record's, computed on the user's machine
     working_folder: str | None = None  # of the kernel; None: that of this process
-    aliases: dict[str, str] = field(default_factory=dict)  # a path here: what is stored instead
+    aliases: dict[str, str] = field(default_factory=dict)  # path here: what is stored in its place
 
 
 def run(
@@ -83,11 +82,10 @@ def run(
     execution = _Execution(notebook, folder, job, secrets, progress, is_cancelled)
     variables = {params.secret_variable(key): secret for key, secret in secrets.items()}
     variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
+    variables["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", hardware.GOMP_SPINCOUNT)
     try:
-        # The kernel inherits this process's environment.
-        with mock.patch.dict(os.environ, variables), kernels.kernel_class() as kernel_class:
-            hardware.share_the_cpu()
-            record |= execution.execute(kernel_class)
+        with kernels.kernel_manager() as manager:
+            record |= execution.execute(manager, dict(os.environ) | variables)
     except KeyboardInterrupt:
         record |= execution.outcome("killed", "KeyboardInterrupt", "The run was interrupted.")
         raise
@@ -134,7 +132,7 @@ def _first_record(path: Path, values: dict[str, Any], attempt: int) -> dict[str,
 
 
 def source_of(path: Path) -> dict[str, Any]:
-    """Which notebook it is: the commit of its checkout, the sums of its content and of all code."""
+    """The notebook's commit and sha256, and the digest of its code and the package's."""
     return {
         "git": facts.git_commit(path),
         "notebook_sha256": files.sha256_of(path),
@@ -158,17 +156,17 @@ def _ignoring_interrupts() -> Iterator[None]:
         yield
     finally:
         for number, handler in handlers.items():
-            # None means that it wasn't set from Python, which can't set it again.
+            # None: it wasn't installed from Python, so it can't be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _spellings(secret: str) -> set[str]:
-    """How a text can appear in another, escaped or not; none for a very short one."""
-    if len(secret) < MIN_SECRET_CHARACTERS:
+def _spellings(text: str) -> set[str]:
+    """The forms, plain and escaped, in which outputs can hold the text; none for a short one."""
+    if len(text) < MIN_SECRET_CHARACTERS:
         return set()
-    spellings = {secret, repr(secret)[1:-1], secret.replace("\\", "\\\\").replace("'", "\\'")}
-    spellings |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
-    return spellings | {html.escape(secret), quote(secret, safe=""), quote_plus(secret)}
+    spellings = {text, repr(text)[1:-1], text.replace("\\", "\\\\").replace("'", "\\'")}
+    spellings |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return spellings | {html.escape(text), quote(text, safe=""), quote_plus(text)}
 
 
 class _Execution:
@@ -177,12 +175,12 @@ class _Execution:
     def __init__(self, notebook, folder, job, secrets, progress, is_cancelled) -> None:
         self.notebook = notebook
         self.folder = folder
-        names = dict.fromkeys(secrets.values(), params.REDACTED) | dict(job.aliases)
-        by_spelling = {form: name for text, name in names.items() for form in _spellings(text)}
+        stored = dict.fromkeys(secrets.values(), params.REDACTED) | dict(job.aliases)
+        by_spelling = {form: to for text, to in stored.items() for form in _spellings(text)}
         # The longest first: one secret may be the beginning of another.
         self.replacements = sorted(by_spelling.items(), key=lambda pair: len(pair[0]), reverse=True)
         self.timeout = job.timeout
-        self.resources = {"metadata": {"path": job.working_folder}}
+        self.working_folder = job.working_folder
         self.progress = progress
         self.is_cancelled = is_cancelled
         self.start = time.monotonic()
@@ -190,27 +188,28 @@ class _Execution:
         self.cell_number = 0  # of the cell that runs, counted from 1
         self.peak_memory_mb: float | None = None
 
-    def execute(self, kernel_class: type) -> dict[str, Any]:
-        """Run all cells; returns the record's "status" and "error"."""
+    def execute(self, manager, environment: dict[str, str]) -> dict[str, Any]:
+        """Run all cells in a kernel of the manager; returns the record's "status" and "error"."""
         from nbclient import NotebookClient
         from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
         self.save()
         client = NotebookClient(
             self.notebook,
-            kernel_manager_class=kernel_class,
+            km=manager,
             timeout_func=self._seconds_left,
             coalesce_streams=True,
             record_timing=False,
             iopub_timeout=SECONDS_FOR_OUTPUTS,
             raise_on_iopub_timeout=True,
-            resources=self.resources,
         )
+        log = Path(manager.connection_file).with_name("stderr")
         is_done = threading.Event()
-        sample = functools.partial(self._sample_memory, kernel_class, is_done)
+        sample = functools.partial(self._sample_memory, manager, is_done)
         threading.Thread(target=sample, daemon=True).start()
         try:
-            with client.setup_kernel():
+            options = {"env": environment, "cwd": self.working_folder, "cleanup_kc": True}
+            with log.open("wb") as stderr, client.setup_kernel(stderr=stderr, **options):
                 self._execute_cells(client)
         except CellExecutionError as error:
             message = re.sub(r"\x1b\[[\d;]*m", "", error.evalue)
@@ -218,14 +217,14 @@ class _Execution:
             return self.outcome("failed", error.ename, message)
         except (CellTimeoutError, _OutOfTime):
             message = "The outputs of a cell stopped arriving."
-            if self.timeout is not None:
+            if self.timeout is not None and time.monotonic() - self.start >= self.timeout:
                 message = f"The notebook took longer than its {self.timeout:g} s."
             return self.outcome("timeout", "TimeoutError", message)
         except DeadKernelError:
             if self.is_cancelled():
                 return self.outcome("killed", "KeyboardInterrupt", "The run was cancelled.")
             message = "The kernel died. If the memory ran out, try a smaller profile or input."
-            message += f" {kernel_class.last_stderr_line()}"
+            message += " " + log.read_text("utf-8", "replace").strip().rpartition("\n")[2]
             return self.outcome("failed", "DeadKernelError", message)
         except Exception as error:  # a failure of the runner is recorded too, with its place
             place = traceback.extract_tb(error.__traceback__)[-1]
@@ -258,10 +257,10 @@ class _Execution:
             return None
         return max(1, math.ceil(self.timeout - (time.monotonic() - self.start)))
 
-    def _sample_memory(self, kernel_class: type, is_done: threading.Event) -> None:
+    def _sample_memory(self, manager, is_done: threading.Event) -> None:
         while not is_done.wait(SECONDS_BETWEEN_SAMPLES):
             with contextlib.suppress(psutil.Error, OSError, AttributeError):
-                pid = kernel_class.last.provisioner.pid
+                pid = manager.provisioner.pid
                 if pid is None:  # it starts; psutil would take None for this process
                     continue
                 if self.is_cancelled():

@@ -55,7 +55,7 @@ def repeated(settings: list[dict[str, Any]], n: int, path: Path) -> list[dict[st
     seeds = [default, *(setting["seed"] for setting in settings if "seed" in setting)]
     if not all(re.fullmatch(r"-?\d+", str(seed)) for seed in seeds):
         raise params.ParameterError(
-            f"--repeat needs a whole number as {path.stem}'s parameter 'seed'; among its values: "
+            f"--repeat needs {path.stem} to have a parameter 'seed' with whole numbers; it has: "
             f"{', '.join(map(repr, seeds))}."
         )
     return [
@@ -83,12 +83,17 @@ def plan(path: Path, settings: list[dict], timeout: float | None = None) -> list
 
 
 def check_outputs(tasks: list[Task], on_cluster: bool = False) -> None:
-    """Raises ParameterError where runs would write to one place, or to another machine's disk."""
+    """Raises ParameterError where runs would write to one place, or to another machine's disk.
+
+    On a cluster, also where inputs are too large to be sent.
+    """
+    for task in tasks if on_cluster else []:
+        workers.check_inputs(task.parameters)
     outputs = [
         (name, os.path.abspath(value))
         for task in tasks
         for name, value in task.parameters.items()
-        if value and isinstance(value, str) and params.is_output(name)
+        if value and params.is_output(name, value)
     ]
     n_writers = Counter(path for _, path in outputs)
     for name, path in outputs:
@@ -159,7 +164,9 @@ def run(
     address: a scheduler's, or None for n_jobs processes here. Raises SweepError where no cluster
     can be reached, and OSError where out can't be written: then the other runs are stopped.
     """
-    (out / "runs").mkdir(parents=True, exist_ok=True)  # by which `llmnb run` knows its own folder
+    (out / "runs").mkdir(
+        parents=True, exist_ok=True
+    )  # so `llmnb run` takes out for a folder of runs
     _remove_unfinished(out)
     waiting = [task for task in tasks if not (skip_finished and is_finished(out, task))]
     progress = Progress(len(tasks), skipped=len(tasks) - len(waiting))
@@ -188,8 +195,8 @@ def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome
         while waiting and len(tasks_of) < TASKS_PER_WORKER * max(1, progress.workers):
             task = waiting.pop()
             if sends_inputs:
-                task = replace(task, inputs=workers.packed_inputs(task.parameters))
-            future = client.submit(workers.execute, task, key=_key(task), pure=False)
+                task = replace(task, inputs=workers.read_inputs(task.parameters))
+            future = client.submit(workers.execute, task, pure=False)
             tasks_of[future] = task
         progress.running = min(len(tasks_of), progress.workers)
         progress.seconds = time.monotonic() - start
@@ -205,11 +212,6 @@ def _run(client, waiting, out, progress, show, sends_inputs) -> Iterator[Outcome
             yield outcome
     progress.running = 0
     show(progress)
-
-
-def _key(task: Task) -> str:
-    """A name for the task that no earlier, perhaps cancelled, task on the cluster had."""
-    return f"{task.name}-{os.urandom(4).hex()}"
 
 
 def _outcome(out: Path, task: Task, future: Any) -> Outcome:

@@ -6,11 +6,9 @@ files of its folder come back. So client and workers need no disk in common.
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import signal
-import tarfile
 import tempfile
 import threading
 from dataclasses import dataclass, field
@@ -47,60 +45,43 @@ class Task:
     package: str  # the digest of the package's sources, which must be the worker's too
     source: dict[str, Any]
     timeout: float | None = None
-    inputs: dict[str, bytes] = field(default_factory=dict)  # a tar for each path in the parameters
+    # For each path in the parameters, its files by their names below it; "." for a single file.
+    inputs: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
 
-def packed_inputs(values: dict[str, Any]) -> dict[str, bytes]:
-    """The files that the parameters name, as a tar for each path.
-
-    Raises ParameterError where they are too large to travel.
-    """
-    tars = {}
-    for name, value in values.items():
-        paths = value if isinstance(value, list) else [value]
-        for path in paths if not params.is_output(name) else []:
-            if isinstance(path, str) and path and path not in tars and (tar := _packed(path)):
-                tars[path] = tar
-    return tars
+def check_inputs(values: dict[str, Any]) -> None:
+    """Raises ParameterError where the files that the parameters name are too large to travel."""
+    for path, paths in params.inputs(values).items():
+        n_bytes = sum(file.stat().st_size for file in paths)
+        if n_bytes > MAX_INPUT_BYTES:
+            raise params.ParameterError(
+                f"{path} has {n_bytes / 1e9:.1f} GB; what a run reads travels to the workers up to "
+                f"{MAX_INPUT_BYTES / 1e9:.0f} GB. Make it smaller, or sweep without --cluster."
+            )
 
 
-def _packed(path: str) -> bytes | None:
-    """A tar of the file or folder at the path; None where there is neither, as for a prompt."""
-    try:
+def read_inputs(values: dict[str, Any]) -> dict[str, dict[str, bytes]]:
+    """The files that the parameters name, as Task.inputs holds them."""
+    contents = {}
+    for path, paths in params.inputs(values).items():
         root = Path(path).expanduser()
-        contents = params.input_files(root)
-        n_bytes = sum(file.stat().st_size for file in contents)
-    except (OSError, ValueError, RuntimeError):  # a long prompt is not a path
-        return None
-    if n_bytes > MAX_INPUT_BYTES:
-        raise params.ParameterError(
-            f"{path} has {n_bytes / 1e9:.1f} GB; what a run reads travels to the workers up to "
-            f"{MAX_INPUT_BYTES / 1e9:.0f} GB. Make it smaller, or sweep without --cluster."
-        )
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for file in contents:
-            archive.add(file, "." if file == root else file.relative_to(root))
-    return buffer.getvalue() if contents else None
+        contents[path] = {file.relative_to(root).as_posix(): file.read_bytes() for file in paths}
+    return contents
 
 
-def unpack(tars: dict[str, bytes], folder: Path) -> dict[str, str]:
+def write_inputs(inputs: dict[str, dict[str, bytes]], folder: Path) -> dict[str, str]:
     """Put the inputs below the folder; returns where an absolute path lies now.
 
     A relative path lies below the folder as it did on the client, so its text stays as it is.
     """
     moved = {}
-    for number, (path, tar) in enumerate(tars.items()):
-        is_inside = not Path(path).is_absolute() and not {"..", "~"} & {path[:1], *Path(path).parts}
-        target = folder / path if is_inside else folder / f"input-{number}" / Path(path).name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-            names = archive.getnames()
-            if names == ["."]:
-                target.write_bytes(archive.extractfile(".").read())
-            else:
-                archive.extractall(target, filter="data")
-        if not is_inside:
+    for number, (path, contents) in enumerate(inputs.items()):
+        is_elsewhere = Path(path).is_absolute() or path[0] == "~" or ".." in Path(path).parts
+        target = folder / f"input-{number}" / Path(path).name if is_elsewhere else folder / path
+        for name, content in contents.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(content)
+        if is_elsewhere:
             moved[path] = str(target)
     return moved
 
@@ -125,7 +106,7 @@ def execute(task: Task) -> dict[str, bytes]:
         raise SweepError(f"The worker {worker.address} has another version of llmnb.")
     temporary = tempfile.TemporaryDirectory(prefix="llmnb-run-", dir=worker.local_directory)
     with _one_run_at_a_time, temporary as folder:
-        moved = unpack(task.inputs, Path(folder, "files"))
+        moved = write_inputs(task.inputs, Path(folder, "files"))
         path = Path(folder, f"{task.stem}.ipynb")
         path.write_text(task.notebook, encoding="utf-8")
         job = runner.Job(
