@@ -55,7 +55,7 @@ def padding_mask(attention_mask: Tensor | None) -> Tensor | None:
 def attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, causal: bool = False
 ) -> Tensor:
-    """The same output from PyTorch's fused kernel, which stores no weights.
+    """The same output from PyTorch's fused kernel, which doesn't store the attention weights.
 
     query: (batch, heads, queries, d_k); key, value: (batch, kv_heads, keys, d). Neighbouring query
     heads share a key/value head (Ainslie et al. 2023, section 2.2). causal: apply causal_mask as
@@ -109,20 +109,6 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
-class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) · w. Source: Zhang & Sennrich 2019, equation 4."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        """width: of the last dimension."""
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to the same."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-
-
 class MultiHeadAttention(nn.Module):
     """Several attentions side by side, each on its own projection of the input.
 
@@ -138,9 +124,10 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,
         qk_norm_eps: float | None = None,
     ) -> None:
-        """qk_norm_eps: the ε of an RMSNorm on each head's queries and keys; None: no such norm.
+        """qk_norm_eps: the ε of an RMSNorm (Zhang & Sennrich 2019) on each
+        head's queries and keys; None: no such norm.
 
-        Raises ValueError for heads that don't divide.
+        Raises ValueError if the heads don't divide evenly.
         """
         super().__init__()
         n_kv_heads = n_kv_heads or n_heads
@@ -156,7 +143,7 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(n_heads * self.head_dim, d_model, bias)
         self.norms = None
         if qk_norm_eps is not None:
-            norms = {name: RMSNorm(self.head_dim, qk_norm_eps) for name in ("query", "key")}
+            norms = {name: nn.RMSNorm(self.head_dim, qk_norm_eps) for name in ("query", "key")}
             self.norms = nn.ModuleDict(norms)
         self.recorder: list[Tensor] | None = None  # see `recording`
 

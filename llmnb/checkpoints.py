@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from llmnb import assets, files, hardware, models
+from llmnb import files, hardware, models
 from llmnb.transformer_config import SIZES, TransformerConfig
 
 # Our setting, and its name in config.json: BERT's, GPT-2's, Llama's and Qwen3's; -: it has none.
@@ -79,7 +79,7 @@ _UNUSED = re.compile(
     r"h\.\d+\.attn\.(masked_)?bias$|.*rotary_emb"
 )
 # Settings that would change the model, with the one value that is implemented here.
-_PLAIN = {
+_IMPLEMENTED = {
     "bert": {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False},
     "gpt2": {
         "activation_function": "gelu_new",
@@ -92,7 +92,7 @@ _PLAIN = {
 
 
 class _NoInitialValues(TorchFunctionMode):
-    """Skips torch.nn.init: "meta" has nothing to fill, and the import takes a second."""
+    """Skips torch.nn.init: on "meta" there is nothing to fill, and filling imports for a second."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", "") == "torch.nn.init":
@@ -109,7 +109,7 @@ def load(cls: type, name: str, dtype: str = "auto", device: str | None = None) -
     folder = models.locate(name)
     device = device or hardware.device()
     torch_dtype = hardware.dtype(dtype, device)
-    try:
+    with models.load_errors(name, folder):
         config, state = _read(folder, cls.families)
         with torch.device("meta"), _NoInitialValues():  # the weights are assigned below
             model = cls(config)
@@ -120,9 +120,6 @@ def load(cls: type, name: str, dtype: str = "auto", device: str | None = None) -
             if not torch.equal(head, state["embedding.weight"]):
                 raise ValueError("its config ties the head to the embedding; its files do not.")
         model.load_state_dict(state, assign=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:400]
-        raise assets.AssetError(f"{name!r} in {folder} can't be loaded: {reason}") from error
     if is_tied:
         model.head.weight = model.embedding.weight
     model.eval().requires_grad_(False)
@@ -147,7 +144,7 @@ def settings(family: str, config: dict) -> dict:
 
     Raises ValueError for an option that isn't implemented, or a size that is missing.
     """
-    for key, plain in _PLAIN[family].items():
+    for key, plain in _IMPLEMENTED[family].items():
         if config.get(key, plain) != plain:
             raise ValueError(f"its {key} is {config[key]!r}; only {plain!r} is implemented.")
     fields = {ours: config.get(theirs) for ours, theirs in SETTINGS[family].items()}
@@ -174,19 +171,17 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    else:
-        names = ["model.safetensors"]
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in sorted(names):
         if not (folder / name).is_file():
-            raise ValueError(f"{name} is missing; weights must be safetensors.")
+            raise ValueError(f"{name} is missing.")
         try:
             tensors |= load_file(folder / name)
         except SafetensorError as error:
-            raise ValueError(f"{name} is damaged: {error}") from error
+            raise ValueError(f"{name} is damaged: {error}.") from error
     return tensors
 
 
@@ -269,7 +264,7 @@ def entries(config: TransformerConfig) -> dict:
         result |= {"rope_theta": config.rope_theta, "rope_parameters": rope}
     elif n_kv_heads != n_heads or head_dim * n_heads != config.d_model:
         raise ValueError(f"Its heads are {config.heads}: {architecture} can't express them.")
-    result |= _PLAIN[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
+    result |= _IMPLEMENTED[family] | {"tie_word_embeddings": config.tied, "dtype": "float32"}
     return result | {"model_type": family, "architectures": [architecture]}
 
 

@@ -52,7 +52,7 @@ class NgramModel:
         Raises ValueError for symbols out of range, too few symbols, or an order whose n-grams
         don't fit into 64 bits.
         """
-        symbols = _checked(symbols, vocab_size)
+        symbols = _as_symbols(symbols, vocab_size)
         bits = max(1, (vocab_size - 1).bit_length())
         if order < 1 or order * bits > 64:
             raise ValueError(
@@ -83,7 +83,7 @@ class NgramModel:
         The first order-1 symbols are context only: to score a text from its beginning, put that
         many END_OF_TEXT symbols before it.
         """
-        grams = self._pack(_checked(symbols, self.vocab_size))
+        grams = self._pack(_as_symbols(symbols, self.vocab_size))
         return np.log2(self._probabilities(grams))
 
     def distribution(self, context: Sequence[int]) -> NDArray[np.float64]:
@@ -92,7 +92,7 @@ class NgramModel:
         Only the last order-1 symbols of the context matter.
         """
         n_needed = self.order - 1
-        context = _checked(np.asarray(context, dtype=np.int64), self.vocab_size)
+        context = _as_symbols(np.asarray(context, dtype=np.int64), self.vocab_size)
         if len(context) < n_needed:
             raise ValueError(
                 f"The context has {len(context)} symbols; a model of order {self.order} "
@@ -159,7 +159,7 @@ def _find(sorted_keys, keys):
     return index, sorted_keys[index] == keys
 
 
-def _checked(symbols, vocab_size: int) -> NDArray[np.uint64]:
+def _as_symbols(symbols, vocab_size: int) -> NDArray[np.uint64]:
     symbols = np.asarray(symbols)
     if symbols.ndim != 1 or not np.issubdtype(symbols.dtype, np.integer):
         raise ValueError(
@@ -175,7 +175,7 @@ def _checked(symbols, vocab_size: int) -> NDArray[np.uint64]:
 
 
 def to_bytes(text: str | bytes, context: int = 0) -> NDArray[np.uint8]:
-    """The UTF-8 bytes as symbols, behind `context` END_OF_TEXT bytes: (context + n,)."""
+    """The UTF-8 bytes as symbols, after `context` END_OF_TEXT bytes: (context + n,)."""
     raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
     return np.frombuffer(bytes([END_OF_TEXT]) * context + raw, dtype=np.uint8)
 
@@ -192,7 +192,7 @@ def word_tokens(text: str) -> list[str]:
 
 
 def perplexity(log2_probs: NDArray[np.floating]) -> float:
-    """2 to the mean surprise: the number of equally likely choices that would surprise as much."""
+    """Two to the power of the mean surprise: so many equally likely choices surprise as much."""
     return float(2 ** -np.mean(log2_probs))
 
 
@@ -267,9 +267,10 @@ def token_surprises(
         batch = by_length[first : first + batch_size]
         rows = [torch.tensor([start, *encoded[index]]) for index in batch]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=start)
-        input_ids = input_ids.to(model.device)  # (batch, 1 + width)
+        input_ids = input_ids.to(next(model.parameters()).device)  # (batch, 1 + width)
         with torch.inference_mode():
-            logits = model(input_ids[:, :-1]).logits  # (batch, width, vocab)
+            output = model(input_ids[:, :-1])
+        logits = getattr(output, "logits", output)  # (batch, width, vocab)
         for row, index in enumerate(batch):
             n = len(encoded[index])
             nats = torch.nn.functional.cross_entropy(
@@ -310,9 +311,11 @@ def pieces(tokenizer, ids: Sequence[int]) -> list[str]:
     # GPT-2's printable character for each byte, and that byte.
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     readable = []
-    for token in tokenizer.convert_ids_to_tokens(list(ids)):
-        text = tokenizer.decode([tokenizer.convert_tokens_to_ids(token)])
-        if "\ufffd" in text:
+    for id, token in zip(ids, tokenizer.convert_ids_to_tokens(list(ids)), strict=True):
+        text = tokenizer.decode([id])
+        if byte := re.fullmatch("<0x(..)>", token):  # as SentencePiece writes one
+            text = f"⟨{byte[1].lower()}⟩"
+        elif "\ufffd" in text:
             text = "".join(f"⟨{byte_of.get(character, ord('?')):02x}⟩" for character in token)
         elif token.startswith("##"):  # WordPiece's mark for a token that continues a word
             text = token

@@ -1,5 +1,6 @@
 """The files of a stranger's corpus: which of them are read, and their documents."""
 
+import glob
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def readable_files(path: Path) -> tuple[list[Path], str]:
 
     Raises DataError where there are none, or several kinds.
     """
-    if not path.exists() or not path.name:
+    if not path.exists():
         raise DataError(f"There is no file or folder {str(path)!r} (looked in {Path.cwd()}).")
     paths = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     visible = [f for f in paths if not any(map(text_files.is_hidden, f.relative_to(path).parts))]
@@ -44,7 +45,7 @@ def readable_files(path: Path) -> tuple[list[Path], str]:
     kinds = {kind_of(file): file.name for file in readable}
     if len(kinds) > 1:
         names = " and ".join(kinds.values())
-        raise DataError(f"{str(path)!r} mixes kinds of files ({names}): name one kind.")
+        raise DataError(f"{str(path)!r} mixes kinds of files ({names}): keep one, or name a file.")
     note = f"files left out: {len(paths) - len(visible)} hidden, "
     note += f"{len(visible) - len(readable)} empty or of another kind."
     return readable, note if len(readable) < len(paths) else ""
@@ -68,7 +69,7 @@ def read_documents(
     kind = kind_of(paths[0])
     try:
         if kind in ("json", "parquet"):
-            names = list(map(str, paths))
+            names = [glob.escape(str(path)) for path in paths]  # not read as patterns
             rows = datasets.load_dataset(
                 kind, data_files=names, split="train", cache_dir=str(cache)
             )
@@ -107,7 +108,7 @@ def _texts(path: Path, column: str, is_folder: bool, notes: list[str]) -> Iterab
         _need_column(column, names, path)
         cells = frame.iloc[:, names.index(column)].tolist()
         if all(re.fullmatch(r"[\d.,+-]*", str(cell)) for cell in cells):
-            raise DataError(f"{path.name}, column {column!r}, holds no text, but numbers.")
+            raise DataError(f"{path.name}, column {column!r}, holds only numbers, or nothing.")
     notes += [f"{path.name}: {note}" for note in file_notes]
     return cells
 

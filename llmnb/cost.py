@@ -54,19 +54,8 @@ def gpt(d_model: int, n_layers: int, n_heads: int, n_positions: int = 1024) -> T
     return _classic("gpt2", 50257, n_positions, d_model, n_layers, n_heads)
 
 
-# Brown et al. 2020: the shapes from table 2.1, the counts (in millions) from table D.1. Two
-# rows of table 2.1 contradict themselves and are corrected here. The 1.3B model has 24 heads of
-# 128, but a d_model of 2048 (16 heads); the 13B model has 40 heads of 128 (5120), but 5140.
-GPT3 = {
-    "GPT-3 Small": (gpt(768, 12, 12, 2048), 125),
-    "GPT-3 Medium": (gpt(1024, 24, 16, 2048), 356),
-    "GPT-3 Large": (gpt(1536, 24, 16, 2048), 760),
-    "GPT-3 XL": (gpt(2048, 24, 16, 2048), 1_320),
-    "GPT-3 2.7B": (gpt(2560, 32, 32, 2048), 2_650),
-    "GPT-3 6.7B": (gpt(4096, 32, 32, 2048), 6_660),
-    "GPT-3 13B": (gpt(5120, 40, 40, 2048), 12_850),
-    "GPT-3 175B": (gpt(12288, 96, 96, 2048), 174_600),
-}
+# Its shape, and the parameters (in millions). Source: Brown et al. 2020, tables 2.1 and D.1.
+GPT3 = gpt(12288, 96, 96, 2048), 174_600
 # Devlin et al. 2019 and Radford et al. 2019, with the counts of the released checkpoints
 # (in millions; BERT with its pooler).
 PUBLISHED = {

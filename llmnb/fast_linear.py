@@ -15,19 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llmnb import attention, files
-from llmnb.attention import MultiHeadAttention, RMSNorm
+from llmnb.attention import MultiHeadAttention
 from llmnb.transformer import Block, Decoder, FeedForward
 
 INT4_GROUP_WEIGHTS = 32  # neighbours that share a scale and an offset, as in GGUF's Q4_1
-# What height and width must be multiples of: not all of the kernels check it.
+# A weight's height and width must be multiples of these; some kernels don't check.
 MULTIPLES = {"bf16": (1, 1), "int8": (1, 16), "int4": (16, INT4_GROUP_WEIGHTS)}
 KINDS = tuple(MULTIPLES)
 ROWS_AT_ONCE = 256  # to round, because a whole matrix in fp32 would take much memory
-MAX_SMALL_ROWS = 4  # for more rows, bf16 is faster than unpacking small weights for each of them
+MAX_FEW_ROWS = 4  # for more rows, bf16 is faster than unpacking small weights for each of them
 MAX_PRODUCT_TOKENS = 256  # for longer sequences, the fused attention kernel is faster
 
 
-class FastRMSNorm(RMSNorm):
+class FastRMSNorm(nn.RMSNorm):
     """RMSNorm by the kernel of LayerNorm, which takes a third of the time in bf16."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def optimize_for_cpu(model: nn.Module) -> nn.Module:
     Parameters and their names stay; only the class of a layer changes, as in
     torch.nn.utils.parametrize. On other devices the layers compute as before.
     """
-    fast_classes = {RMSNorm: FastRMSNorm, MultiHeadAttention: FastAttention}
+    fast_classes = {nn.RMSNorm: FastRMSNorm, MultiHeadAttention: FastAttention}
     for module in model.modules():
         module.__class__ = fast_classes.get(type(module), type(module))
     return model
@@ -127,7 +127,7 @@ class PackedLinear(nn.Module):
     """
 
     def __init__(self, weight: Tensor, kind: str = "bf16", bias: Tensor | None = None) -> None:
-        """weight: (out, in). Raises ValueError for an unknown kind or a width int4 can't group."""
+        """weight: (out, in). Raises ValueError for an unknown kind, or a shape it can't take."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
         if reason := _misfit(kind, *weight.shape):
@@ -141,7 +141,7 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
         rows = x.reshape(-1, self.in_features).contiguous()  # int4 takes nothing else
-        product = self.few_rows if len(rows) <= MAX_SMALL_ROWS else self.many_rows
+        product = self.few_rows if len(rows) <= MAX_FEW_ROWS else self.many_rows
         result = product(rows).view(*x.shape[:-1], self.out_features)
         return result if self.bias is None else result + self.bias
 
@@ -316,7 +316,7 @@ def _flattened(block: nn.Module) -> SimpleNamespace:
 
 
 def unavailable(kind: str, model: Decoder | None = None) -> str:
-    """Why this machine has no such products for the model; "" if it has."""
+    """Why products of this kind can't be used for the model; "" if it has."""
     for block in model.blocks if model is not None else ():
         for module, _, parts in _products(block):
             layers = [getattr(module, part) for part in parts]
@@ -331,4 +331,6 @@ def unavailable(kind: str, model: Decoder | None = None) -> str:
     except (AttributeError, RuntimeError, NotImplementedError) as error:
         return files.first_line(error)[:120]
     expected = F.linear(x.float(), weight)
-    return "" if torch.allclose(product.float(), expected, atol=0.02) else "they give other numbers"
+    return (
+        "" if torch.allclose(product.float(), expected, atol=0.02) else "they compute wrong results"
+    )

@@ -45,7 +45,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # half of it, where the disk is full
+        temporary.unlink(missing_ok=True)  # what was written, if writing failed
 
 
 def read_settings(path: str) -> dict[str, Any]:

@@ -20,9 +20,8 @@ class Sampling:
     temperature: float = 0.0  # the scores are divided by it; 0: greedy
     top_k: int = 0  # only the k tokens with the highest scores; 0: all
     top_p: float = 1.0  # only the likeliest, p in total (Holtzman et al. 2020, section 3.1)
-    repetition_penalty: float = 1.0  # > 1 lowers earlier tokens' scores (Keskar et al. 2019)
     seed: int = 0
-    first_row: int = 0  # the number that row 0 has in a larger batch of which this is a part
+    first_row: int = 0  # where this batch begins in a larger one
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -33,23 +32,15 @@ class Sampling:
             ),
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "more than 0 and at most 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "more than 0"),
             "first_row": (self.first_row >= 0, "0 or more"),
         }
         for name, (is_valid, description) in ranges.items():
             if not is_valid:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be {description}.")
 
-    def filtered(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """The scores from which the token is drawn, in fp32; -inf rules it out: (batch, vocab).
-
-        seen: the ids so far, (batch, seq); padding must repeat one of the row's own tokens.
-        """
+    def filtered(self, logits: Tensor) -> Tensor:
+        """The scores from which the token is drawn, in fp32; -inf rules it out: (batch, vocab)."""
         logits = logits.float()
-        if self.repetition_penalty != 1:
-            scores = logits.gather(1, seen)
-            factor = torch.where(scores > 0, 1 / self.repetition_penalty, self.repetition_penalty)
-            logits = logits.scatter(1, seen, scores * factor)
         if self.temperature:
             logits = logits / self.temperature
         if self.top_k:
@@ -75,9 +66,9 @@ class Sampling:
             row_seed = random.Random(f"{self.seed} {row}").getrandbits(63)
         return torch.Generator().manual_seed(row_seed)
 
-    def choose(self, logits: Tensor, seen: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
+    def choose(self, logits: Tensor, generators: Iterable[torch.Generator]) -> Tensor:
         """Each row's next token, drawn with its own generator: (batch, vocab) to (batch,)."""
-        logits = self.filtered(logits, seen)
+        logits = self.filtered(logits)
         if not self.temperature:
             return logits.argmax(dim=-1)
         rows = zip(logits.softmax(dim=-1).cpu(), generators, strict=True)
@@ -115,7 +106,7 @@ class KeyValueCache:
     def __init__(
         self, config: TransformerConfig, batch: int, capacity: int, like: Tensor | None = None
     ) -> None:
-        """capacity: room for so many tokens; like: a tensor of the same dtype and device."""
+        """capacity: the most tokens that it can hold; like: a tensor of its dtype and device."""
         like = torch.empty(0) if like is None else like
         _, heads, head_dim = config.heads
         shape = (config.n_layers, 2, batch, heads, capacity, head_dim)
@@ -178,22 +169,17 @@ def steps(
     _check_lengths(seq, max_new_tokens, model.config.n_positions)
     generators = [sampling.generator(row) for row in range(batch)]
     cache = KeyValueCache(model.config, batch, seq + max_new_tokens, like=model.embedding.weight)
-    previous_ids = input_ids  # for the repetition penalty
-    if attention_mask is not None:  # or the padding would be penalized: a token of the row instead
-        previous_ids = torch.where(attention_mask.bool(), input_ids, input_ids[:, -1:])
     new_ids = input_ids  # (batch, seq), later (batch, 1)
     for _ in range(max_new_tokens):
         logits = model(new_ids, attention_mask=attention_mask, cache=cache, last_only=True)
         next_logits = logits[:, -1]  # (batch, vocab)
         if constraint is not None:
             next_logits = constraint.restrict(next_logits)
-        tokens = sampling.choose(next_logits, previous_ids, generators)  # (batch,)
+        tokens = sampling.choose(next_logits, generators)  # (batch,)
         if constraint is not None:
             constraint.accept(tokens)
         yield tokens
         new_ids = tokens[:, None]
-        if sampling.repetition_penalty != 1:
-            previous_ids = torch.cat((previous_ids, new_ids), dim=1)
         if attention_mask is not None:
             attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)[:, None]), dim=1)
 
@@ -232,10 +218,6 @@ class _Writer:
         self.decoder = DecodeStream(skip_special_tokens=True)
         self.ids: list[int] = []
         self.n_characters = 0  # that the decoder has given
-
-    @property
-    def is_finished(self) -> bool:
-        return self.stops.is_finished
 
     def push(self, token: int) -> str:
         """Take one token; returns the text that is certain now. A stop finishes the text."""
@@ -311,11 +293,11 @@ def _pieces(
     for tokens in steps(model, ids, attention_mask=mask, **options):
         pieces = []
         for writer, token in zip(writers, tokens.tolist(), strict=True):
-            pieces.append("" if writer.is_finished else writer.push(token))
+            pieces.append("" if writer.stops.is_finished else writer.push(token))
         yield pieces
-        if all(writer.is_finished for writer in writers):
+        if all(writer.stops.is_finished for writer in writers):
             return
-    yield ["" if writer.is_finished else writer.close() for writer in writers]
+    yield ["" if writer.stops.is_finished else writer.close() for writer in writers]
 
 
 def padded(tokenizer, prompts: Sequence[str], device=None) -> tuple[Tensor, Tensor]:

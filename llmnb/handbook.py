@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 RESOURCES = Path(__file__).parent / "resources"
 FOLDER = RESOURCES / "handbook"
@@ -40,6 +41,11 @@ class Question:
         return self.evidence is not None
 
 
+def resource(name: str) -> Any:
+    """The content of resources/NAME.json: texts and questions written for this project."""
+    return json.loads((RESOURCES / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def passages() -> list[Passage]:
     """All passages: the documents by name, in each of them from top to bottom."""
     result = []
@@ -54,5 +60,5 @@ def passages() -> list[Passage]:
 
 def questions() -> list[Question]:
     """All questions in their fixed order, every third of them unanswerable."""
-    rows = json.loads((RESOURCES / "questions.json").read_text(encoding="utf-8"))
+    rows = resource("questions")
     return [Question(**row | {"answers": tuple(row["answers"])}) for row in rows]

@@ -36,9 +36,11 @@ def share_the_cpu() -> None:
 def has_cuda() -> bool:
     """Whether torch sees a CUDA device; torch is imported only where the answer could be yes."""
     try:
-        if importlib.metadata.version("torch").endswith("+cpu"):
+        version = importlib.metadata.version("torch")
+        if version.endswith("+cpu"):
             return False
-        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+        if "+rocm" not in version:  # AMD's devices are called cuda, too
+            ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except (importlib.metadata.PackageNotFoundError, OSError):
         return False
     import torch

@@ -78,7 +78,7 @@ class HostedModel:
         prices: dollars per million tokens read and written, such as "0.15 0.60". max_dollars: the
         most that this object's requests may cost, 0 for no limit; a request is not sent if it could
         exceed that. max_retries: after 429, 5xx and lost connections, with growing pauses. Raises
-        HostedError without the package openai, a name, or a key, and for prices that are none.
+        HostedError without the package openai, a name, or a key, and for prices that can't be read.
         """
         self.model = name.removeprefix(PREFIX)
         if not is_hosted(name) or not self.model:
@@ -91,7 +91,7 @@ class HostedModel:
                 'as in "0.15 0.60".'
             ) from None
         if min(read, written, max_dollars) < 0:
-            raise HostedError("Prices and max_dollars are 0 or more.")
+            raise HostedError("Prices and max_dollars must be 0 or more.")
         if max_dollars and not read and not written:
             raise HostedError("max_dollars needs prices: name the dollars per million tokens.")
         self.price_read, self.price_written = read / 1e6, written / 1e6
@@ -136,7 +136,7 @@ class HostedModel:
 
         request = self._request(messages, max_tokens, temperature, seed)
         self._check_budget(request)
-        # Until the server has counted, and if the reader stops before: the most that it can be.
+        # The most that this can cost; the server's own count replaces it, but comes last.
         usage = self._most_read(request), max_tokens
         begun = False
         try:
@@ -178,9 +178,10 @@ class HostedModel:
         except openai.BadRequestError as error:
             if "max_completion_tokens" not in str(error):
                 raise
-            renamed = dict(request)  # OpenAI's reasoning models know the limit by this name
-            renamed["max_completion_tokens"] = renamed.pop("max_tokens")
-            return create(**renamed)
+            # OpenAI's reasoning models know the limit by this name, and take no temperature.
+            kept = {k: v for k, v in request.items() if k not in ("temperature", "seed")}
+            kept["max_completion_tokens"] = kept.pop("max_tokens")
+            return create(**kept)
 
     def _send(self, request: dict) -> Answer:
         import openai
@@ -228,7 +229,9 @@ class HostedModel:
         import openai
 
         if isinstance(error, openai.APITimeoutError):
-            return HostedError(f"{self.server} did not answer in time. Raise timeout_seconds.")
+            return HostedError(
+                f"{self.server} did not answer in time: ask for fewer tokens, or a faster server."
+            )
         if isinstance(error, openai.APIConnectionError | OSError):
             return HostedError(
                 f"Nobody answers at {self.server}. Is the server running, and is OPENAI_BASE_URL "

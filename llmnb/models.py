@@ -173,7 +173,7 @@ def is_finite(model, vocab_size: int) -> bool:
 
 @contextlib.contextmanager
 def load_errors(name: str, folder: Path) -> Iterator[None]:
-    """Turn whatever transformers raises for a model into an AssetError that names the model."""
+    """Turn whatever loading a model raises into an AssetError that names the model."""
     from safetensors import SafetensorError
 
     try:
@@ -181,7 +181,8 @@ def load_errors(name: str, folder: Path) -> Iterator[None]:
     except LlmnbError:  # it says itself what is wrong
         raise
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400] or type(error).__name__
         raise AssetError(
-            f"{name!r} in {folder} can't be loaded: {files.first_line(error)} "
+            f"{name!r} in {folder} can't be loaded: {reason} "
             f"Weights must be safetensors, and code that comes with a model is never run."
         ) from error

@@ -22,7 +22,7 @@ class Profile:
     encoder: str = "all-MiniLM-L6-v2"
     decoder: str = "SmolLM2-135M-Instruct-q4_1"
     translator: str = "gemma-3-270m-q4_k_m"
-    # Nobody tuned it to follow instructions; smoke takes a smaller model that was.
+    # A base model, not tuned to follow instructions. The profile smoke takes a smaller, tuned one.
     base_decoder: str = "gemma-3-270m-q4_k_m"
     retriever: str = "all-MiniLM-L6-v2"  # finds passages, see applications.retrieval
     reviews: str = "imdb"
@@ -37,7 +37,7 @@ class Profile:
     pretraining: tuple[int, int, int, int] = (96, 3, 2, 128)
     train_texts: int = 1250  # labelled texts that a classifier is trained on
     test_texts: int = 2000  # most texts that a classifier is tested on
-    prompted_texts: int = 200  # the test texts that a decoder classifies, fewer as it is slower
+    prompted_texts: int = 200  # test texts that a decoder classifies: fewer, as it is slower
     instruction_steps: int = 22  # optimizer steps of instruction tuning
     instruction_messages: int = 32  # test messages that a tuned model answers
 

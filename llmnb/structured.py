@@ -30,7 +30,7 @@ class Grammar:
     """Which tokens may come next, for each row of a batch."""
 
     def __init__(self, tokenizer, vocab_size: int, grammars: Sequence[str]) -> None:
-        """grammars: one a row. vocab_size: of the logits, which can be more than all tokens."""
+        """grammars: one a row. vocab_size: the width of the logits, often padded."""
         import llguidance
         import llguidance.numpy
 
@@ -54,7 +54,7 @@ class Grammar:
         return logits.masked_fill(~is_allowed, -torch.inf)
 
     def accept(self, tokens: Tensor) -> None:
-        """Go on behind the tokens that were chosen, one a row."""
+        """Advance each row's grammar by the token that was chosen for it."""
         for matcher, token in zip(self.matchers, tokens.tolist(), strict=True):
             if not matcher.is_stopped():
                 matcher.consume_token(token)

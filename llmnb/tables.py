@@ -170,8 +170,8 @@ def _load_from_hub(name: str, notes: list[str]) -> "pd.DataFrame":
     try:
         if not datasets.config.HF_HUB_OFFLINE:  # it fails at once; load_dataset tries for 30 s
             HfApi().dataset_info(name, timeout=10)
-        with data.without_progress_bars():
-            splits = datasets.load_dataset(name)
+        datasets.disable_progress_bars()
+        splits = datasets.load_dataset(name)
     except Exception as error:  # of a dozen kinds, from four libraries
         raise DataError(
             f"There is no file {name!r} (looked in {Path.cwd()}), and the Hub's data set {name!r} "

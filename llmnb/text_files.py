@@ -52,7 +52,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no text of the user's, but a program's.
+    """Whether a file or folder of this name belongs to a program, not to the user.
 
     For example .DS_Store, macOS's ._notes.txt, Office's ~$notes.docx, and npm's packages.
     """
@@ -60,7 +60,7 @@ def is_hidden(name: str) -> bool:
 
 
 def other_kind(content: bytes, name: str) -> str:
-    """What a file is that is no text, as its name or its first bytes show; "" for a text."""
+    """What kind of file it is if it isn't text, by its name or its first bytes; "" for a text."""
     head = content[:4096]
     suffix = Path(name).suffix.lower()
     kinds = [kind for kind, suffixes in _SUFFIXES.items() if suffix in suffixes]
@@ -74,7 +74,7 @@ def other_kind(content: bytes, name: str) -> str:
 
 
 def refuse_other_kinds(content: bytes, name: str, advice: str) -> None:
-    """Raise DataError for what is no text."""
+    """Raise DataError if the file isn't text."""
     if kind := other_kind(content, name):
         raise DataError(f"{name} is {kind}: {advice}.")
 
@@ -114,7 +114,7 @@ def decode(content: bytes, name: str, advice: str, notes: list[str] | None = Non
             kind = encoding.upper().removesuffix("-SIG")
             raise DataError(f"{name}, line {line}: a character is not {kind}: {advice}.") from error
         notes.append(
-            f"not UTF-8 (line {line}), so read as cp1252 (Western): look at accented letters."
+            f"not UTF-8 (line {line}), so read as cp1252 (Western): check the accented letters."
         )
         text = content.decode("cp1252")
     n_zeros = text.count("\0")

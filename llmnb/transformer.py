@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from llmnb import checkpoints
 from llmnb.attention import (
     MultiHeadAttention,
-    RMSNorm,
     Rotation,
     padding_mask,
     rotary_positions,
@@ -24,12 +23,12 @@ from llmnb.transformer_config import ACTIVATIONS, TransformerConfig
 
 
 def _norm(config: TransformerConfig) -> nn.Module:
-    kind = nn.LayerNorm if config.norm == "layer" else RMSNorm
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(config.d_model, eps=config.norm_eps)
 
 
 def _final_norm(config: TransformerConfig) -> nn.Module:
-    """Where the norms come first, what leaves the last block still needs one."""
+    """The norm after the last block, if norms come first; otherwise nothing: it has its own."""
     return _norm(config) if config.norm_first else nn.Identity()
 
 
@@ -40,7 +39,7 @@ class FeedForward(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig) -> None:
-        """The gate is there for swiglu alone."""
+        """Only swiglu has a gate."""
         super().__init__()
         self.activation = ACTIVATIONS[config.activation]
         self.up = nn.Linear(config.d_model, config.d_ff, config.bias)
@@ -179,21 +178,15 @@ class Encoder(_Model):
         self.norm = _final_norm(config)
         self.initialize()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        *,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, input_ids: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
         """input_ids: (batch, seq) to hidden states: (batch, seq, d_model).
 
-        attention_mask: (batch, seq), 1 for tokens and 0 for padding; token_type_ids: (batch, seq).
+        attention_mask: (batch, seq), 1 for tokens and 0 for padding. Of BERT's token types, which
+        tell the sentences of a pair apart, all are the first.
         """
         x, rotation = self.start(input_ids)
         if self.config.n_token_types:
-            types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-            x = x + self.token_type_embedding(types)
+            x = x + self.token_type_embedding.weight[0]
         x = self.embedding_norm(x)
         mask = padding_mask(attention_mask)
         for block in self.blocks:

@@ -39,7 +39,7 @@ class TransformerConfig:
     family: str | None = None  # bert | gpt2 | llama | qwen3: whose checkpoints it can load
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a choice that doesn't exist, or sizes that can't be."""
+        """Raises ValueError for a choice that doesn't exist, or impossible sizes."""
         choices = {"positions": ("learned", "sinusoidal", "rotary"), "norm": ("layer", "rms")}
         choices["activation"] = tuple(ACTIVATIONS)
         for name, allowed in choices.items():
@@ -49,7 +49,7 @@ class TransformerConfig:
         for name in SIZES:
             value = getattr(self, name)
             if value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1.")
+                raise ValueError(f"{name} is {value}; it must be at least 1.")
         width = {"rotary": self.heads[2], "sinusoidal": self.d_model}.get(self.positions, 0)
         if width % 2:
             raise ValueError(f"{self.positions} positions need pairs of dimensions, not {width}.")
@@ -62,7 +62,7 @@ class TransformerConfig:
 
     @classmethod
     def of(cls, family: str, **sizes: Any) -> Self:
-        """A configuration in the manner of a family: bert, gpt2, llama, qwen3, original."""
+        """A configuration with a family's choices: bert, gpt2, llama, qwen3, original."""
         if family not in FAMILIES:
             raise ValueError(f"family is {family!r}; choose one of {', '.join(FAMILIES)}.")
         if family != "original":

@@ -25,7 +25,10 @@ from tokenizers import pre_tokenizers
 from llmnb import assets, hardware, models
 from llmnb.runs import parameters
 
+# Both must be set before torch is imported. Small tensors gain nothing from several threads, and
+# lose much where the machine is busy.
 hardware.share_the_cpu()
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = parameters.notebooks_in(ROOT / "notebooks")
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY")
@@ -86,15 +89,33 @@ def encoder():
     return models.load_encoder("all-MiniLM-L6-v2"), models.load_tokenizer("all-MiniLM-L6-v2")
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Small tensors gain nothing from several threads, and lose much where the machine is busy."""
+@pytest.fixture(scope="session")
+def smollm_tokenizer():
+    """The tokenizer of the real offline decoder."""
+    return models.load_tokenizer("SmolLM2-135M-Instruct-q4_1")
+
+
+def loud(model, std: float = 0.3):
+    """The model with weights large enough for clear and varied choices."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=std)
+    return model.eval().requires_grad_(False)
+
+
+def tiny_decoder(vocab_size: int, n_positions: int = 256, family: str = "llama", **sizes):
+    """A random decoder of ours, with clear and varied choices."""
+    import torch
+
+    from llmnb.transformer import Decoder, TransformerConfig
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "tied": False} | sizes
+    sizes |= {"vocab_size": vocab_size, "n_positions": n_positions}
+    return loud(Decoder(TransformerConfig.of(family, **sizes)))
 
 
 @pytest.fixture(scope="session")
@@ -216,32 +237,6 @@ def made_up():
     return data.split(datasets.Dataset.from_dict(rows), label="label")
 
 
-_BOATS = """# Boats
-
-## Rent
-
-The red boat costs 12 crowns, or 1.5 a day. The `blue` boat is free!
-
-## Storm
-
-In a storm the boats stay in the harbour.
-"""
-
-
-@pytest.fixture(scope="session")
-def boats(tmp_path_factory, tiny_models):
-    """The index of two short documents, by the tiny encoder."""
-    from llmnb.applications.retrieval import Index
-
-    folder = tmp_path_factory.mktemp("boats")
-    (folder / "docs").mkdir()
-    (folder / "docs" / "boats.md").write_text(_BOATS)
-    (folder / "docs" / "trains.md").write_text("# Trains\n\nThey leave at nine.")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMNB_CACHE", str(folder / "cache"))
-        return Index.build(folder / "docs", str(tiny_models / "encoder"), lambda line: None)
-
-
 HOSTED_KEY = "sk-test-5f2c-very-secret"
 
 
@@ -264,7 +259,7 @@ class Server:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--device", "cpu"],
-                env=environment | {"OMP_NUM_THREADS": "1"},
+                env=environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

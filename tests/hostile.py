@@ -59,7 +59,8 @@ PAYLOADS = {
     "form": f'<form action="//evil.example/f"><button formaction="javascript:{PWN}">s</button>',
     "input": f'<input autofocus onfocus="{PWN}" id="all-code"><select autofocus onfocus="{PWN}">',
     "handlers": f'<details open ontoggle="{PWN}"><summary onclick="{PWN}">t</summary></details>',
-    "clobbering": '<a id="cell-0"></a><div id="all-code" class="alarm badge status-ok">v</div>',
+    "ids of the page": '<a id="cell-0"></a><div id="all-code">v</div>',
+    "classes of the page": '<div class="alarm badge status-ok">v</div>',
     "closing our tags": "</div></section></main></div></body></html><h1>w</h1>",
     "math link": f'<math href="javascript:{PWN}"><mi xlink:href="javascript:{PWN}">x</mi></math>',
     "math annotation": f'<math><annotation-xml encoding="text/html"><img src=x onerror={PWN}>'
@@ -77,11 +78,20 @@ PAYLOADS = {
     "code fence language": f"```<img src=x onerror={PWN}>\nx\n```",
     "mermaid": f"```mermaid\ngraph TD; A-->B; click A href \"javascript:{PWN}\"\n```",
     "quotes": f"\"'`><img src=x onerror={PWN}>",
-    "template": "{{ 7 * 7 }}{% include '/etc/passwd' %}{{ self.__init__ }}",
+    "template": "{{ 7919 * 7907 }}{% include '/etc/passwd' %}{{ self.__init__ }}",
     "lone surrogate": f"\ud800<script>{PWN}</script>",
     "direction": "\u202e<img src=x>\u202c",
 }  # fmt: skip
 
+# mistune, pygments or the converter of formulas makes these harmless before they are cleaned; a
+# template would have to be rendered.
+HARMLESS_BEFORE_CLEANING = {
+    *(name for name in PAYLOADS if name.startswith(("formula", "code fence"))),
+    *("markdown link", "markdown link with an entity", "markdown reference"),
+    *("markdown image from elsewhere", "mermaid", "quotes", "template"),
+}
+TEMPLATE_RESULT = str(7919 * 7907)
+OWN_IDS = {"section": r"cell-\d+", "article": r"card-\d+|unreadable", "input": "all-code"}
 _METRIC = ("name", "label", "value", "better", "unit", "low", "high")
 _NOT_OURS = re.split(
     r"\s+",
@@ -179,7 +189,14 @@ def assert_inert(page: str, charts: bool = False) -> None:
         "form-action 'none'"
     )
     assert [field.get("id") for field in soup.find_all("input")] in ([], ["all-code"])
+    (main,) = soup.find_all("main")
+    assert len(main.find_all_next(True)) == len(main.find_all(True)), "a text closed our tags"
+    assert not soup.select(":is(.prose, .output, .answer) :is(.alarm, .badge)"), "looks like ours"
+    assert not soup.select(':is(.prose, .output) img[src^="data:image/svg"]')
+    assert TEMPLATE_RESULT not in page, "a text was taken for a template"
     for element in soup.find_all(True):
+        if "id" in element.attrs and not element["id"].startswith("nb-"):
+            assert re.fullmatch(OWN_IDS.get(element.name, ""), element["id"]), element["id"]
         for name, value in element.attrs.items():
             value = " ".join(value) if isinstance(value, list) else value
             assert not name.startswith("on"), (element.name, name)

@@ -27,9 +27,6 @@ CASES = {
 FUSED = (attend, fast_linear.attend)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def padding(keys):
     """The first text is whole, the second two tokens shorter."""
     return attention.padding_mask(torch.tensor([[1] * keys, [1] * (keys - 2) + [0] * 2]))

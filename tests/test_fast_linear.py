@@ -1,4 +1,4 @@
-"""Packed products against plain ones, each weight within its rounding; decoders against unpacked.
+"""Packed products within the rounding of their weights; packed decoders against plain ones.
 
 A bf16 number has 8 significant bits: rounding to it changes a number by 2⁻⁸ of it at most.
 """
@@ -16,13 +16,12 @@ from llmnb.fast_linear import KINDS, PackedDecoder, PackedLinear, pack, unavaila
 from llmnb.generation import KeyValueCache, generate
 from llmnb.transformer import Decoder, TransformerConfig
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 U = 2**-8
 STYLES = {"gpt2": {}, "llama": {"n_kv_heads": 2}, "qwen3": {"n_kv_heads": 2, "head_dim": 32}}
 SHAPES = [(16, 32), (48, 64), (80, 576), (528, 96)]  # out, in
-# Where there are no such products; not where they give other numbers: that is to be seen.
-MISSING = {unavailable(kind) for kind in KINDS} - {"", "they give other numbers"}
+# Where there are no such products; not where they compute wrong results: that is to be seen.
+MISSING = {unavailable(kind) for kind in KINDS} - {"", "they compute wrong results"}
 here = pytest.mark.skipif(bool(MISSING), reason=str(MISSING))
 
 
@@ -44,7 +43,7 @@ def random_ids(*shape):
 
 def small_products(monkeypatch):
     """The products for few rows are taken for many too."""
-    monkeypatch.setattr(fast_linear, "MAX_SMALL_ROWS", 10**6)
+    monkeypatch.setattr(fast_linear, "MAX_FEW_ROWS", 10**6)
 
 
 def rounding(weight, kind):
@@ -59,18 +58,6 @@ def rounding(weight, kind):
     step = (high - low) / 15  # bf16 rounds the middle, and the step, up to 8 of which are added
     error = step / 2 + U * ((low + 8 * step).abs() + 8 * step)
     return error.expand_as(groups).flatten(1)
-
-
-@here
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_each_weight_is_within_half_a_step(kind, shape, monkeypatch):
-    small_products(monkeypatch)
-    torch.manual_seed(0)
-    weight = torch.randn(shape) * 0.1 * torch.rand(shape[0], 1)
-    stored = PackedLinear(weight, kind)(torch.eye(shape[1]).bfloat16()).float().T
-    # a row of the unit matrix picks one weight; then the result is rounded
-    assert ((stored - weight).abs() <= rounding(weight, kind) + U * stored.abs()).all()
 
 
 @here
@@ -239,10 +226,8 @@ def stays_as_it_was(model, kind, message, capsys):
     ("kind", "sizes", "shape"),
     [
         ("int4", {"d_model": 48}, "96 by 48"),
-        ("int4", {"d_ff": 112}, "64 by 112"),
         ("int4", {"head_dim": 4, "n_heads": 8, "n_kv_heads": 1}, "40 by 64"),
         ("int8", {"d_ff": 100}, "64 by 100"),
-        ("int8", {"d_model": 40, "head_dim": 16}, "128 by 40"),
     ],
 )
 def test_a_shape_the_kernels_cannot_take_is_announced(kind, sizes, shape, capsys):
@@ -263,7 +248,7 @@ def test_an_operator_that_fails_or_errs_is_announced(capsys, monkeypatch):
     monkeypatch.setattr(fast_linear, "_int8", fails)
     stays_as_it_was(tiny("qwen3"), "int8", "(not on this processor)", capsys)
     monkeypatch.setattr(fast_linear, "_int8", lambda weight: lambda x: 2 * x)
-    stays_as_it_was(tiny("gpt2"), "int8", "(they give other numbers)", capsys)
+    stays_as_it_was(tiny("gpt2"), "int8", "(they compute wrong results)", capsys)
 
 
 ODD = [{"bias": True}, {"norm": "layer"}, {"norm_first": False}, {"activation": "gelu"}]

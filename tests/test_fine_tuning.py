@@ -15,7 +15,6 @@ from sklearn.linear_model import LogisticRegression
 from llmnb import fine_tuning
 from llmnb.fine_tuning import FineTuningError, Settings, baselines, contrastive, ladder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
 
 
@@ -117,7 +116,6 @@ def test_frozen_features_have_one_length(made_up, settings):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": -1}, "epochs is -1"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"lr": 3.0}, "too high: use"),
         ({"max_length": 2}, "max_length is 2"),
@@ -170,26 +168,6 @@ def test_a_missing_or_damaged_classifier_is_not_loaded(made_up, settings, tmp_pa
         facts_file.write_text(text)
         with pytest.raises(FineTuningError, match="is damaged"):
             fine_tuning.load(facts_file.parent)
-
-
-@pytest.mark.parametrize("method", ["full", "few_shot"])
-def test_a_saved_network_is_loaded_in_a_fresh_process(method, made_up, settings, tmp_path):
-    settings = dataclasses.replace(settings, epochs=1)
-    classifier = fine_tuning.run(method, made_up, LABELS, settings).classifier
-    fine_tuning.save(classifier, tmp_path / "saved")
-    code = "from llmnb import fine_tuning; "
-    code += f"classifier = fine_tuning.load({str(tmp_path / 'saved')!r}); "
-    process = python(code + "print(classifier.predict(['a good b', 'a bad b']))")
-    expected = str(classifier.predict(["a good b", "a bad b"]))
-    assert process.stdout.strip() == expected, process.stderr
-
-
-def test_a_model_card_takes_any_label(made_up, settings, tmp_path):
-    labels = ("a | b\n# c", "`<script>`")
-    classifier = fine_tuning.run("majority", made_up, labels, settings).classifier
-    folder = fine_tuning.save(classifier, tmp_path / "saved", {"x": "1 | 2"})
-    card = (folder / "README.md").read_text()
-    assert "# A classifier: a / b # c, '‹script›'" in card and "| x | 1 / 2 |" in card
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import transformers
 from llmnb.fine_tuning import FineTuningError, Settings
 from llmnb.fine_tuning.prompting import Prompted
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("bad", "good")
 
 

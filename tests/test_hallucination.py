@@ -1,20 +1,14 @@
 """Answers that are scripted and scored by hand; batches against single prompts; the real model."""
 
-import math
-
-import numpy as np
 import pandas as pd
 import pytest
-import torch
+from conftest import tiny_decoder
 
 from llmnb import generation, handbook, models
 from llmnb.evaluation import hallucination
-from llmnb.evaluation.hallucination import abstains, answer, nearest, prompts, summary
-from llmnb.evaluation.uncertainty import proportion
+from llmnb.evaluation.hallucination import abstains, answer, nearest, prompts
 from llmnb.handbook import Passage, Question
-from llmnb.transformer import Decoder, TransformerConfig
 
-ASSET = "SmolLM2-135M-Instruct-q4_1"
 PASSAGES = [
     Passage("p1", "Keys", "Front door", "The front door closes at 22:00."),
     Passage("p2", "Boats", "Rent", "The red boat costs 12 crowns an hour; the blue boat is free."),
@@ -28,11 +22,6 @@ QUESTIONS = [
         "q4", "Which of the boats is free, in a storm or in the harbour?", ("the blue boat",), "p2"
     ),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer(ASSET)
 
 
 @pytest.fixture
@@ -109,8 +98,9 @@ def test_the_nearest_passage_shares_the_rarer_words():
     assert nearest("nothing shared", PASSAGES).id == "p1"
 
 
-def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokenizer):
-    closed, opened = prompts(tokenizer, QUESTIONS), prompts(tokenizer, QUESTIONS, PASSAGES)
+def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(smollm_tokenizer):
+    closed = prompts(smollm_tokenizer, QUESTIONS)
+    opened = prompts(smollm_tokenizer, QUESTIONS, PASSAGES)
     for number, passage in enumerate(("p1", "p2", "p3", "p2")):
         question = QUESTIONS[number].question
         for prompt in (closed[number], opened[number]):
@@ -120,103 +110,53 @@ def test_a_prompt_is_the_chat_template_with_the_question_and_its_passage(tokeniz
         texts = {name for name, line in lines.items() if line in opened[number]}
         assert texts == {passage} and not any(p.text in closed[number] for p in PASSAGES)
     user = [{"role": "user", "content": hallucination.CLOSED.format(question=question)}]
-    assert closed[-1] == tokenizer.apply_chat_template(
+    assert closed[-1] == smollm_tokenizer.apply_chat_template(
         user, tokenize=False, add_generation_prompt=True
     )
 
 
-def test_answers_are_scored_by_hand(script, tokenizer):
+def test_answers_are_scored_by_hand(script, smollm_tokenizer):
     replies, calls = script
     replies |= {QUESTIONS[0].question: "It closes at 22:00, always", QUESTIONS[1].question: "12"}
     replies |= {QUESTIONS[2].question: "I don't know.", QUESTIONS[3].question: " A blue boat. "}
-    table = answer(None, tokenizer, QUESTIONS, PASSAGES, new_tokens=7)
+    table = answer(None, smollm_tokenizer, QUESTIONS, PASSAGES, new_tokens=7)
     assert table["id"].tolist() == ["q1", "q2", "q3", "q4"]
     assert table["answer"].tolist()[1:] == ["12", "I don't know.", "A blue boat."]
     assert table["answerable"].tolist() == [True, True, False, True]
     assert table["abstained"].tolist() == [False, False, True, False]
-    assert table["exact_match"].tolist() == [0, 0, 1, 1]
-    # it closes at 2200 always / 2200: 2·1/(5+1); 12 / 12 crowns: 2·1/(1+2), the better of the two
-    assert table["f1"].tolist() == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert table["right"].tolist() == [True, False, True, True]
     assert len(calls) == 1 and calls[0][1:] == (7, "\n")
-    assert calls[0][0] == sorted(prompts(tokenizer, QUESTIONS, PASSAGES), key=len)
+    assert calls[0][0] == sorted(prompts(smollm_tokenizer, QUESTIONS, PASSAGES), key=len)
 
 
 def test_who_abstains_gets_nothing_where_there_is_an_answer_and_all_where_there_is_none(
-    script, tokenizer
+    script, smollm_tokenizer
 ):
     replies, _ = script
     replies |= {QUESTIONS[0].question: "I don't know: 22:00", QUESTIONS[2].question: "The keeper"}
-    table = answer(None, tokenizer, [QUESTIONS[0], QUESTIONS[2]])
+    table = answer(None, smollm_tokenizer, [QUESTIONS[0], QUESTIONS[2]])
     assert table["abstained"].tolist() == [True, False]
-    for column in ("right", "exact_match", "f1"):
-        assert table[column].tolist() == [0, 0], column
+    assert table["right"].tolist() == [False, False]
     replies[QUESTIONS[0].question] = "at 22:001"  # a part of a word is no answer
-    assert not answer(None, tokenizer, QUESTIONS[:1])["right"][0]
+    assert not answer(None, smollm_tokenizer, QUESTIONS[:1])["right"][0]
     replies[QUESTIONS[0].question] = ""  # to SQuAD's rules "#" is as empty as this
     sign = Question("q1", QUESTIONS[0].question, ("#",), "p1")
-    assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(0).all(axis=None)
+    assert not answer(None, smollm_tokenizer, [sign])["right"][0]
     replies[QUESTIONS[0].question] = "#"
-    assert answer(None, tokenizer, [sign])[["right", "exact_match", "f1"]].eq(1).all(axis=None)
+    assert answer(None, smollm_tokenizer, [sign])["right"][0]
 
 
 @pytest.fixture(scope="module")
-def tiny(tokenizer):
-    """A random decoder with clear and varied choices."""
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 256}
-    model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return model.eval()
+def tiny(smollm_tokenizer):
+    return tiny_decoder(len(smollm_tokenizer))
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_the_answers_do_not_depend_on_their_neighbours(tiny, tokenizer, monkeypatch):
-    arguments = (tiny, tokenizer, QUESTIONS, PASSAGES)
+def test_the_answers_do_not_depend_on_their_neighbours(tiny, smollm_tokenizer, monkeypatch):
+    arguments = (tiny, smollm_tokenizer, QUESTIONS, PASSAGES)
     table = answer(*arguments, new_tokens=8)
     monkeypatch.setattr(hallucination, "PROMPTS_PER_BATCH", 3)
     pd.testing.assert_frame_equal(answer(*arguments, new_tokens=8), table)
     assert table["answer"].is_unique
-
-
-def scored(answerable, abstained, right, f1=None):
-    f1 = right if f1 is None else f1
-    columns = {"answerable": answerable, "abstained": abstained, "right": right}
-    table = pd.DataFrame({name: np.array(column, bool) for name, column in columns.items()})
-    return table.assign(f1=np.array(f1, float))
-
-
-def test_a_summary_by_hand():
-    measures = summary(
-        scored(
-            answerable=[1, 1, 1, 1, 1, 0, 0, 0],
-            abstained=[0, 0, 0, 1, 1, 1, 0, 0],
-            right=[1, 0, 1, 0, 0, 1, 0, 0],
-            f1=[1, 0.2, 0.5, 0, 0, 1, 0, 0],
-        )
-    )
-    assert measures["value"].to_dict() == pytest.approx(
-        {
-            "f1_answerable": 1.7 / 5,
-            "right_answerable": 2 / 5,
-            "abstained_answerable": 2 / 5,
-            "abstained_unanswerable": 1 / 3,
-            "hallucinated_answerable": 1 / 5,
-            "hallucinated": 3 / 8,
-        }
-    )
-    assert measures["items"].tolist() == [5, 5, 5, 3, 5, 8]
-    wilson = proportion(3, 8)
-    assert measures.loc["hallucinated", ["low", "high"]].tolist() == [wilson.low, wilson.high]
-    assert measures["low"]["f1_answerable"] < 0.34 < measures["high"]["f1_answerable"]
-    assert measures["note"].tolist() == [""] * 6
-
-    lacking = summary(scored([1] * 12 + [0], [0] * 13, [1] * 4 + [0] * 9))
-    assert lacking["note"]["abstained_unanswerable"] == "fewer than two items"
-    assert math.isnan(lacking["value"]["abstained_unanswerable"])
 
 
 @pytest.mark.parametrize(
@@ -227,9 +167,9 @@ def test_a_summary_by_hand():
         (QUESTIONS[2:3], [], "q3: there is no passage"),
     ],
 )
-def test_what_cannot_be_is_refused(questions, passages, message, tokenizer):
+def test_what_cannot_be_is_refused(questions, passages, message, smollm_tokenizer):
     with pytest.raises(ValueError, match=message):
-        answer(None, tokenizer, questions, passages)
+        answer(None, smollm_tokenizer, questions, passages)
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(tiny_models):

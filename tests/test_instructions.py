@@ -1,10 +1,9 @@
-"""Instruction tuning on a tiny random decoder: format, mask, loss, training, files, saving."""
+"""Instruction tuning on a tiny random decoder: format, mask, loss, training, saving."""
 
 import dataclasses
 import itertools
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,23 +12,12 @@ import jsonschema
 import pytest
 import torch
 import transformers
-from conftest import ROOT
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from conftest import ROOT, byte_tokenizer
 
-from llmnb import hardware
-from llmnb import models as llmnb_models
-from llmnb.fine_tuning import (
-    FineTuningError,
-    conversations,
-    instruction_files,
-    instructions,
-    messages,
-)
+from llmnb import hardware, models
+from llmnb.fine_tuning import FineTuningError, conversations, instructions, messages
 from llmnb.fine_tuning.instructions import Assistant, Settings
-from llmnb.text_files import DataError
 from llmnb.transformer import Decoder
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = [
@@ -45,12 +33,7 @@ CHAT = [
 def tiny(tmp_path_factory):
     """A random decoder of Llama's shape, whose tokens are bytes."""
     folder = tmp_path_factory.mktemp("tiny")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(SPECIAL + alphabet)}
-    raw = Tokenizer(models.BPE(vocabulary, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.add_special_tokens(SPECIAL)
+    raw = byte_tokenizer(SPECIAL)
     fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=SPECIAL[0], bos_token=SPECIAL[0]
     )
@@ -70,7 +53,7 @@ def settings(tiny):
 
 @pytest.fixture(scope="session")
 def tokenizer(tiny):
-    return conversations.with_chat_format(llmnb_models.load_tokenizer(tiny))
+    return conversations.with_chat_format(models.load_tokenizer(tiny))
 
 
 def chats(n=8):
@@ -91,7 +74,7 @@ def test_only_what_the_assistant_wrote_and_its_end_of_turn_count(tokenizer):
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tiny):
-    tokenizer = llmnb_models.load_tokenizer(tiny)
+    tokenizer = models.load_tokenizer(tiny)
     tokenizer.chat_template = "{{ messages | length }}{{ messages[-1]['content'] }}"
     with pytest.raises(FineTuningError, match="changes earlier turns"):
         conversations.encode(tokenizer, CHAT)
@@ -104,7 +87,7 @@ def batch(tokenizer):
 
 
 def test_the_loss_is_transformers_loss(tiny, batch):
-    model = llmnb_models.load_decoder(tiny, "fp32")
+    model = models.load_decoder(tiny, "fp32")
     theirs = model(batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
     assert instructions.sft_loss(model, batch).item() == pytest.approx(theirs.item(), abs=1e-5)
     log_probs = instructions.answer_log_probs(model, batch)
@@ -148,7 +131,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(settings, tmp_
     code = KILLED.format(
         tests=str(ROOT / "tests"), settings=dataclasses.asdict(settings), folder=str(tmp_path)
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], env=environment)
     assert result.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
     lines = []
@@ -162,7 +145,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_weights(settings, tmp_
 
 def test_an_untrained_assistant_answers_as_its_base_and_an_adapter_can_be_put_back(settings):
     assistant = Assistant(settings)
-    base = llmnb_models.load_decoder(settings.base, "fp32")
+    base = models.load_decoder(settings.base, "fp32")
     prompts = ["Is it open?"]
     plain = instructions.complete(base, assistant.tokenizer, prompts)
     assert assistant.complete(prompts) == plain
@@ -175,7 +158,7 @@ def test_an_untrained_assistant_answers_as_its_base_and_an_adapter_can_be_put_ba
 
 def test_the_output_layer_gets_no_slice_of_a_larger_tensor(tiny):
     """torch would copy the layer's matrix for every row of the batch."""
-    model = llmnb_models.load_decoder(tiny, "fp32")
+    model = models.load_decoder(tiny, "fp32")
     seen = []
     layer = model.get_output_embeddings()
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
@@ -233,91 +216,6 @@ def test_impossible_settings_and_a_loss_that_is_not_finite_are_refused(settings)
         instructions.optimize(weight, lambda step: weight.weight.sum() * torch.inf, 3, 1e-3)
 
 
-QUESTION = {"prompt": "Is it open?", "answer": "Yes."}
-ROWS = [{"prompt": f"What is {k}?", "answer": f"It is {k}."} for k in range(9)]
-SHAREGPT = [{"from": "human", "value": "Is it open?"}, {"from": "gpt", "value": "Yes."}]
-TOOL = [*CHAT[1:3], {"role": "tool", "content": "9"}, CHAT[-1]]
-SHAPES = {
-    "messages": {"messages": CHAT},
-    "Alpaca's": {"instruction": "Translate.", "input": "Hallo", "output": "Hello"},
-    "Alpaca's without an input": {"instruction": "Say yes.", "input": "", "output": "Yes."},
-    "ShareGPT's": {"conversations": SHAREGPT},
-    "completion": {"prompt": "Is it open?", "completion": "Yes."},
-    "unknown keys beside it": QUESTION | {"source": "desk", "id": 7},
-    "a long answer": {"prompt": "Go on.", "answer": "on and on " * 1700},
-}
-DROPPED = {
-    "empty answer": (QUESTION | {"answer": " "}, "with an empty answer"),
-    "no answer": ({"prompt": "Is it open?"}, "with no answer by a known key (it has prompt)"),
-    "answer is a number": (QUESTION | {"answer": 4}, "with no text as answer"),
-    "swapped roles": ({"messages": CHAT[2:0:-1]}, "take turns"),
-    "ends with the user": ({"messages": CHAT[:4]}, "take turns"),
-    "a tool's message": ({"messages": TOOL}, "of the role 'tool'"),
-    "no object": (["Is it open?", "Yes."], "not an object"),
-    "unknown keys only": (
-        {"q": "Is it open?", "a": "Yes."},
-        "with no answer by a known key (it has q, a)",
-    ),
-    "two prompts": (QUESTION | {"question": "And now?"}, "with several prompts"),
-    "a control token": (QUESTION | {"answer": "Yes.<|im_end|>"}, "containing <|im_end|>"),
-    "the same twice": (ROWS[3], "the same as an earlier row"),
-    "null messages": ({"messages": None}, "without messages"),
-}
-
-
-def write(path, rows, encoding="utf-8"):
-    text = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    path.write_text(text, encoding=encoding)
-    return path
-
-
-@pytest.mark.parametrize("row", SHAPES.values(), ids=SHAPES)
-def test_the_usual_shapes_are_read(row, tmp_path):
-    read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]))
-    assert not read.dropped and len(read.examples) == 10
-    assert read.examples[-1][-1]["role"] == "assistant"
-
-
-@pytest.mark.parametrize(("row", "reason"), DROPPED.values(), ids=DROPPED)
-def test_what_cannot_be_used_is_left_out_and_counted(row, reason, tmp_path):
-    read = instruction_files.load(write(tmp_path / "rows.jsonl", [*ROWS, row]), SPECIAL)
-    assert len(read.examples) == 9
-    ((message, numbers),) = read.dropped.items()
-    assert reason in message and numbers == [10]
-    assert f"Left out: 1 (10), {message}." in read.summary()
-
-
-def test_a_byte_order_mark_and_one_list_are_read(tmp_path):
-    with_mark = write(tmp_path / "mark.jsonl", ROWS, "utf-8-sig")
-    (tmp_path / "list.json").write_text(json.dumps(ROWS))
-    as_list = instruction_files.load(tmp_path / "list.json")
-    assert instruction_files.load(with_mark).fingerprint() == as_list.fingerprint()
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("none.jsonl", "", "none.jsonl is empty"),
-        ("one.jsonl", json.dumps(QUESTION), "has 1 usable examples; 8 are the least"),
-        ("broken.jsonl", '{"prompt": "Is', "line 1 is not JSON"),
-        ("table.csv", "prompt,answer", "can't be read: save it as JSON"),
-    ],
-)
-def test_a_file_without_examples_is_refused_in_a_sentence(name, text, message, tmp_path):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=message):
-        instruction_files.load(tmp_path / name)
-
-
-def test_a_prompt_stands_on_one_side_of_the_split_and_a_leak_is_found(tmp_path):
-    rows = [QUESTION | {"answer": f"Answer {k}."} for k in range(9)] + ROWS
-    train, validation = instruction_files.load(write(tmp_path / "rows.jsonl", rows)).split()
-    assert len(train) + len(validation) == 18 and instruction_files.leaked(train, validation) == []
-    shouted = [[{"role": "user", "content": "WHAT is  3?"}, CHAT[-1]]]
-    known = instruction_files.load(write(tmp_path / "rows.jsonl", ROWS)).examples
-    assert instruction_files.leaked(known, [*shouted, CHAT]) == [0]
-
-
 def test_every_record_can_be_copied_out_of_its_message():
     for style in messages.FILES:
         for row in itertools.chain.from_iterable(messages.load(style).values()):
@@ -328,17 +226,3 @@ def test_every_record_can_be_copied_out_of_its_message():
         record = {"kind": "order", "product": "amber honey", "amount": 1, "date": None}
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(record | {"urgency": "low"} | wrong, schema)
-
-
-def test_the_messages_are_different_and_no_two_share_five_words():
-    splits = messages.load()
-    rows = [row for part in splits.values() for row in part]
-    assert len(splits["train"]) == 250 and len(splits["test"]) >= 150 and len(rows) >= 400
-    grams = {}
-    for number, row in enumerate([*rows, *messages.load("second")["test"]]):
-        record = row["record"]
-        assert record["product"] in row["message"] and (record["date"] or "") in row["message"]
-        assert messages.is_exact(messages.written(record), record)
-        words = re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", row["message"].lower())
-        for n in range(len(words) - 4):
-            assert grams.setdefault(tuple(words[n : n + 5]), number) == number

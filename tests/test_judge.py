@@ -1,23 +1,10 @@
-"""Judges that are scripted, counted by hand, and the pairs that they judge."""
-
-from collections import Counter
+"""Judges that are scripted, counted by hand."""
 
 import numpy as np
 import pytest
 
-from llmnb.evaluation.judge import outcomes, pairs
+from llmnb.evaluation.judge import outcomes
 from llmnb.evaluation.uncertainty import proportion
-
-
-def test_a_pair_has_one_defect_and_length_tells_nothing():
-    all_pairs = pairs()
-    assert len(all_pairs) >= 60 and len({pair.question for pair in all_pairs}) == len(all_pairs)
-    defects = Counter(pair.defect for pair in all_pairs)
-    assert len(set(defects.values())) == 1 and len(defects) == 8
-    assert {pair.defect for pair in all_pairs[:8]} == set(defects)  # the first ones hold every kind
-    longer = [len(pair.wrong) > len(pair.right) for pair in all_pairs]
-    assert sum(longer) == len(longer) / 2
-    assert all(pair.right.strip() and pair.right != pair.wrong for pair in all_pairs)
 
 
 def test_outcomes_by_hand():

@@ -10,7 +10,7 @@ from conftest import NOTEBOOKS
 
 from llmnb import corpus_files
 from llmnb.applications import documents
-from llmnb.runs import parameters
+from llmnb.runs import parameters, redaction
 from llmnb.runs.parameters import ParameterError
 
 CELL = """profile = "auto"  # which
@@ -115,9 +115,9 @@ def test_secrets_are_recognized_by_their_names():
         "api_keys",
         "openai_key",
     ):
-        assert parameters.is_secret(name), name
-    for name in ("new_tokens", "max_tokens", "key", "keyboard", "tokenizer"):
-        assert not parameters.is_secret(name), name
+        assert redaction.is_secret(name), name
+    for name in ("new_tokens", "max_tokens", "key", "keyboard", "tokenizer", "stop_token"):
+        assert not redaction.is_secret(name), name
 
 
 def test_a_text_that_is_no_unicode_is_refused():
@@ -130,12 +130,12 @@ def test_a_secret_is_text_and_its_text_is_not_parsed():
         parameters.resolve(notebook("api_key = None  # k"), {"api_key": 12345})
     assert "12345" not in str(caught.value)
     values = parameters.resolve(notebook("hf_token = None  # t"), {"hf_token": "12345"})
-    assert parameters.secrets(values) == {"hf_token": "12345"}
+    assert redaction.secrets(values) == {"hf_token": "12345"}
 
 
 def test_a_number_under_a_secrets_name_is_a_number():
     values = parameters.resolve(notebook("token_limit = 100  # n"), {})
-    assert parameters.secrets(values) == {} and "100" in parameters.injected_cell(values).source
+    assert redaction.secrets(values) == {} and "100" in parameters.injected_cell(values).source
 
 
 def test_the_digest_says_what_the_run_is(tmp_path):
@@ -194,7 +194,7 @@ def test_beyond_the_bound_sizes_and_times_count_and_a_line_says_so(
     assert digest("12", 1) != digest("34", 1) and capsys.readouterr().out == ""
     monkeypatch.setattr(parameters, bound, value)
     assert digest("12", 1) == digest("34", 1) != digest("34", 2)
-    assert "of 1 of them only name, size and time" in capsys.readouterr().out
+    assert ": of 1 files only name, size and time" in capsys.readouterr().out
 
 
 @pytest.fixture

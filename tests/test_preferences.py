@@ -1,10 +1,11 @@
 """Preference tuning: trl's loss, pairs that a program decides, and what the reference is."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
-from test_instructions import SPECIAL, chats, settings, tiny, tokenizer, write  # noqa: F401
+from test_instructions import SPECIAL, chats, settings, tiny, tokenizer  # noqa: F401
 
 from llmnb import models
 from llmnb.fine_tuning import FineTuningError, instruction_files, preferences
@@ -12,8 +13,6 @@ from llmnb.fine_tuning.conversations import Batch
 from llmnb.fine_tuning.instructions import Assistant, answer_log_probs
 from llmnb.fine_tuning.preferences import Pair
 from llmnb.text_files import DataError
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pairs(n=6):
@@ -111,10 +110,16 @@ ROW = {"prompt": "Is it open?", "chosen": "Yes.", "rejected": "Who knows?"}
 SIDES = {side: [*PROMPT, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
 
 
+def load(folder, rows):
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return instruction_files.load(path, SPECIAL)
+
+
 def test_files_of_preferences_are_read(tmp_path):
     rows = [ROW | {"prompt": f"Is {k} open?"} for k in range(8)]
     rows += [SIDES, {"prompt": PROMPT, "chosen": SIDES["chosen"][1:], "rejected": "no"}]
-    read = instruction_files.load(write(tmp_path / "pairs.jsonl", rows), SPECIAL)
+    read = load(tmp_path, rows)
     assert len(read.pairs) == 10 and not read.dropped
     assert read.pairs[8] == Pair(PROMPT, "chosen", "rejected")
     assert read.pairs[9] == Pair(PROMPT, "chosen", "no")
@@ -125,8 +130,8 @@ def test_pairs_that_say_nothing_are_left_out_and_a_mixture_is_refused(tmp_path):
     rows = [ROW | {"prompt": f"Is {k} open?"} for k in range(8)]
     strange = [{**SIDES, "chosen": [*chats(2)[1][:1], SIDES["chosen"][1]]}]
     strange += [ROW | {"rejected": "Yes."}]
-    read = instruction_files.load(write(tmp_path / "pairs.jsonl", [*rows, *strange]))
+    read = load(tmp_path, [*rows, *strange])
     assert list(read.dropped.values()) == [[9], [10]] and len(read.pairs) == 8
     answers = [{"prompt": f"What is {k}?", "answer": "It."} for k in range(3)]
     with pytest.raises(DataError, match="mixes 3 answers with 8 pairs"):
-        instruction_files.load(write(tmp_path / "pairs.jsonl", [*rows, *answers]))
+        load(tmp_path, [*rows, *answers])

@@ -27,7 +27,7 @@ PINNED = re.search(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), re.
 CAN_PRETEND = sys.platform == "linux" and torch.__version__.split("+")[0] == PINNED
 CAN_PRETEND &= not torch.cuda.is_available()
 pytestmark = [
-    pytest.mark.usefixtures("one_thread", "device"),
+    pytest.mark.usefixtures("device"),
     pytest.mark.skipif(not CAN_PRETEND, reason="it takes Linux, the pinned torch, no CUDA"),
 ]
 
@@ -50,7 +50,7 @@ class Paths:
         model = Decoder.from_pretrained(self.decoder)
         tokenizer = models.load_tokenizer(self.decoder)
         prompts = ["Is it open?", "Until when? "]
-        hot = generation.Sampling(temperature=1.0, top_p=0.9, repetition_penalty=1.2, seed=1)
+        hot = generation.Sampling(temperature=1.0, top_p=0.9, seed=1)
         texts = generation.complete(model, tokenizer, prompts, 4, hot)
         list(generation.stream(model, tokenizer, prompts[0], 4))
         chosen = structured.choose(model, tokenizer, prompts, ["yes", "no"])

@@ -19,8 +19,6 @@ from test_pretraining_loop import assert_same_run, rows
 from llmnb.pretraining.__main__ import main
 from llmnb.pretraining.tokens import prepare
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def config(tmp_path, text, **changes):
     settings = SMALL | {"corpus": text, "tokenizer": "characters", "checkpoint_seconds": 0}

@@ -23,8 +23,6 @@ from llmnb.pretraining.processes import Processes
 from llmnb.pretraining.recipe import PretrainingError
 from llmnb.pretraining.tokens import batch_at, prepare, validation_blocks
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Stop(Exception):
     """In the middle of a run."""

@@ -13,8 +13,6 @@ from transformers import PreTrainedTokenizerFast
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.tokens import TokenCorpus
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def trainer(end_id, mask_id, mask_token="<mask>"):
     """Of a masked model with 50 tokens, "<end>" and "<mask>" among them."""

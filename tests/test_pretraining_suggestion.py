@@ -11,8 +11,6 @@ from llmnb.pretraining.checkpoint import turned_up
 from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import PretrainingError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture
 def clock(monkeypatch):

@@ -1,7 +1,5 @@
 """Which profile: explicit wins over the environment, which wins over auto."""
 
-import dataclasses
-
 import pytest
 import torch
 from conftest import python
@@ -27,9 +25,7 @@ def test_an_unknown_name_lists_the_choices(monkeypatch, variable):
     assert "huge" in str(caught.value)
 
 
-def test_a_profile_is_frozen_and_only_gpu_names_the_hub():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        profiles.resolve("cpu").name = "other"
+def test_only_gpu_names_the_hub():
     hub = {name for name, profile in profiles.PROFILES.items() if "/" in profile.decoder}
     assert hub == {"gpu"}
 

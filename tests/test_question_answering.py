@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_decoder
 
-from llmnb import handbook, models
+from llmnb import handbook
 from llmnb.applications import ApplicationError, Result, question_answering
 from llmnb.applications.bm25 import stems
 from llmnb.applications.injection import hostile_answers
@@ -20,31 +21,45 @@ from llmnb.applications.question_answering import (
     QuestionAnswerer,
     tune,
 )
-from llmnb.applications.retrieval import Hit
+from llmnb.applications.retrieval import Hit, Index
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.evaluation.scores import token_f1
 from llmnb.text import printed_words
-from llmnb.transformer import Decoder, TransformerConfig
 
-ASSET = "SmolLM2-135M-Instruct-q4_1"
 HOSTILE = json.loads((handbook.RESOURCES / "hostile.json").read_text(encoding="utf-8"))
 RED = "What does the red boat cost?"
 TRAINS = "When do trains leave?"
-pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+BOATS = """# Boats
+
+## Rent
+
+The red boat costs 12 crowns, or 1.5 a day. The `blue` boat is free!
+
+## Storm
+
+In a storm the boats stay in the harbour.
+"""
 
 
 @pytest.fixture(scope="module")
-def generator():
+def boats(tmp_path_factory, tiny_models):
+    """The index of two short documents, by the tiny encoder."""
+    folder = tmp_path_factory.mktemp("boats")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "boats.md").write_text(BOATS)
+    (folder / "docs" / "trains.md").write_text("# Trains\n\nThey leave at nine.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMNB_CACHE", str(folder / "cache"))
+        return Index.build(folder / "docs", str(tiny_models / "encoder"), lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def generator(smollm_tokenizer):
     """A random decoder with clear choices."""
-    tokenizer = models.load_tokenizer(ASSET)
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 1024}
-    model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return TextGenerator(model.eval(), tokenizer, max_new_tokens=4, stop=["\n"])
+    model = tiny_decoder(len(smollm_tokenizer), n_positions=1024)
+    return TextGenerator(model, smollm_tokenizer, max_new_tokens=4, stop=["\n"])
 
 
 @pytest.fixture
@@ -229,13 +244,11 @@ def test_a_document_can_end_no_turn(app, monkeypatch):
     assert end not in tokenizer(prompts[0])["input_ids"]
 
 
-def test_no_question_and_one_too_long_are_refused_before_any_answer(app, monkeypatch):
+def test_no_question_is_refused_before_any_answer(app, monkeypatch):
     monkeypatch.setattr(app, "_copied", None)
     for call in (app.batch, app.closed_book, lambda texts: list(app.stream(texts[0]))):
         with pytest.raises(ApplicationError, match="is empty or isn"):
             call([" "])
-    with pytest.raises(ApplicationError, match="this model has room for"):
-        app("red boat " * 2000)
 
 
 def test_a_threshold_is_tuned_by_hand():
@@ -286,6 +299,7 @@ def test_copied_answers_to_hostile_documents_are_words_of_theirs(app):
 @pytest.mark.parametrize("copy", [True, False])
 def test_a_document_too_long_to_be_read_whole_is_refused(app, copy, monkeypatch):
     monkeypatch.setattr(app, "copy", copy)
+    monkeypatch.setattr(app, "_copied", None)  # it is refused before any answer
     with pytest.raises(ApplicationError, match="this model has room for"):
         app.answer_from(["Which boat?"], ["red boat " * 2000])
 

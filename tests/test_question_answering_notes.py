@@ -6,8 +6,6 @@ from llmnb import handbook
 from llmnb.applications.question_answering import QuestionAnswerer
 from llmnb.applications.retrieval import Index
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOTES = {
     "lease.txt": "The tenant pays the deposit. The lease ends on 31 August 2027.",
     "menu.md": "# Menu\n\n- lentil soup: 7.50 euros\n- apple cake: 4 euros\n- green tea: 2 euros",

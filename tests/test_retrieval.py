@@ -63,7 +63,7 @@ def test_what_is_left_out_is_listed(folder, build, monkeypatch):
         "*.png": "not read: 2 files",
         "hidden files": "not read: 1 file",
         "binary.txt": "left out: binary.txt is not a text file: save it as plain text (UTF-8).",
-        "latin.txt": "not UTF-8 (line 1), so read as cp1252 (Western): look at accented letters.",
+        "latin.txt": "not UTF-8 (line 1), so read as cp1252 (Western): check the accented letters.",
         "marks.md": "left out: there is no word in it",
         "broken.py": "read as plain text: it doesn't parse as .py (SyntaxError)",
     }

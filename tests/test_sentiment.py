@@ -11,11 +11,10 @@ from scipy.special import softmax
 from llmnb import data, fine_tuning, profiles
 from llmnb.applications import ApplicationError, sentiment
 from llmnb.applications.sentiment import UNSURE, SentimentAnalyzer, coverage
-from llmnb.evaluation.calibration import calibration_error, fit_temperature
+from llmnb.evaluation.calibration import error_interval, fit_temperature
 from llmnb.evaluation.uncertainty import proportion
 from llmnb.fine_tuning import Classifier, FineTuningError, Settings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("negative", "positive")
 
 
@@ -199,16 +198,6 @@ def test_a_saved_classifier_says_how_it_is_calibrated(tmp_path, made_up, monkeyp
         assert result.text == names[1] and warning in str(result.warnings)
 
 
-def test_a_transformers_folder_is_served_as_it_is(folders, film_reviews, tmp_path):
-    for file in (folders / "full").iterdir():
-        if file.name != "llmnb.json":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    app = SentimentAnalyzer.load(str(tmp_path), profile="smoke", threshold=0)
-    assert app.classifier.method == "pretrained" and app.classifier.label_names == LABELS
-    expected = fine_tuning.load(folders / "full").predict(["a good film", "bad"])
-    assert [result.text for result in app.batch(["a good film", "bad"])] == expected
-
-
 def test_a_folder_named_like_a_method_does_not_replace_it(
     film_reviews, cache, tmp_path, monkeypatch
 ):
@@ -262,7 +251,7 @@ def test_a_higher_threshold_answers_less_and_better(real):
     assert table["answered"][0] == 1 and 0.75 < table["accuracy"][0] < 0.85
     assert 0.3 < table["answered"][2] < 0.7 and table["accuracy"][2] > table["accuracy"][0] + 0.05
     assert real.warnings == () and 1 < real.temperature < 1.4
-    assert calibration_error(probabilities, labels, 6, True) < 0.06
+    assert error_interval(probabilities, labels, 6).value < 0.06
 
 
 @pytest.mark.slow

@@ -139,17 +139,3 @@ def test_many_calls_of_notebooks_and_package_are_checked():
 )
 def test_a_renamed_argument_is_found(call, message):
     assert [message in text for text, _ in misfits(call)] == [True]
-
-
-@pytest.mark.parametrize(
-    ("path", "argument", "renamed"),
-    [
-        ("llmnb/fine_tuning/encoders.py", "weight_decay=", "decay="),
-        ("notebooks/06_applications.ipynb", "seed=seed", "seeds=seed"),
-    ],
-)
-def test_an_argument_renamed_in_a_file_of_ours_is_found(path, argument, renamed):
-    source = source_of(ROOT / path)
-    assert argument in source
-    wrong = [text for text, _ in misfits(source.replace(argument, renamed)) if text]
-    assert wrong and all(repr(renamed.partition("=")[0]) in text for text in wrong)

@@ -5,14 +5,13 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from conftest import tiny_decoder
 
-from llmnb import generation, handbook, models
+from llmnb import generation, handbook
 from llmnb.applications.base import ApplicationError
 from llmnb.applications.summarization import Summarizer, centroid, lead, unsupported
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.text import printed_words
-from llmnb.transformer import Decoder, TransformerConfig
 
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 ARTICLES = json.loads((handbook.RESOURCES / "summaries.json").read_text("utf-8"))
@@ -67,16 +66,9 @@ def test_references_are_supported_by_their_own_text_and_not_by_another():
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return models.load_tokenizer(ASSET)
-
-
-@pytest.fixture(scope="module")
-def tiny(tokenizer):
+def tiny(smollm_tokenizer):
     """A random decoder; what it writes is scripted."""
-    torch.manual_seed(0)
-    sizes = {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 16, "n_positions": 512}
-    return Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), **sizes)).eval()
+    return tiny_decoder(len(smollm_tokenizer), n_positions=512)
 
 
 @pytest.fixture
@@ -97,8 +89,8 @@ def script(monkeypatch):
 
 
 @pytest.fixture
-def app(tiny, tokenizer):
-    return Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=24), max_words=8)
+def app(tiny, smollm_tokenizer):
+    return Summarizer(TextGenerator(tiny, smollm_tokenizer, max_new_tokens=24), max_words=8)
 
 
 def long_text(paragraphs=40):
@@ -231,27 +223,27 @@ def test_a_stream_shows_the_last_step_up_to_the_limit(app, script, monkeypatch):
     assert "It was red.\n\nIt was red." in prompts[0]
 
 
-def test_the_length_stands_in_the_prompt_and_the_generator_keeps_its_own(tiny, tokenizer):
-    generator = TextGenerator(tiny, tokenizer, system="Be kind.", max_new_tokens=16)
+def test_the_length_stands_in_the_prompt_and_the_generator_keeps_its_own(tiny, smollm_tokenizer):
+    generator = TextGenerator(tiny, smollm_tokenizer, system="Be kind.", max_new_tokens=16)
     prompt = Summarizer(generator, 200).generator.prompt("x")
     assert "at most 200 words" in prompt and "Be kind." not in prompt
     assert generator.system == "Be kind."
 
 
-def test_without_a_chat_template_the_text_asks_for_its_summary(tiny, tokenizer, script):
-    bare = copy.copy(tokenizer)
+def test_without_a_chat_template_the_text_asks_for_its_summary(tiny, smollm_tokenizer, script):
+    bare = copy.copy(smollm_tokenizer)
     bare.chat_template = None
     calls = script("A red boat left.")
     Summarizer(TextGenerator(tiny, bare, max_new_tokens=24), max_words=8)(TEXT + "{}")
     assert calls == [[TEXT + "{}\n\nTL;DR:"]]
 
 
-def test_what_cannot_be_summarized_is_refused_before_any_work(tiny, tokenizer, app, script):
+def test_what_cannot_be_summarized_is_refused_before_any_work(tiny, smollm_tokenizer, app, script):
     calls = script("never")
     with pytest.raises(ApplicationError, match="max_words is 0"):
-        Summarizer(TextGenerator(tiny, tokenizer), max_words=0)
+        Summarizer(TextGenerator(tiny, smollm_tokenizer), max_words=0)
     with pytest.raises(ApplicationError, match=r"raise max_tokens \(150\)"):
-        Summarizer(TextGenerator(tiny, tokenizer, max_new_tokens=24), max_tokens=150)
+        Summarizer(TextGenerator(tiny, smollm_tokenizer, max_new_tokens=24), max_tokens=150)
     for call in (app, lead, centroid):
         with pytest.raises(ApplicationError, match="is empty or isn"):
             call(" \n")

@@ -1,9 +1,8 @@
-"""A tiny random decoder behind a chat template: places, seeds, stops, refusals; the real model."""
+"""A tiny random decoder behind a chat template: places, seeds, stops, refusals."""
 
 import huggingface_hub
 import pytest
-import torch
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, tiny_decoder
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerFast
 
@@ -12,9 +11,8 @@ from llmnb.applications import ApplicationError, text_generation
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.generation import Sampling
 from llmnb.structured import StructuredError
-from llmnb.transformer import Decoder, TransformerConfig
+from llmnb.transformer import Decoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ASSET = "SmolLM2-135M-Instruct-q4_1"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
@@ -44,14 +42,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     """Random, with clear and varied choices, in fp32."""
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "n_positions": 256}
-    model = Decoder(TransformerConfig.of("llama", vocab_size=len(tokenizer), tied=False, **sizes))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return model.eval()
+    return tiny_decoder(len(tokenizer))
 
 
 @pytest.fixture
@@ -95,16 +86,6 @@ def test_control_tokens_in_a_text_begin_no_turn(text, app, tokenizer):
     assert len(control_ids(tokenizer, text)) > 0  # the test's own text would do harm
 
 
-def test_the_same_seed_gives_the_same_text_and_another_another(app):
-    first, again = (app(sampling=DRAWN).batch(TEXTS) for _ in range(2))
-    assert texts_of(first) == texts_of(again)
-    other = app(sampling=Sampling(temperature=1.0, seed=98)).batch(TEXTS)
-    assert all(a != b for a, b in zip(texts_of(first), texts_of(other), strict=True))
-    assert (
-        len(set(texts_of(app(sampling=DRAWN).batch(["a"] * 4)))) == 4
-    )  # each row draws for itself
-
-
 @pytest.mark.parametrize("n_tokens", [1, 100, 8192])
 def test_answers_do_not_depend_on_the_batch(n_tokens, app, monkeypatch):
     alone = [app()(text).text for text in TEXTS]
@@ -115,13 +96,6 @@ def test_answers_do_not_depend_on_the_batch(n_tokens, app, monkeypatch):
     assert texts_of(app(sampling=DRAWN).batch(TEXTS)) == whole
     changed = texts_of(app(sampling=DRAWN).batch([TEXTS[3], *TEXTS[1:]]))
     assert changed[1:] == whole[1:] and changed[0] != whole[0]
-
-
-@pytest.mark.parametrize("sampling", [Sampling(), DRAWN])
-def test_the_stream_joined_is_the_call(sampling, app):
-    writer = app(sampling=sampling, max_new_tokens=30)
-    pieces = list(writer.stream("tell me"))
-    assert len(pieces) > 5 and "".join(pieces).strip() == writer("tell me").text
 
 
 def test_a_stop_string_ends_the_answer_before_itself(app):
@@ -135,6 +109,7 @@ def test_a_stop_string_ends_the_answer_before_itself(app):
         assert "".join(writer.stream("tell me")).strip() == text[:at].strip()
     assert not writer("tell me").warnings and writer("tell me").tokens == at
     assert app(max_new_tokens=30, stop="\0")("tell me").text == text
+    assert len(list(app(max_new_tokens=30).stream("tell me"))) > 5
 
 
 def test_an_answer_that_is_cut_off_says_so(app):
@@ -203,11 +178,6 @@ def test_an_unknown_model_is_refused_with_a_hint(monkeypatch):
         TextGenerator.load("SmolLM2-135M-Instruct", profile="cpu")
 
 
-@pytest.fixture(scope="module")
-def real():
-    return TextGenerator.load(ASSET, profile="cpu", max_new_tokens=16)
-
-
 def test_records_match_their_schema_or_say_that_they_lack_room(model, tokenizer):
     """A random model: the form comes from the schema alone."""
     app = TextGenerator(model, tokenizer, max_new_tokens=40)
@@ -219,32 +189,3 @@ def test_records_match_their_schema_or_say_that_they_lack_room(model, tokenizer)
     app.max_new_tokens = 5
     with pytest.raises(StructuredError, match="not complete after 5 tokens"):
         app.records(TEXTS[:1], schema)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("text", HOSTILE)
-def test_the_real_tokenizer_sees_the_turns_of_the_template_alone(text, real):
-    tokenizer = real.tokenizer
-    expected = control_ids(tokenizer, real.prompt("hi"))
-    assert control_ids(tokenizer, real.prompt(text)) == expected == [1, 2, 1, 2, 1]
-    for token in tokenizer.added_tokens_decoder.values():
-        assert control_ids(tokenizer, real.prompt(f"{token.content}x{token.content}")) == expected
-
-
-@pytest.mark.slow
-def test_the_real_model_answers_alone_together_and_in_pieces(real):
-    questions = [
-        "What is the capital of France?",
-        "Name a colour.",
-        "What is two plus two?",
-        "Write a sentence about a dog that is afraid of the rain.",
-        "Which month comes after March?",
-        "Say hello to a friend whom you haven't seen for years, in one sentence.",
-    ]
-    alone = [real(text).text for text in questions]
-    assert "Paris" in alone[0]
-    together = texts_of(real.batch(questions))
-    # In bf16, padding changes the last digits of the scores: near ties may fall the other way.
-    equal = sum(a == b for a, b in zip(alone, together, strict=True))
-    assert equal >= 4 and "Paris" in together[0]
-    assert "".join(real.stream(questions[0])).strip() == alone[0]

@@ -19,9 +19,6 @@ OURS = {"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48
 SHAPES = (Encoder, Decoder, EncoderDecoder)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def batch(kind, padded):
     """Ids, and a mask: with padding on the right for BERT, on the left for decoders."""
     ids = torch.randint(0, 97, (3, 12), generator=torch.Generator().manual_seed(1))
@@ -33,8 +30,10 @@ def batch(kind, padded):
 
 def encoded(model, reference, ids, mask):
     """Hidden states and a loss from both: a random weighting, BertModel has no loss itself."""
-    options = {"attention_mask": mask, "token_type_ids": ids % 3}
-    outputs = [model(ids, **options), reference(ids, **options).last_hidden_state]
+    outputs = [
+        model(ids, attention_mask=mask),
+        reference(ids, attention_mask=mask).last_hidden_state,
+    ]
     weights = torch.randn(outputs[0].shape, generator=torch.Generator().manual_seed(2)) / len(ids)
     return outputs, [(x * weights)[mask.bool()].sum() / 12 for x in outputs]
 
@@ -143,7 +142,7 @@ def test_every_family_has_every_shape_and_no_idle_parameter(family, shape):
         ({"positions": "alibi"}, "positions is 'alibi'; choose one of learned, sinusoidal, rotary"),
         ({"norm": "batch"}, "norm is 'batch'; choose one of layer, rms"),
         ({"activation": "tanh"}, "activation is 'tanh'; choose one of gelu, gelu_tanh, relu"),
-        *(({name: 0}, f"{name} is 0; it is at least 1") for name in OURS),
+        *(({name: 0}, f"{name} is 0; it must be at least 1") for name in OURS),
         ({"positions": "rotary", "d_model": 36}, "pairs of dimensions, not 9"),
     ],
 )

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, loud
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +16,6 @@ from llmnb.applications.translation import LANGUAGES, Translator, language, piec
 from llmnb.evaluation.scores import chrf
 from llmnb.handbook import RESOURCES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TABLE = json.loads((RESOURCES / "translations.json").read_text("utf-8"))
 SENTENCES, EXAMPLES = TABLE["sentences"], TABLE["examples"]
 SPECIAL = ["<pad>", "<eos>", "<bos>"]
@@ -108,12 +107,7 @@ def decoder(tokenizer):
         layer_types=["sliding_attention", "full_attention"], tie_word_embeddings=False, **sizes,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.Gemma3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.4)
-    return model
+    return loud(transformers.Gemma3ForCausalLM(config), std=0.4)
 
 
 @pytest.fixture

@@ -174,16 +174,15 @@ def test_the_smallest_difference_is_items_needed_turned_round():
         assert items_needed(0.5, 0.5 + 1.0001 * d, discordance) <= n
         assert items_needed(0.5, 0.5 + 0.99 * d, discordance) > n
     assert math.isnan(smallest_difference(20, 0.1))  # two texts, whoever is right on them
-    with pytest.raises(ValueError, match="0 items"):
+    assert math.isnan(smallest_difference(1280, 0.0))  # they never disagree
+    with pytest.raises(ValueError, match=r"not 0 and 0\.1"):
         smallest_difference(0, 0.1)
 
 
 def test_items_needed_by_hand_and_its_direction():
     # Connor: (1.96·√.2 + .8416·√(.2 - .01))² / .01 = 154.6
     assert items_needed(0.8, 0.7, discordance=0.2) == items_needed(0.7, 0.8, 0.2) == 155
-    assert items_needed(0.8, 0.7) == items_needed(0.8, 0.7, 0.8 * 0.3 + 0.2 * 0.7)
     assert items_needed(0.8, 0.7, 0.1) < 155 < items_needed(0.8, 0.7, 0.3)
-    assert items_needed(0.8, 0.7, 0.2, power=0.9) > 155
 
 
 def test_f1_is_scikit_learns():
@@ -220,7 +219,6 @@ def test_the_interval_always_holds_the_value():
         (lambda: bootstrap([]), "0 sample"),
         (lambda: bootstrap([0.1, math.nan]), "contains NaN"),
         (lambda: bootstrap([[0.1, 0.2]]), "1d array"),
-        (lambda: bootstrap(["a", "b"]), "could not convert string"),
         (lambda: bootstrap([0.1, 0.2], statistic="mode"), "'mode'"),
         (lambda: bootstrap([0.1, 0.2], resamples=10), "10 resamples"),
         (lambda: bootstrap([0.1, 0.2], statistic=lambda x, axis: x.mean()), "of 10000 samples"),
@@ -230,12 +228,9 @@ def test_the_interval_always_holds_the_value():
         (lambda: compare([1, 0], [0.5, 1]), "correct_b holds 0.5"),
         (lambda: holm([]), "list of numbers"),
         (lambda: holm([0.1, 1.1]), "from 0 to 1"),
-        (lambda: items_needed(0.8, 0.8), "no two different"),
+        (lambda: items_needed(0.8, 0.8, 0.1), "two different accuracies"),
         (lambda: items_needed(0.8, 0.7, 0.05), "between 0.1 and 0.5, not at 0.05"),
-        (lambda: items_needed(0.8, 0.7, 0.2, power=80), "power is 80"),
-        (lambda: bootstrap_f1([1, 0], [1]), r"inconsistent numbers of samples: \[2, 1\]"),
         (lambda: bootstrap_f1([1, 0], ["1", "0"]), "Mix of"),
-        (lambda: bootstrap_f1([1, 0], [1, math.nan]), "contains NaN"),
     ],
 )
 def test_bad_input_is_refused(call, message):

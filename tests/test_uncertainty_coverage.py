@@ -13,7 +13,6 @@ from llmnb.evaluation.uncertainty import (
     compare,
     items_needed,
     paired_bootstrap,
-    proportion,
 )
 
 
@@ -58,21 +57,6 @@ def test_intervals_cover_as_often_as_they_say(law, n):
     draw, truth, options = LAWS[law]
     covered = coverage(draw, truth, n, **options)
     assert 0.93 <= covered <= 0.97 or (law == "exponential" and 0.92 <= covered < 0.95)
-
-
-@pytest.mark.parametrize(("n", "least"), [(20, 0.92), (50, 0.925), (100, 0.925), (200, 0.935)])
-def test_shares_cover_exactly_as_the_docstring_says(n, least):
-    """No simulation: each count's probability is known."""
-    intervals = [proportion(k, n) for k in range(n + 1)]
-    low = np.array([interval.low for interval in intervals])
-    high = np.array([interval.high for interval in intervals])
-    shares = np.linspace(0.05, 0.95, 181)
-    covered = np.array(
-        [stats.binom.pmf(range(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in shares]
-    )
-    assert least <= covered.min() and covered.max() <= 0.98
-    assert covered.mean() == pytest.approx(0.95, abs=0.005)
-    assert n < 200 or (covered.min() >= 0.93 and covered.max() <= 0.97)
 
 
 @pytest.mark.parametrize(("n", "discordance"), [(50, 0.4), (100, 0.1), (200, 0.05)])

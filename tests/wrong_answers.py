@@ -1,4 +1,4 @@
-"""Wrong answers to the notebooks' exercises, as readers write them, and unusual right ones.
+"""Wrong answers to the notebooks' exercises, as readers write them.
 
 Words of the message that it must get stand beside a wrong answer.
 """
@@ -174,7 +174,7 @@ FINE_TUNING = {
     ],
     fine_tuning.check_choose: [
         (chosen(sign=0), "scores are missing"),
-        (chosen(np.mean), "not its log-probability"),
+        (chosen(np.mean), "not the mean"),
         (chosen(normalize=list), "log-softmax is missing"),
     ],
 }
@@ -216,7 +216,7 @@ INSTRUCTIONS = {
     ],
     instructions.check_leaks: [
         (lambda train, test: copies(train, test, str), "Only exact copies"),
-        (lambda train, test: copies(test, train, squeezed), "return the test's"),
+        (lambda train, test: copies(test, train, squeezed), "return the indices into test"),
         (lambda train, test: copies(train, test, lambda t: " ".join(t.split())), "but not case"),
     ],
 }
@@ -317,10 +317,3 @@ APPLICATIONS = {
 }
 WRONG = CONCEPTS | ATTENTION | PRETRAINING | FINE_TUNING | INSTRUCTIONS
 WRONG |= EVALUATION | APPLICATIONS
-
-
-RIGHT = [
-    (pretraining.check_loss, lambda x, ids: -float(np.mean(nats(x, ids).numpy()))),
-    (pretraining.check_corrupt, with_labels(lambda i, c, *_: np.where(c, i, -100))),
-    (fine_tuning.check_macro_f1, lambda y, p, n: f1_score(y, p, average="macro")),
-]

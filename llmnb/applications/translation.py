@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 import re
 import textwrap
 import time
@@ -14,9 +13,8 @@ from typing import Self
 import torch
 import transformers
 
-from llmnb import models, profiles
+from llmnb import handbook, models, profiles
 from llmnb.applications.base import Application, ApplicationError, Result, checked
-from llmnb.handbook import RESOURCES
 from llmnb.text import is_chinese, ngrams, numbers, on_one_line, split_sentences, words
 
 LANGUAGES = {"fr": "French", "es": "Spanish", "de": "German", "zh": "Chinese"}
@@ -158,17 +156,12 @@ def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
     """The lines, those of a wrapped paragraph joined, each with the gap before it."""
     blocks = []
     gap = fence = ""
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        if fence:
+    is_title = text.count("\n~~~") == 1  # a single line of tildes underlines it
+    for line in text.splitlines():
+        if fence or (_FENCE.match(line) and not (is_title and "~" in line)):
+            is_end = fence and line.strip().startswith(fence)
+            fence = "" if is_end else fence or _FENCE.match(line)[1]
             gap += line + "\n"
-            fence = "" if line.strip().startswith(fence) else fence
-            continue
-        opening = _FENCE.match(line)
-        # A line of tildes without a second one underlines a title.
-        if opening and (opening[1][0] == "`" or _is_closed(opening[1], lines[number + 1 :])):
-            gap += line + "\n"
-            fence = opening[1]
             continue
         marker = _MARKER.match(line)[0]
         body = "\t".join(" ".join(cell.split()) for cell in line[len(marker) :].split("\t"))
@@ -182,10 +175,6 @@ def _unwrapped_lines(text: str) -> list[tuple[str, str]]:
     if gap.strip():
         blocks.append([(gap.removesuffix("\n"), "")])
     return [line for block in blocks for line in _joined_lines(block)]
-
-
-def _is_closed(fence: str, following: list[str]) -> bool:
-    return any(line.strip().startswith(fence) for line in following)
 
 
 def _joined_lines(block: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -230,7 +219,7 @@ class Translator(Application):
         for token, number in tokenizer.get_vocab().items():
             if any(mark in token for mark in _LINE_BREAKS) and "\n" in tokenizer.decode([number]):
                 self.stop_ids.append(number)
-        rows = json.loads((RESOURCES / "translations.json").read_text("utf-8"))["examples"]
+        rows = handbook.resource("translations")["examples"]
         examples = [f"English: {row['en']}{self.suffix} {row[target]}\n\n" for row in rows]
         prompt = (tokenizer.bos_token or "") + "".join(examples) + "English:"
         ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]

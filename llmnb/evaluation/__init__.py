@@ -29,7 +29,7 @@ def probes(names: str) -> list[str]:
 
 
 def checked_texts(name: str, texts) -> list[str]:
-    """The texts as a list. Raises ValueError for none, and for what is no text."""
+    """The texts as a list. Raises ValueError for an empty one, a single string, or no string."""
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"{name} is a list of one text or more, not {texts!r}.")
     for index, text in enumerate(texts):

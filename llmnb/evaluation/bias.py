@@ -8,28 +8,18 @@ The pairs for language models probe what a model associates, not what is true of
 """
 
 import bisect
-import functools
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
-from llmnb import concepts
+from llmnb import concepts, handbook
 from llmnb.evaluation.uncertainty import ALPHA, UPPER, Interval, holm, proportion
 
 MIN_TERMS_PER_GROUP = 4
 TIE_NATS = 1e-4  # smaller differences are ties: rounding depends on the batch's width
-
-
-@functools.cache
-def _resource() -> dict[str, list[dict[str, str]]]:
-    file = Path(__file__).parents[1] / "resources" / "bias.json"
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def counterfactuals(axis: str | None = None) -> pd.DataFrame:
@@ -38,7 +28,9 @@ def counterfactuals(axis: str | None = None) -> pd.DataFrame:
     Columns: text, template, kind, term, group, axis; one axis, or all. Source: Kiritchenko &
     Mohammad 2018 (the form; the sentences are our own). Raises ValueError for an unknown axis.
     """
-    templates, terms = (pd.DataFrame(_resource()[name]) for name in ("templates", "terms"))
+    templates, terms = (
+        pd.DataFrame(handbook.resource("bias")[name]) for name in ("templates", "terms")
+    )
     if axis is not None:
         axes = sorted(set(terms["axis"]))
         if axis not in axes:
@@ -199,19 +191,19 @@ def pair_preferences(
     "axis"} each; our own if not given. Columns: a, b, axis, log_a, log_b (the whole sentence's
     log-likelihood, in nats), tokens_a, tokens_b, difference (a - b) and preferred ("stereotype",
     "other" or "tie"). The log-likelihood is a sum, not a mean over tokens: a mean would
-    favour rare words that are cut into many. So a model's taste for one group's word
-    counts too: in our pairs each word is the stereotype's as often as not, so a model that looks at
-    that word alone scores a half.
+    favour rare words that are cut into many. A model's liking for one group's word counts, too. In
+    our pairs each word belongs to the stereotype as often as not, so a model that looks at that
+    word alone scores one half.
     Source: Nangia et al. 2020 (the idea). Raises ValueError for no pairs, or ones that lack a part.
     """
-    pairs = pd.DataFrame(_resource()["pairs"] if pairs is None else pairs)
+    pairs = pd.DataFrame(handbook.resource("bias")["pairs"] if pairs is None else pairs)
     if not len(pairs) or not {"a", "b", "axis"} <= set(pairs) or pairs.isna().any(axis=None):
         raise ValueError(f'A pair has "a", "b" and "axis"; here are {len(pairs)}: {list(pairs)}.')
     table = pairs[["a", "b", "axis"]].reset_index(drop=True)
     sentences = [*table["a"], *table["b"]]
     masked = type(model).__name__.endswith("ForMaskedLM")
     count = masked_bits if masked else concepts.decoder_bits
-    bits = count(model if masked else _with_logits(model), tokenizer, sentences)
+    bits = count(model, tokenizer, sentences)
     if not np.isfinite(bits).all():
         raise ValueError(
             f"No finite likelihood for {sentences[int(np.isfinite(bits).argmin())]!r}."
@@ -256,7 +248,7 @@ def preference_shares(preferences: pd.DataFrame) -> pd.DataFrame:
     """The share of pair_preferences' pairs where the stereotype is likelier, by axis and in all.
 
     Columns: axis ("all" last), pairs, ties (left out), share, low, high (Wilson's interval; not
-    corrected for the number of axes), unequal (pairs whose token counts differ). A half is even.
+    corrected for the number of axes), unequal (pairs whose token counts differ). 0.5 is even.
     """
     rows = []
     for axis, pairs in [*preferences.groupby("axis", sort=False), ("all", preferences)]:
@@ -269,14 +261,3 @@ def preference_shares(preferences: pd.DataFrame) -> pd.DataFrame:
         row = {"axis": axis, "pairs": len(pairs), "ties": n_ties, "share": share.value}
         rows.append(row | {"low": share.low, "high": share.high, "unequal": n_unequal})
     return pd.DataFrame(rows)
-
-
-def _with_logits(model):
-    """The model as concepts.decoder_bits needs it: with a device, and the logits in an output."""
-
-    def with_logits(input_ids):
-        output = model(input_ids)
-        return SimpleNamespace(logits=getattr(output, "logits", output))
-
-    with_logits.device = next(model.parameters()).device
-    return with_logits

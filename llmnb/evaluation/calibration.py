@@ -10,63 +10,36 @@ from sklearn.utils import check_array
 from llmnb.evaluation.uncertainty import UPPER, Interval, proportion
 
 
-def reliability(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = 10, equal_mass: bool = False
-) -> pd.DataFrame:
-    """What a reliability diagram shows, one row for each bin that holds items.
+def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = 10) -> pd.DataFrame:
+    """What a reliability diagram shows, one row for each bin.
 
     probabilities: (n, classes), or (n,) of class 1; labels: (n,) class numbers. An item's
-    confidence is its largest probability. Columns: left, right (the bin), items, confidence
-    (mean), accuracy, low, high (its Wilson interval). Bins have equal width over [0, 1] or,
-    with equal_mass, equally many items. Source: Guo et al. 2017; Nguyen & O'Connor 2015.
-    Raises ValueError if the probabilities aren't valid or a label is no class number.
+    confidence is its largest probability. Bins hold equally many items, by confidence; there are
+    at most n. Columns: items, confidence (mean), accuracy, low, high (its Wilson interval).
+    Source: Guo et al. 2017; Nguyen & O'Connor 2015 (these bins).
+    Raises ValueError if the probabilities aren't valid or a label is not a class number.
     """
     probabilities, labels = checked(probabilities, labels)
     confidence = probabilities.max(axis=1)
     is_right = probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
     rows = []
-    for index, items in enumerate(_groups(confidence, bins, equal_mass)):
-        if not len(items):
-            continue
+    for items in _binned(confidence, bins):
         accuracy = proportion(int(is_right[items].sum()), len(items))
-        bounds = confidence[items[[0, -1]]] if equal_mass else edges[index : index + 2]
-        row = {"left": bounds[0], "right": bounds[1], "items": len(items)}
-        row |= {"confidence": confidence[items].mean(), "accuracy": accuracy.value}
-        rows.append(row | {"low": accuracy.low, "high": accuracy.high})
+        row = {"items": len(items), "confidence": confidence[items].mean()}
+        rows.append(row | {"accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high})
     return pd.DataFrame(rows)
 
 
-def _groups(confidence, bins, equal_mass) -> list[NDArray[np.intp]]:
-    """The items of each bin, by confidence."""
+def _binned(confidence: NDArray, bins: int) -> list[NDArray[np.intp]]:
+    """The items of each bin."""
     if bins < 1 or bins != int(bins):
-        raise ValueError(f"{bins} is no number of bins.")
+        raise ValueError(f"bins must be a whole number of at least 1, not {bins}.")
     order = np.argsort(confidence, kind="stable")
-    if equal_mass:
-        return np.array_split(order, bins)
-    edges = np.linspace(0, 1, bins + 1)[1:-1]  # a bin is (left, right], as in the paper
-    return np.split(order, np.searchsorted(confidence[order], edges, side="right"))
-
-
-def calibration_error(
-    probabilities: ArrayLike, labels: ArrayLike, bins: int = 10, equal_mass: bool = False
-) -> float:
-    """ECE: the gap between confidence and accuracy, averaged over the items' bins, 0 to 1.
-
-    Arguments, errors and source as for reliability. It grows with the number of bins and falls
-    with n even for a calibrated model: compare equal bins on equally many items.
-    """
-    table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
-    gaps = (table["confidence"] - table["accuracy"]).abs()
-    return float((gaps * table["items"]).sum() / table["items"].sum())
+    return np.array_split(order, min(bins, len(order)))
 
 
 def errors_if_calibrated(
-    probabilities: ArrayLike,
-    bins: int = 10,
-    equal_mass: bool = False,
-    simulations: int = 2000,
-    seed: int = 0,
+    probabilities: ArrayLike, bins: int = 10, simulations: int = 2000, seed: int = 0
 ) -> NDArray[np.float64]:
     """Calibration errors of a calibrated model with these confidences: (simulations,).
 
@@ -78,7 +51,7 @@ def errors_if_calibrated(
     confidence = probabilities.max(axis=1)
     generator = np.random.default_rng(seed)
     total = np.zeros(simulations)
-    for items in _groups(confidence, bins, equal_mass):
+    for items in _binned(confidence, bins):
         is_right = generator.random((simulations, len(items))) < confidence[items]
         total += np.abs((is_right - confidence[items]).sum(axis=1))
     return total / len(confidence)
@@ -88,22 +61,25 @@ def error_interval(
     probabilities: ArrayLike,
     labels: ArrayLike,
     bins: int = 10,
-    equal_mass: bool = False,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """calibration_error with its interval, for these bins.
+    """ECE, the gap of confidence and accuracy averaged over the items' bins, with its interval.
 
-    A bin's gap is the true one and the noise of its accuracy. Over all items, the measured error is
-    at least the true one plus the signed noises, and at most the true one plus their sizes: the
-    upper end comes from the former, the lower from the latter, so the interval covers at least as
-    often as it says, whatever the true gaps (96 to 100 times in 100), and its lower end is
-    above 0 only where chance alone would seldom show as much. Arguments, errors as for reliability.
+    It grows with the number of bins and falls with n even for a calibrated model: compare equal
+    bins on equally many items. Arguments, errors and source as for reliability.
+
+    Each bin's measured gap is its true gap plus noise in its accuracy. The noise can raise the
+    total by the sum of its absolute values at most; the lower end subtracts the 97.5 % quantile of
+    that sum. It can lower the total only by its signed sum; the upper end adds the 97.5 % quantile
+    of that. So the interval holds the true error at least as often as it says (96 to 100 times in
+    100), and its lower end is above 0 only where chance alone would seldom show as much.
     """
-    table = reliability(probabilities, labels, bins=bins, equal_mass=equal_mass)
-    value = calibration_error(probabilities, labels, bins=bins, equal_mass=equal_mass)
+    table = reliability(probabilities, labels, bins)
     items = table["items"].to_numpy()
-    # One more right and one more wrong: a bin without a mistake has noise all the same.
+    gaps = (table["confidence"] - table["accuracy"]).abs()
+    value = float(np.average(gaps, weights=items))
+    # Add one right and one wrong item to each bin, so that one without mistakes has noise, too.
     accuracy = (table["accuracy"].to_numpy() * items + 1) / (items + 2)
     drawn = np.random.default_rng(seed).binomial(items, accuracy, (resamples, len(items)))
     noise = (drawn - items * accuracy) / items.sum()  # (resamples, bins)
@@ -115,7 +91,8 @@ def error_interval(
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The T > 0 that makes softmax(logits / T) most likely; logits: (n, classes), labels: (n,).
 
-    Fit it on validation items and measure on others: on its own items it looks too good.
+    Fit it on validation items and measure on others: on the items that it was fitted to it looks
+    too good.
     Source: Guo et al. 2017, section 4.2. Raises ValueError where no T is best: the model makes
     no mistake here, or is no better than chance.
     """
@@ -130,8 +107,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     def slope(inverse: float) -> float:
         return float((softmax(inverse * gaps, axis=1) * gaps).sum(axis=1).mean())
 
-    # The loss is convex in 1/T, so its slope has one root. At `end` the worst item alone costs as
-    # much as all items together do at 0, log(classes) each, so the root lies below `end`.
+    # The loss is convex in 1/T, so its slope has one root. At 1/T = `end` the item with the largest
+    # gap alone costs as much as all items together at 1/T = 0 (log(classes) each). So the loss is
+    # no lower there than at 0, and the root lies in between.
     end = len(gaps) * np.log(gaps.shape[1]) / gaps.max()
     return 1 / brentq(slope, 0, end, xtol=1e-12 * end)
 
@@ -142,7 +120,7 @@ def apply_temperature(logits: ArrayLike, temperature: float) -> NDArray[np.float
     Raises ValueError for a temperature that is not positive, or logits that are not finite.
     """
     if not 0 < temperature < np.inf:
-        raise ValueError(f"The temperature is {temperature}; it is a positive number.")
+        raise ValueError(f"The temperature must be a positive number, not {temperature}.")
     return softmax(_logits(logits) / temperature, axis=1)
 
 
@@ -161,7 +139,9 @@ def checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArr
     sums = probabilities.sum(axis=1)
     largest_error = np.abs(sums - 1).max()
     if largest_error > 1e-3:  # rounding in half precision stays below this
-        raise ValueError(f"An item's probabilities sum to 1; these miss it by {largest_error:.3g}.")
+        raise ValueError(
+            f"Each item's probabilities must sum to 1, but one misses it by {largest_error:.3g}."
+        )
     _check_labels(labels, *probabilities.shape)
     return probabilities, labels.astype(int)
 

@@ -18,7 +18,7 @@ from llmnb.evaluation import checked_texts
 from llmnb.evaluation.uncertainty import ALPHA, Interval, proportion, zeros_and_ones
 from llmnb.text import ngrams, words
 
-SHARE = 0.7  # of a text's n-grams, from which on it overlaps: Chowdhery et al. 2022, section 8
+SHARE = 0.7  # a text overlaps from this share of its n-grams on: Chowdhery et al. 2022, section 8
 
 
 def overlap(test_texts: Sequence[str], train_texts: Sequence[str], n: int = 8) -> pd.DataFrame:

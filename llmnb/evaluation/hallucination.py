@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from llmnb import generation
-from llmnb.evaluation.scores import contains_answer, exact_match, token_f1
-from llmnb.evaluation.uncertainty import bootstrap
+from llmnb.evaluation.scores import contains_answer
 from llmnb.handbook import Passage, Question
 from llmnb.hosted import HostedModel
 from llmnb.text import normalize_answer
@@ -89,11 +88,9 @@ def answer(
 ) -> pd.DataFrame:
     """What a transformer.Decoder, or a HostedModel, answers: one row for each question, scored.
 
-    answer: greedy, its first line; abstained: see `abstains`; exact_match and f1: SQuAD 2.0's, the
-    best over the acceptable answers, 0 where it abstained, and for an unanswerable question 1
-    exactly if it did; right: it holds an acceptable answer, or abstained where there is none
-    (Mallen et al. 2023). passages: open book. tokenizer: None for a HostedModel. Raises
-    ValueError for no questions.
+    answer: greedy, its first line; abstained: see `abstains`; right: it holds an acceptable answer,
+    or abstained where there is none (Mallen et al. 2023). passages: open book. tokenizer: None for
+    a HostedModel. Raises ValueError for no questions.
     """
     if not questions:
         raise ValueError("There are no questions: give one or more.")
@@ -119,38 +116,8 @@ def _first_lines(decoder, tokenizer, prompts, new_tokens) -> list[str]:
 
 
 def _scored(question: Question, text: str) -> dict:
-    abstained = abstains(text)
+    abstained = right = abstains(text)
+    if question.answerable:
+        right = not abstained and contains_answer(text, question.answers)
     row = {"id": question.id, "answerable": question.answerable, "answer": text}
-    row["abstained"] = abstained
-    if abstained or not question.answerable:
-        score = float(abstained and not question.answerable)
-        return row | {"right": bool(score), "exact_match": score, "f1": score}
-    row["right"] = contains_answer(text, question.answers)
-    row["exact_match"] = exact_match(text, question.answers)
-    row["f1"] = token_f1(text, question.answers)
-    return row
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The measures of `answer`'s table with 95 % intervals: value, low, high, items, note.
-
-    hallucinated: the share with an answer that is not right and no abstention. What the passages
-    don't hold may be known all the same: of a closed book read hallucinated_answerable.
-    note: why a measure can't be had.
-    """
-    answerable, abstained = table["answerable"], table["abstained"]
-    hallucinated = ~abstained & ~table["right"]
-    parts = {
-        "f1_answerable": table["f1"][answerable],
-        "right_answerable": table["right"][answerable],
-        "abstained_answerable": abstained[answerable],
-        "abstained_unanswerable": abstained[~answerable],
-        "hallucinated_answerable": hallucinated[answerable],
-        "hallucinated": hallucinated,
-    }
-    rows = {}
-    for name, values in parts.items():
-        rows[name] = {"items": len(values), "note": "fewer than two items"}
-        if len(values) > 1:
-            rows[name] |= vars(bootstrap(values)) | {"note": ""}
-    return pd.DataFrame.from_dict(rows, orient="index")[["value", "low", "high", "items", "note"]]
+    return row | {"abstained": abstained, "right": right}

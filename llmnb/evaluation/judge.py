@@ -6,17 +6,14 @@ that takes the longer answer is right on half. What this can't show: whether a j
 people where both answers are good; that takes pairs that people have judged.
 """
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from llmnb import handbook
 from llmnb.evaluation.uncertainty import Interval, proportion
-
-RESOURCE = Path(__file__).parents[1] / "resources" / "judge.json"
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,8 @@ class Pair:
 
 
 def pairs() -> list[Pair]:
-    """All pairs, in an order in which the first n hold every kind of defect alike."""
-    rows = json.loads(RESOURCE.read_text(encoding="utf-8"))
-    return [Pair(**row) for row in rows]
+    """All pairs, ordered so that the first n hold each kind of defect about equally often."""
+    return [Pair(**row) for row in handbook.resource("judge")]
 
 
 def outcomes(first: ArrayLike, second: ArrayLike) -> dict[str, Interval]:
@@ -42,7 +38,7 @@ def outcomes(first: ArrayLike, second: ArrayLike) -> dict[str, Interval]:
     second: its probability of the other answer, where that stands first; (n,) each. A judge that
     gives letters has 1 or 0, and 0.5 for neither. "first": the first answer wins in both orders;
     "consistent": the answer of interest does (a coin: a quarter of the pairs each); "averaged": it
-    wins when the orders are averaged (a coin: half), where a tie counts one half, as a coin's toss.
+    wins when the orders are averaged (a coin: half), a tie counts one half.
     Raises ValueError for arrays of different lengths, or none.
     """
     first, second = (np.asarray(array, dtype=float) for array in (first, second))

@@ -82,19 +82,15 @@ def punctuation(text: str, seed: int = 0) -> str:
 
 
 def distractor_front(text: str, seed: int = 0) -> str:
-    """A sentence that has nothing to do with it, in front."""
-    if not _is_plain_latin(text):
-        return text
+    """The text behind an unrelated sentence."""
     distractor = _generator(text, seed).choice(DISTRACTORS)
-    return f"{distractor} {text}"
+    return f"{distractor} {text}" if _is_plain_latin(text) else text
 
 
 def distractor_back(text: str, seed: int = 0) -> str:
-    """A sentence that has nothing to do with it, at the end."""
-    if not _is_plain_latin(text):
-        return text
+    """The text, then an unrelated sentence."""
     distractor = _generator(text, seed).choice(DISTRACTORS)
-    return f"{text} {distractor}"
+    return f"{text} {distractor}" if _is_plain_latin(text) else text
 
 
 def first_half(text: str, seed: int = 0) -> str:

@@ -7,7 +7,6 @@ evaluate.combine. Calibration is computed in evaluation/calibration.py, interval
 """
 
 import itertools
-import math
 import numbers
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ import numpy as np
 from datasets import Features, Value
 from numpy.typing import ArrayLike
 from sklearn import metrics as sklearn_metrics
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_consistent_length
 
 from llmnb import files
 from llmnb.evaluation import calibration
@@ -127,28 +126,6 @@ def rouge(predictions: Sequence, references: Sequence) -> dict[str, float]:
             raise ValueError(f"ROUGE's tokenizer finds no word in {texts!r}: take chrF.")
         rows.append(scorer.score_multi(texts, prediction))
     return {kind: float(np.mean([row[kind].fmeasure for row in rows])) for kind in ROUGE_KINDS}
-
-
-def perplexity(nats: ArrayLike, tokens: ArrayLike) -> float:
-    """exp(all nats / all tokens), from the nats and the number of tokens of each text."""
-    return math.exp(_nats_per_unit(nats, tokens, unit="tokens"))
-
-
-def bits_per_byte(nats: ArrayLike, n_bytes: ArrayLike) -> float:
-    """All bits divided by all bytes, from the nats and the number of bytes of each text."""
-    return _nats_per_unit(nats, n_bytes, unit="bytes") / math.log(2)
-
-
-def _nats_per_unit(nats, counts, unit: str) -> float:
-    totals = []
-    for name, values in (("nats", nats), (unit, counts)):
-        values = column_or_1d(values, dtype=float)
-        check_array(values, ensure_2d=False, ensure_non_negative=True, input_name=name)
-        totals.append(values.sum())
-    check_consistent_length(nats, counts)
-    if not totals[1]:
-        raise ValueError(f"There are no {unit}.")
-    return totals[0] / totals[1]
 
 
 def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:

@@ -150,44 +150,42 @@ def holm(p_values: ArrayLike) -> NDArray[np.float64]:
     return adjusted
 
 
-def items_needed(
-    p_a: float, p_b: float, discordance: float | None = None, power: float = 0.8
-) -> int:
-    """How many test items show that accuracies p_a and p_b differ, with this power, by compare.
+POWER_QUANTILE = ndtri(0.8)  # of the normal distribution: the test shows a difference in 80 of 100
 
-    discordance: the share of items that one alone gets right; if not given, that of independent
-    errors: models agree more, and then need fewer. Source: Connor 1987. Raises ValueError for
-    shares that can't occur together.
+
+def items_needed(p_a: float, p_b: float, discordance: float) -> int:
+    """How many test items it takes for `compare` to show that p_a and p_b differ, in 80 of 100.
+
+    p_a, p_b: the accuracies; discordance: the share of items that one alone gets right.
+    Source: Connor 1987. Raises ValueError for shares that can't occur together.
     """
     difference = abs(p_a - p_b)
     if not (0 <= p_a <= 1 and 0 <= p_b <= 1 and difference > 0):
-        raise ValueError(f"{p_a} and {p_b} are no two different accuracies.")
-    if not ALPHA < power < 1:
-        raise ValueError(f"The power is {power}; it lies between {ALPHA} and 1.")
-    shared = p_a * (1 - p_b) + p_b * (1 - p_a) if discordance is None else discordance
+        raise ValueError(f"p_a and p_b must be two different accuracies, not {p_a} and {p_b}.")
     highest = min(p_a + p_b, 2 - p_a - p_b)
-    if not difference - 1e-12 <= shared <= highest + 1e-12:
+    if not difference - 1e-12 <= discordance <= highest + 1e-12:
         raise ValueError(
             f"With accuracies {p_a} and {p_b} the discordance lies between {difference:.4g} and "
-            f"{highest:.4g}, not at {shared}."
+            f"{highest:.4g}, not at {discordance}."
         )
-    spread = math.sqrt(max(0.0, shared - difference**2))
-    z = ndtri(UPPER) * math.sqrt(shared) + ndtri(power) * spread
+    spread = math.sqrt(max(0.0, discordance - difference**2))
+    z = ndtri(UPPER) * math.sqrt(discordance) + POWER_QUANTILE * spread
     return math.ceil((z / difference) ** 2)
 
 
 def smallest_difference(n: int, discordance: float) -> float:
     """The smallest difference that n items show with a power of 0.8: items_needed solved for it.
 
-    NaN if the discordance allows none that would be shown. Raises ValueError for other than shares.
+    NaN if the discordance allows none that would be shown. Raises ValueError for n < 1 or a
+    discordance outside [0, 1].
     """
     if not (n >= 1 and 0 <= discordance <= 1):
-        raise ValueError(f"{n} items with a discordance of {discordance} can't be.")
+        raise ValueError(f"n must be 1 or more and discordance 0 to 1, not {n} and {discordance}.")
     # √n·d = a + b·√(discordance - d²) is quadratic in d; this is its larger root.
-    a, b = ndtri(UPPER) * math.sqrt(discordance), ndtri(0.8)
+    a, b = ndtri(UPPER) * math.sqrt(discordance), POWER_QUANTILE
     root = a * a * n - (n + b * b) * (a * a - b * b * discordance)
-    smallest = (a * math.sqrt(n) + math.copysign(math.sqrt(max(root, 0)), b)) / (n + b * b)
-    return smallest if root >= 0 and smallest <= discordance else math.nan
+    smallest = (a * math.sqrt(n) + math.sqrt(max(root, 0))) / (n + b * b)
+    return smallest if root >= 0 and 0 < smallest <= discordance else math.nan
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,15 @@ def check(
     if all(any(result is value for value in nothing) for result in results):
         return NOT_ATTEMPTED
     expected = [reference(*copy.deepcopy(case)) for case in cases]
-    triples = [t for t in zip(results, expected, cases, strict=True) if not same(*t[:2])]
-    if not triples:
+    differences = list(map(difference, results, expected))
+    if not any(differences):
         return RIGHT
     for message, mistake in mistakes.items():
         wrong = wrong_function(mistake, reference)
-        if all(map(same, results, [wrong(*copy.deepcopy(case)) for case in cases])):
+        if not any(map(difference, results, [wrong(*copy.deepcopy(case)) for case in cases])):
             return message
-    result, right, case = triples[0]
-    return f"{difference(result, right)}  {_called_with(case)}"
+    first, case = next(pair for pair in zip(differences, cases, strict=True) if pair[0])
+    return f"{first}  {_called_with(case)}"
 
 
 def wrong_function(mistake: Mistake, reference: Callable) -> Callable:
@@ -59,35 +59,29 @@ def wrong_function(mistake: Mistake, reference: Callable) -> Callable:
     return mistake if callable(mistake) else partial(reference, **mistake)
 
 
-def same(result: Any, expected: Any, tolerance: float = 1e-6) -> bool:
-    """Whether two answers are equal: numbers, sequences and arrays to a tolerance."""
-    try:
-        ours, theirs = _array(result), _array(expected)
-    except (TypeError, ValueError):
-        return type(result) is type(expected) and result == expected
-    if ours.shape != theirs.shape:
-        return False
-    return bool(np.allclose(ours, theirs, rtol=tolerance, atol=tolerance))
-
-
 def difference(result: Any, expected: Any) -> str:
-    """What is wrong with a result: its type, its shape, or the first number that differs."""
+    """What is wrong with a result: its type, its shape, or the first number that differs; or ""."""
     try:
         ours, theirs = _array(result), _array(expected)
     except (TypeError, ValueError):
-        return f"Expected {_short(expected)}, got {_short(result)}."
+        is_same = type(result) is type(expected) and np.array_equal(result, expected)
+        return "" if is_same else f"Expected {_short(expected)}, got {_short(result)}."
     if ours.shape != theirs.shape:
         return f"Expected the shape {theirs.shape}, got {ours.shape}."
+    wrong = np.argwhere(~np.isclose(ours, theirs, rtol=1e-6, atol=1e-6))
+    if not len(wrong):
+        return ""
     if ours.ndim == 0:
         return f"Expected {theirs.item():.6g}, got {ours.item():.6g}."
-    is_wrong = ~np.isclose(ours, theirs, rtol=1e-6, atol=1e-6)
-    index = tuple(np.argwhere(is_wrong)[0].tolist())
+    index = tuple(wrong[0].tolist())
     return f"At {list(index)} expected {theirs[index]:.6g}, got {ours[index]:.6g}."
 
 
 def _array(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor
-        value = value.detach().cpu().numpy()
+    if value is None:
+        raise TypeError("None is not a number.")  # numpy would make NaN of it
+    if hasattr(value, "detach"):  # a torch tensor, perhaps of bfloat16
+        value = value.detach().cpu().double().numpy()
     return np.asarray(value, dtype=np.float64)
 
 

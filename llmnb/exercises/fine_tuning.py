@@ -100,7 +100,7 @@ def check_choose(attempt) -> str:
         "The log-softmax is missing: logits aren't comparable across positions.": {
             "normalize": lambda rows, _: rows
         },
-        "The mean is not its log-probability: add up over its tokens.": {"total": np.mean},
+        "An option's log-probability is the sum over its tokens, not the mean.": {"total": np.mean},
         "Only the first token counts: add up over all tokens.": {"total": lambda x: x[0]},
         "Only the last token counts: add up over all.": {"total": lambda x: x[-1]},
         "Those are scores: take a softmax over the options.": {"end": np.asarray},

@@ -47,7 +47,7 @@ def check_dpo(attempt) -> str:
             "weight": -1
         },
         "Better and worse are swapped: this would teach the worse answers.": {"sign": -1},
-        "β is outside: it stands inside of σ.": (
+        "β belongs inside σ, not in front of the loss.": (
             lambda policy, other, beta: beta * loss(policy, other, 1)
         ),
         "The logarithm is missing: that is -σ(…).": {"end": lambda x: -torch.sigmoid(x)},
@@ -77,7 +77,7 @@ def check_leaks(attempt) -> str:
         "Only exact copies: another case or spacing is the same prompt.": {"normal": str},
         "You ignore case, but not white space.": {"normal": str.casefold},
         "You ignore white space, but not case.": {"normal": lambda text: " ".join(text.split())},
-        "Those are numbers of training prompts: return the test's.": lambda *case: leaks(
+        "Those are indices into train: return the indices into test.": lambda *case: leaks(
             *case[::-1]
         ),
         "A prompt that is a part of another is no copy: compare whole ones.": {

@@ -63,7 +63,7 @@ def check_schedule(attempt) -> str:
         "Step 0 gets 0, a wasted step: it should get 1 / warmup.": {"first": 0},
         "Your cosine starts at step 0, not after the warm-up.": {"start": 0, "length": 0},
         "Too slow: the cosine has steps - warmup steps to reach 0.": {"length": 0},
-        "Your last step gets 0, a wasted step; step = steps would.": {"last": 1},
+        "Your last step gets 0, a wasted step: only step = steps should.": {"last": 1},
         "That falls in a straight line, not along a cosine.": {"fall": lambda x: 1 - x},
         "Your cosine falls to -1: add 1, and halve.": {"fall": lambda x: cos(pi * x)},
         "A quarter of a wave: take half a wave.": {"fall": lambda x: cos(pi / 2 * x)},

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,9 @@ class Settings:
 class Classifier(ABC):
     """Texts to probabilities of the classes, which label_names names in their order.
 
-    A subclass trains itself (in `fit`, or encoders.train) and has `probabilities`. `save` writes
-    it with everything else that ladder.load needs to make it again: that calls the class with
-    label names and settings, then `read`.
+    A subclass trains itself (in `fit`, or encoders.train) and has `probabilities`. `save` writes a
+    folder from which ladder.load builds the classifier again: it calls the class with the label
+    names and settings, then `read`.
     """
 
     method: str = ""  # its name in ladder.METHODS
@@ -89,7 +90,7 @@ class Classifier(ABC):
         """(texts, classes), each row sums to 1."""
 
     def write(self, folder: Path) -> None:
-        """Write to the folder what training added to the label names and settings."""
+        """Write what training has added to label names and settings, which `save` writes."""
         state = {name: getattr(self, name) for name in self.learned}
         files.write_json(folder / LEARNED_FILE, state)
 
@@ -108,6 +109,25 @@ class Classifier(ABC):
         with tempfile.TemporaryDirectory() as folder:
             self.write(Path(folder))
             return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def with_lora(model, task_type: str, rank: int, alpha: float = 0.0, dropout: float = 0.0):
+    """The model with LoRA in all linear layers, as Dettmers et al. 2023 (QLoRA) found best.
+
+    task_type: peft's, such as "CAUSAL_LM"; alpha: 0 means 2 · rank. Source: Hu et al. 2022.
+    """
+    import peft
+
+    # peft calls a method of transformers that is deprecated.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    config = peft.LoraConfig(
+        task_type=task_type,
+        r=rank,
+        lora_alpha=alpha or 2 * rank,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+    )
+    return peft.get_peft_model(model, config)
 
 
 def example_rows(labels: NDArray[np.integer], n_classes: int, shots: int) -> list[int]:

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     import transformers
 
 WEIGHTS_FILE = "head.safetensors"
-MAX_CHARACTERS_FOR_PIECES = 400  # mean; in longer texts they cost minutes and bring nothing
+MAX_CHARACTERS_FOR_PIECES = (
+    400  # mean length of a text; in longer ones pieces take minutes and don't help
+)
 
 
 class Majority(Classifier):
-    """Always the shares of the classes in the training set: the baseline of every other rung."""
+    """For every text, the classes' shares in the training set: the baseline of every other rung."""
 
     learned = ("shares",)
     shares: list[float]
@@ -112,7 +114,9 @@ class Tfidf(_Linear):
             self.vectorizers = [_word_vectorizer(), _piece_vectorizer(min_df=min_texts)]
         else:
             self.vectorizers = [_word_vectorizer(min_df=min_texts)]
-        self.penalty = 3.0 if is_short else 30.0  # chosen, as the pieces' lengths, on held-out data
+        self.penalty = (
+            3.0 if is_short else 30.0
+        )  # chosen on held-out data, like the lengths of the pieces
         for vectorizer in self.vectorizers:
             vectorizer.fit(texts)
         return super().fit(texts, labels)

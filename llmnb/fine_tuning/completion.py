@@ -78,7 +78,7 @@ def complete(
 
 
 def _stop_ids(model: nn.Module, tokenizer, stop_at_line_end: bool) -> list[int]:
-    """The end of a turn, of a text as the base model was pretrained to end it, and of a line."""
+    """The ids that end a turn, a text (as in pretraining) and, if asked for, a line."""
     stop_ids = generation.stop_ids_of(tokenizer)
     ends = model.config.eos_token_id
     stop_ids += ends if isinstance(ends, list) else [ends] if ends is not None else []

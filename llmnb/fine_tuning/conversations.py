@@ -41,7 +41,7 @@ def with_chat_format(tokenizer):
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """Strings that the tokenizer reads as commands: a text of the user's must not hold them."""
+    """Strings that the tokenizer reads as commands: a reader's own texts must not contain them."""
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     markers = [marker for pair in MARKERS for marker in pair if marker in tokenizer.get_vocab()]
     return sorted({*added, *markers})
@@ -87,12 +87,12 @@ class Batch:
 
     @property
     def labels(self) -> Tensor:
-        """The ids as transformers' losses take them: IGNORED where no answer is."""
+        """The ids as transformers' losses take them: IGNORED outside the answers."""
         return self.input_ids.masked_fill(~self.is_answer, IGNORED)
 
 
 def batch_of(rows: Sequence[tuple[list[int], list[bool]]], device: str | None = None) -> Batch:
-    """Encoded conversations, one below the other."""
+    """A batch of encoded conversations, each a row."""
     ids = pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True)
     is_answer = pad_sequence([torch.tensor(answers) for _, answers in rows], batch_first=True)
     lengths = torch.tensor([len(ids) for ids, _ in rows])

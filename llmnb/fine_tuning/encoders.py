@@ -8,7 +8,6 @@ import math
 import shutil
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,10 +21,7 @@ from torch import Tensor, nn
 
 from llmnb import assets, hardware, models
 from llmnb.embedding import batches, encode
-from llmnb.fine_tuning.base import Classifier, FineTuningError, Settings
-
-# peft calls a method of transformers that is deprecated.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+from llmnb.fine_tuning.base import Classifier, FineTuningError, Settings, with_lora
 
 LEARNING_RATE = {"full": 1e-4, "lora": 1e-3}
 HEAD_WEIGHTS = ("classifier.", "score.", "pooler.", "bert.pooler.", "pre_classifier.")  # prefixes
@@ -37,8 +33,10 @@ class Encoded(Classifier):
     """A transformers model with a linear head; plain transformers can load it too."""
 
     model: nn.Module
-    adapter: Path | None = None  # a folder with LoRA's matrices, which the model contains already
-    temporary: tempfile.TemporaryDirectory | None = None  # holds the adapter until it is unused
+    adapter: Path | None = None  # a folder with LoRA's matrices, merged into the model
+    temporary: tempfile.TemporaryDirectory | None = (
+        None  # the adapter's, as long as the classifier lives
+    )
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """(texts, classes)"""
@@ -127,7 +125,7 @@ def load_with_head(
 
 
 def autocast(dtype: str, device: str) -> torch.autocast:
-    """A context for products in the precision of that name; fp32 is left as it is."""
+    """A context in which matrix products are computed in this precision."""
     resolved = hardware.dtype(dtype, device)
     return torch.autocast(device, resolved, enabled=resolved != torch.float32)
 
@@ -140,7 +138,7 @@ def train(
     settings: Settings,
     say: Callable[[str], None] = lambda line: None,
 ) -> Encoded:
-    """A classifier with its last weights; with the best ones where it is long enough to stop early.
+    """The trained classifier: with its last weights, or the best if it could be stopped early.
 
     method: "full" or "lora"; base: the pretrained model; parts: texts and labels of "train" and
     "validation". The same settings on the same machine give the same classifier. Raises
@@ -167,7 +165,7 @@ def train(
                 "and are cut"
             )
     if method == "lora":
-        model = with_adapter(model, settings)
+        model = with_lora(model, "SEQ_CLS", settings.lora_rank, settings.lora_alpha)
     classifier.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     with tempfile.TemporaryDirectory(prefix="llmnb-training-") as folder:
         arguments = _arguments(method, len(rows["train"]), settings, folder)
@@ -178,23 +176,6 @@ def train(
         classifier.model.save_pretrained(classifier.adapter)
         classifier.model = classifier.model.merge_and_unload()
     return classifier
-
-
-def with_adapter(model: nn.Module, settings: Settings) -> nn.Module:
-    """The model with LoRA in all linear layers, as Dettmers et al. 2023 (QLoRA) found best.
-
-    Source: Hu et al. 2022.
-    """
-    import peft
-
-    rank = settings.lora_rank
-    config = peft.LoraConfig(
-        task_type="SEQ_CLS",
-        r=rank,
-        lora_alpha=settings.lora_alpha or 2 * rank,
-        target_modules="all-linear",
-    )
-    return peft.get_peft_model(model, config)
 
 
 def _arguments(
@@ -224,8 +205,8 @@ def _arguments(
         save_steps=steps_per_evaluation,
         save_total_limit=1,
         save_only_model=True,  # no training goes on from these checkpoints
-        # A training too short to be stopped early ends with its last weights: before the learning
-        # rate has come down, weights are worse than a few hundred validation texts can show.
+        # A training too short for early stopping keeps its last weights. Earlier ones, from before
+        # the learning rate came down, are worse, but few validation texts can't show it.
         load_best_model_at_end=n_evaluations > settings.patience,
         # Not the loss: a few confident mistakes raise it while F1 still improves.
         metric_for_best_model="f1",

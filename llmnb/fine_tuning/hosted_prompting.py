@@ -48,7 +48,8 @@ class Hosted(Classifier):
         return self
 
     def probabilities(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """(texts, classes). Raises HostedError; answers that came before are in the cache."""
+        """(texts, classes). Raises HostedError; answers to earlier prompts come from the cache."""
+        self.n_without_label = 0  # of these texts
         model = hosted.connect(self.base)
         prompts = [f"{self.instruction}\n\nText: {_shortened(text)}\nLabel:" for text in texts]
         rows = np.zeros((len(texts), len(self.label_names)))

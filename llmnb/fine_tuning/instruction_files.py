@@ -85,12 +85,6 @@ class Instructions:
         return "\n".join([*lines, *(f"Note: {note}" for note in self.notes)])
 
 
-def _texts(example: Pair | Messages) -> list[str]:
-    if isinstance(example, Pair):
-        return [prompt_of(example), example.chosen, example.rejected]
-    return [message["content"] for message in example]
-
-
 def prompt_of(example: Pair | Messages) -> str:
     """All that stands before the last answer, as one text."""
     messages = example.prompt if isinstance(example, Pair) else example[:-1]
@@ -122,9 +116,8 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
         try:
             example = _example(row)
             content = json.dumps(example, default=vars, ensure_ascii=False)
-            texts = _texts(example)
             for token in control_tokens:
-                if any(token in text for text in texts):
+                if token in content:
                     raise _Refused(f"containing {token}, which the model reads as a command")
             if content in seen:
                 raise _Refused("the same as an earlier row")
@@ -146,7 +139,7 @@ def load(source: str | Path, control_tokens: Sequence[str] = ()) -> Instructions
         )
     if len(examples) < MIN_EXAMPLES:
         raise DataError(
-            f"{path.name} has {len(examples)} usable examples; {MIN_EXAMPLES} are the least. "
+            f"{path.name} has {len(examples)} usable examples; at least {MIN_EXAMPLES} are needed. "
             f"{' '.join(result.summary().split())} A row is one of: {SHAPES}."
         )
     return result
@@ -208,7 +201,7 @@ def _message(role: str, content: Any) -> dict[str, Any]:
 
 
 def _pair(row: Mapping[str, Any]) -> Pair:
-    """Of texts, or of whole conversations that differ in their last message."""
+    """A pair from two answers, or two whole conversations that differ only in the last message."""
     prompt = row.get("prompt", [])
     if not isinstance(prompt, list) or (not prompt and row.keys() & {*PROMPTS, "input"}):
         prompt = [_user_message({key: row[key] for key in row if key != "prompt" or row[key]})]
@@ -218,7 +211,7 @@ def _pair(row: Mapping[str, Any]) -> Pair:
         is_whole = len(messages) > 1 or not prompt  # a conversation, not an answer alone
         sides.append(messages if is_whole else [*prompt, *messages])
     if len(sides[0]) < 2 or sides[0][:-1] != sides[1][:-1]:
-        raise _Refused("a pair without one prompt for both answers")
+        raise _Refused("a pair whose two answers don't have the same prompt")
     (*before, chosen), (*_, rejected) = (_conversation(messages, row) for messages in sides)
     prompt_texts = [message.get("content", message.get("value")) for message in prompt]
     if prompt and [message["content"] for message in before][-len(prompt) :] != prompt_texts:
@@ -265,4 +258,4 @@ def _text(value: Any, name: str) -> str:
         raise _Refused(f"with no text as {name}")
     if not value.strip():
         raise _Refused(f"with an empty {name}")
-    return value.strip().encode("utf-8", "replace").decode()  # half a character becomes ?
+    return value.strip().encode("utf-8", "replace").decode()  # a lone surrogate becomes ?

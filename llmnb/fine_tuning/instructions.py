@@ -8,7 +8,6 @@ import dataclasses
 import hashlib
 import json
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from llmnb import card, files, generation, models
-from llmnb.fine_tuning.base import FineTuningError
+from llmnb.fine_tuning.base import FineTuningError, with_lora
 from llmnb.fine_tuning.completion import complete
 from llmnb.fine_tuning.conversations import (
     Batch,
@@ -32,9 +31,6 @@ from llmnb.fine_tuning.conversations import (
 )
 from llmnb.pretraining.checkpoint import load_state, save_state
 from llmnb.pretraining.optimizers import learning_rate
-
-# peft calls a method of transformers that is deprecated.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
 
 FACTS = "assistant.json"  # a file beside the weights: settings, metrics, the data's fingerprint
 SECONDS_PER_SNAPSHOT = 60
@@ -67,19 +63,28 @@ class Settings:
         for name, high in (("lr", 0.1), ("beta", 100)):
             value = getattr(self, name)
             if not 0 < value <= high:
-                raise FineTuningError(f"{name} is {value!r}; it is over 0 and at most {high}.")
+                raise FineTuningError(
+                    f"{name} is {value!r}; it must be above 0 and at most {high}."
+                )
         if not 0 <= self.lora_dropout < 1:
             raise FineTuningError(f"lora_dropout is {self.lora_dropout!r}; it is 0 to below 1.")
 
 
 def answer_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores only where an answer's token comes next: (n, vocab); those tokens; their rows: (n,).
+    """Logits that predict the answers' n tokens, (n, vocab); these tokens and their rows, (n,).
 
-    The vocabulary is by far the widest layer, and most positions belong to the prompt.
+    The vocabulary is by far the widest layer, and most positions belong to the prompt. Raises
+    FineTuningError for an architecture that scales its logits.
     """
     hidden = model.get_decoder()(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).last_hidden_state  # (rows, seq, d_model)
+    scales = {"logits_scaling": "Granite", "logit_scale": "Cohere"}
+    if names := [name for name in scales if getattr(model.config, name, 1) not in (None, 1)]:
+        raise FineTuningError(
+            f"This model scales its logits ({names[0]}, as {scales[names[0]]} does), which isn't "
+            f"implemented: take another base."
+        )
     is_next = batch.is_answer[:, 1:]
     logits = model.get_output_embeddings()(hidden[:, :-1][is_next])  # 2-D: much faster than 3-D
     if cap := getattr(model.config, "final_logit_softcapping", None):  # Gemma 2
@@ -123,8 +128,8 @@ def optimize(
 ) -> list[float]:
     """Train what requires gradients, with AdamW; returns the loss of each step.
 
-    loss_at: the loss of a step, which nothing but its number decides. snapshot: a file from which
-    a killed training goes on. Raises FineTuningError where the loss isn't finite any more.
+    loss_at: the loss of a step, which must depend on nothing but its number. snapshot: a file from
+    which a killed training is resumed. Raises FineTuningError where the loss isn't finite any more.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     trained = nn.ParameterList(parameters)
@@ -162,21 +167,13 @@ class Assistant:
     """
 
     def __init__(self, settings: Settings) -> None:
-        import peft
-
         self.settings = settings
         self.tokenizer = with_chat_format(models.load_tokenizer(settings.base))
         base = models.load_decoder(settings.base, settings.dtype)
         self.device = base.device
-        config = peft.LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.lora_rank,
-            lora_alpha=2 * settings.lora_rank,
-            lora_dropout=settings.lora_dropout,
-            target_modules="all-linear",
-        )
-        torch.manual_seed(settings.seed)  # of A; B is zero
-        self.adapted = peft.get_peft_model(base, config)
+        torch.manual_seed(settings.seed)  # LoRA's A is random; B is zero
+        options = {"rank": settings.lora_rank, "dropout": settings.lora_dropout}
+        self.adapted = with_lora(base, "CAUSAL_LM", **options)
         self.adapted.peft_config["default"].base_model_name_or_path = settings.base
         self.model = self.adapted.get_base_model()  # LoRA's matrices are in it
 
@@ -205,7 +202,7 @@ class Assistant:
     ) -> list[float]:
         """Supervised fine-tuning; returns the loss of each step.
 
-        snapshots: a folder from which a killed training goes on. Conversations that
+        snapshots: a folder from which a killed training is resumed. Conversations that
         are too long are left out and counted.
         """
         rows = self.rows(conversations)
@@ -217,7 +214,9 @@ class Assistant:
             seed = self.settings.seed
             batch = batch_of([rows[n] for n in rows_at(step, len(rows), size, seed)], self.device)
             with torch.random.fork_rng():
-                torch.manual_seed(1_000_003 * seed + step)  # dropout is the same after a kill
+                torch.manual_seed(
+                    1_000_003 * seed + step
+                )  # so a resumed training drops the same inputs
                 return sft_loss(self.model, batch)
 
         self.model.train()  # dropout is on; DPO compares probabilities, so it trains without
@@ -227,7 +226,7 @@ class Assistant:
             self.model.eval()
 
     def optimize(self, loss_at, n_rows: int, facts: Any, snapshots: Path | None, say) -> list:
-        """Train LoRA's matrices; facts: what decides the result beside weights and settings."""
+        """Train LoRA's matrices; facts: what decides the result besides weights and settings."""
         settings = self.settings
         steps = settings.steps or -(-3 * n_rows // settings.batch_size)
         file = None

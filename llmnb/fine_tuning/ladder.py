@@ -47,15 +47,8 @@ KINDS = {  # module and class of the methods that train by their own `fit`
     "hosted": "hosted_prompting.Hosted",
 }
 
-# What `encoders.train` does for the others.
+# The other methods, and what `encoders.train` calls them.
 ENCODER_KINDS = {"full": "full", "lora": "lora", "decoder_lora": "lora"}
-
-# The modules that decide what a classifier predicts. `trained` keeps a classifier in the cache
-# until one of them changes.
-DECIDING_MODULES = (
-    "assets", "attention", "checkpoints", "data", "download", "embedding", "fast_linear",
-    "generation", "hardware", "hosted", "models", "text", "transformer", "transformer_config",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,10 +272,9 @@ def _save(result: Result, folder: Path) -> None:
 
 
 def code_digests() -> dict[str, str]:
-    """The sha256 of every source file that decides what a classifier predicts, by file name."""
+    """The sha256 of the source files that may decide what a classifier predicts, by file name."""
     package = Path(__file__).parents[1]
-    sources = [package / f"{name}.py" for name in DECIDING_MODULES]
-    sources += sorted(package.glob("fine_tuning/*.py"))
+    sources = sorted([*package.glob("*.py"), *package.glob("fine_tuning/*.py")])
     return {str(file.relative_to(package)): files.sha256_of(file) for file in sources}
 
 

@@ -8,9 +8,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llmnb.handbook import RESOURCES
+from llmnb import handbook
 
-FILES = {"first": "messages.json", "second": "messages_second_style.json"}
+FILES = {"first": "messages", "second": "messages_second_style"}
 INSTRUCTION = "Return the facts of this message as JSON."
 _NO_SPACE_FIRST = r"^\S.*$"  # a decoder likes to begin a word with a space, even within quotes
 _TEXT = {"type": "string", "pattern": _NO_SPACE_FIRST, "maxLength": 60}
@@ -32,7 +32,7 @@ SCHEMA = {
 def copying_schema(message: str) -> dict[str, Any]:
     """The schema of this message's record: product and date are words of the message, or no date.
 
-    A value that the message doesn't have, or has in another spelling, can't be written then.
+    So a value that isn't in the message, or is spelled differently, can't be written.
     """
     words = [match.span() for match in re.finditer(r"\w+", message)]
     spans = dict.fromkeys(
@@ -49,7 +49,7 @@ def load(style: str = "first") -> dict[str, list[dict[str, Any]]]:
 
     style: "second" has test messages only, written by someone else in another tone.
     """
-    return json.loads((RESOURCES / FILES[style]).read_text(encoding="utf-8"))
+    return handbook.resource(FILES[style])
 
 
 def written(record: Mapping[str, Any]) -> str:
@@ -78,7 +78,7 @@ def few_shot(message: str, examples: Sequence[Mapping[str, Any]] = ()) -> str:
 
 
 def parsed(answer: str) -> Any:
-    """The JSON value that an answer is, without the white space around it; None for another."""
+    """The answer as a JSON value; None if it isn't JSON."""
     try:
         return json.loads(answer)
     except ValueError:

@@ -151,7 +151,7 @@ class Prompted(Classifier):
         for label_ids in self.label_ids:
             score = first_log_probs[:, label_ids[0]]
             if len(label_ids) > 1:
-                cache.length = n_read  # forget the label before
+                cache.length = n_read  # forget the previous label
                 label = torch.tensor([label_ids], device=weight.device).expand(len(prompts), -1)
                 rest = label[:, 1:]
                 longer_mask = torch.cat((mask, torch.ones_like(rest)), dim=1)

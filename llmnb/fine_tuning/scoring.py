@@ -12,7 +12,7 @@ COLUMNS = ("label", "probability", "unsure")
 
 
 def unsure_below(probabilities: ArrayLike, labels: ArrayLike, accuracy: float = 0.9) -> float:
-    """The lowest threshold from which on predictions are right often enough; above 1 if none is.
+    """The lowest threshold whose predictions are right often enough; above 1 if there is none.
 
     probabilities: (texts, classes) and labels: (texts,), of texts that the classifier hasn't been
     trained on. accuracy: the share of right predictions that is wanted among those whose

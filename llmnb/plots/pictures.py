@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from llmnb.plots.canvas import COLOURS, Figure, box, drawing, label_of, need
 
 LINE_CHARACTERS = 62  # of a coloured text
-LONGEST_OVERHANG = 6  # characters by which the rest of a word may stand out of its line
+LONGEST_OVERHANG = 6  # characters by which a word may run over the end of its line
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def tokens(rows: Mapping[str, Sequence[str]], title: str) -> Figure:
 def coloured_text(
     pieces: Sequence[str], values: Sequence[float], title: str, bar_label: str, top: float
 ) -> Figure:
-    """A text in lines, each piece on a ground that is the darker the nearer its value is to top.
+    """A text in lines, each piece on a background that gets darker as its value comes near top.
 
     A line is broken before a piece that begins with a space, and after one with ⏎ in it.
     """

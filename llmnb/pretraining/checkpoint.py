@@ -129,7 +129,7 @@ def read_log(path: Path, last_step: int) -> list[dict[str, Any]]:
 def turned_up(rows: list[dict[str, Any]], margin: float = 0.01) -> str:
     """A warning if the last two validation losses of a log are above its lowest by the margin.
 
-    margin: a share of the lowest loss. One loss alone may be noise, and so may two while the
+    margin: a share of the lowest loss. One higher loss may be noise. So may two, while the
     training loss is still above the lowest one. Empty if all is well.
     """
     losses = [row["validation_loss"] for row in rows]

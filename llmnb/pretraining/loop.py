@@ -96,7 +96,7 @@ class Trainer:
         return objectives.masked_loss(self.forward, *examples)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The logits, computed in self.dtype with a copy of the fp32 weights, which learn.
+        """The logits, computed in self.dtype with a copy of the fp32 weights, which are updated.
 
         Source: Micikevicius et al. 2018, section 3.1.
         """

@@ -58,7 +58,7 @@ def causal_loss(model: Decoder, blocks: Tensor) -> Tensor:
 
 
 def ordinary_ids(tokenizer) -> NDArray[np.int64]:
-    """The ids of the vocabulary that no special token has, in order: what a token may become.
+    """The ids that no special token has, in order: what a hidden token may be replaced by.
 
     Special tokens can have the first ids (BERT's), the last ones (RoBERTa's mask), or any others.
     Raises ValueError for a tokenizer without a mask, which no masked model can be trained with.

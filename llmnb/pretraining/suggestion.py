@@ -6,7 +6,7 @@ from llmnb.pretraining.loop import Trainer
 from llmnb.pretraining.recipe import PretrainingError, Recipe
 from llmnb.pretraining.tokens import TokenCorpus
 
-# Widths and layers, from small to large; a head is 32 to 64 wide.
+# Widths and layers, from small to large; a head is 16 to 64 wide.
 SHAPES = ((32, 2), (48, 2), (64, 2), (96, 3), (128, 4), (192, 4), (256, 6), (384, 6), (512, 8))
 # Repeated up to four times, a text is nearly as good as new: Muennighoff et al. 2023.
 MAX_EPOCHS = 4
@@ -51,7 +51,7 @@ def suggest(
     Every size is timed here for a few steps, from the smallest on. Its tokens are as many as this
     machine reads in the minutes, but at most MAX_EPOCHS times the text. tokens_per_weight: how many
     are enough for every weight of a matrix; the default is half of the 20 of Hoffmann et al. 2022,
-    because a small model uses a machine badly. If even the smallest size gets fewer, it is
+    because small models use the hardware inefficiently. If even the smallest size gets fewer, it is
     suggested all the same. Raises PretrainingError for a number that is not above 0, DataError for
     too short a text.
     """

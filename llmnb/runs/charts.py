@@ -18,7 +18,7 @@ class Axis(NamedTuple):
 
 
 def chart(pairs: list[tuple[float | str, dict]], x_label: str) -> dict | None:
-    """The coordinates of marks and ticks; None where x doesn't differ or can't be drawn.
+    """The coordinates of marks and ticks; None if there are fewer than two different x.
 
     pairs: x, and a line of the index page with its "value", "low" and "high".
     """

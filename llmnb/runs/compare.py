@@ -33,9 +33,9 @@ import numpy as np
 
 from llmnb.runs.records import number_text
 
-ERROR_RATE = 0.05  # of pages without a difference that show one
+ERROR_RATE = 0.05  # the share of pages that show a difference although there is none
 UNEQUAL_VARIANCES_LEVEL = 0.005  # of Bartlett's test
-RELATIVE_ROUNDING = 1e-9  # a spread below this part of the values is none
+RELATIVE_ROUNDING = 1e-9  # a spread smaller than this fraction of the values counts as rounding
 Values = Mapping[str, Mapping[str, float]]  # of a metric: by setting, then by seed
 
 

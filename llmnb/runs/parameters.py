@@ -18,16 +18,16 @@ from typing import Any
 import nbformat
 
 from llmnb import LlmnbError, assets, files, models, profiles, table_files
+from llmnb.runs.redaction import (
+    REDACTED,
+    is_secret,
+    redacted,
+    secret_variable,
+    secrets,
+    words_of_name,
+)
 from llmnb.text_files import is_hidden
 
-REDACTED = "•••"
-SECRET_WORDS = {"secret", "password", "passwd", "pwd", "credential", "credentials"}
-SECRET_WORDS |= {"apikey", "passphrase"}
-KEY_WORDS = {"api", "access", "private", "secret", "auth"}  # with "key", they make a secret
-KEY_WORDS |= {"openai", "hf", "anthropic"}
-# A token with one of these in its name belongs to a text; any other one gives access.
-TEXT_TOKEN_WORDS = {"stop", "mask", "pad", "eos", "bos", "unk", "end", "start", "sep", "cls"}
-TEXT_TOKEN_WORDS |= {"special", "new", "max", "min", "n"}
 SOURCE_SUFFIXES = (".py", ".json", ".jsonl", ".md")  # of the package's files in the digest
 OUTPUT_WORDS = {"out", "output", "outputs", "outdir", "outfile"}  # in the name of a parameter
 # What the notebooks read of a folder: models with their tokenizers, tables, texts, documents.
@@ -110,21 +110,17 @@ def find_notebook(name: str) -> Path:
     raise ParameterError(f"{problem} The notebooks are: {available}.")
 
 
+_UNREADABLE = (ValueError, OSError, TypeError, LookupError, AttributeError)
+_UNREADABLE += (nbformat.ValidationError,)
+
+
 def read_notebook(path: Path) -> nbformat.NotebookNode:
     """The notebook, in format 4. Raises ParameterError where the file is not a notebook."""
     try:
         return nbformat.read(path, as_version=4)
-    except (
-        ValueError,
-        OSError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        nbformat.ValidationError,
-    ) as error:
-        raise ParameterError(
-            f"{path} can't be read as a notebook: {files.first_line(error)}"
-        ) from error
+    except _UNREADABLE as error:
+        reason = files.first_line(error)
+        raise ParameterError(f"{path} can't be read as a notebook: {reason}") from error
 
 
 def has_tag(cell: nbformat.NotebookNode, tag: str) -> bool:
@@ -223,38 +219,9 @@ def _parsed(text: str, default: Any) -> Any:
         return text
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name in lower case: hf, token for hf_token and for hfToken."""
-    name = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)  # HFToken: HF_Token
-    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_")
-
-
 def is_output(name: str, value: Any = "") -> bool:
     """Whether a parameter says where the notebook writes: out, output_folder, …; with a text."""
-    return isinstance(value, str) and bool(OUTPUT_WORDS & set(_words(name)))
-
-
-def is_secret(name: str) -> bool:
-    """Whether a parameter's name says that its value must not be stored: api_key, hfToken, …."""
-    words = set(_words(name))
-    is_key = bool({"key", "keys"} & words and KEY_WORDS & words)
-    is_token = "token" in words and not TEXT_TOKEN_WORDS & words
-    return is_key or is_token or bool(SECRET_WORDS & words)
-
-
-def secret_variable(name: str) -> str:
-    """The environment variable in which a secret parameter reaches the kernel."""
-    return f"LLMNB_SECRET_{name.upper()}"
-
-
-def secrets(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """The parameters that must not be stored: those with a secret's name and a text."""
-    return {k: v for k, v in parameters.items() if is_secret(k) and isinstance(v, str) and v}
-
-
-def redacted(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters as they may be stored."""
-    return dict(parameters) | dict.fromkeys(secrets(parameters), REDACTED)
+    return isinstance(value, str) and bool(OUTPUT_WORDS & set(words_of_name(name)))
 
 
 def injected_cell(parameters: Mapping[str, Any]) -> nbformat.NotebookNode:
@@ -287,8 +254,7 @@ def digest(notebook: nbformat.NotebookNode, parameters: Mapping[str, Any]) -> st
     They cover the parameters, the notebook's code, the package, the assets, and the content of the
     files that the parameters name, except outputs (`is_output`). Of a folder, only files count that
     are not hidden and have one of the INPUT_SUFFIXES. The first MAX_INPUT_FILES, up to
-    MAX_INPUT_BYTES together, count by content. The others count by name, size and time, and a
-    printed line says how many those are.
+    MAX_INPUT_BYTES together, count by content, the others by name, size and time, as is printed.
     """
     facts = {
         "parameters": redacted(parameters),
@@ -346,10 +312,7 @@ def _file_facts(text: str, paths: list[Path]) -> list:
             n_unread += 1
         facts.append([path.relative_to(root).as_posix(), identity])
     if n_unread:
-        print(
-            f"{text} has more files than are hashed: of {n_unread:,} of them only name, size and "
-            f"time are part of the run's name."
-        )
+        print(f"{text}: of {n_unread:,} files only name, size and time are in the run's name.")
     return facts
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import html
-import json
 import math
 import os
 import re
@@ -22,14 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, quote_plus
 
 import nbformat
 import psutil
 
 from llmnb import files, hardware
 from llmnb.record import ANSWER_MIME, METRIC_MIME, RUN_MIME
-from llmnb.runs import facts, kernels, records, report
+from llmnb.runs import facts, kernels, records, redaction, report
 from llmnb.runs import parameters as params
 
 if TYPE_CHECKING:
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_SAVES = 2  # of the notebook while it runs
 SECONDS_BETWEEN_SAMPLES = 0.25  # of the kernel's memory
 SECONDS_FOR_OUTPUTS = 60  # between a cell's end and its last output, on a busy machine
-MIN_SECRET_CHARACTERS = 4  # a shorter secret occurs in any text: it can't be searched for
 Progress = Callable[[int, int, float], None]  # cells done, cells in all, seconds
 
 
@@ -68,10 +64,10 @@ def run(
     path = params.find_notebook(job.notebook)
     notebook = params.read_notebook(path)
     values = params.resolve(notebook, job.parameters, path.stem)
-    secrets = params.secrets(values)
+    secrets = redaction.secrets(values)
     name = f"{path.stem}-{params.digest(notebook, values)}"
     folder, attempt = _new_folder(Path(job.out), name)
-    record = _first_record(path, params.redacted(values), attempt)
+    record = _first_record(path, redaction.redacted(values), attempt)
     record["source"] = job.source or source_of(path)
     files.write_json(folder / "run.json", record)
 
@@ -80,7 +76,7 @@ def run(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     execution = _Execution(notebook, folder, job, secrets, progress, is_cancelled)
-    variables = {params.secret_variable(key): secret for key, secret in secrets.items()}
+    variables = {redaction.secret_variable(key): secret for key, secret in secrets.items()}
     variables["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # no debugger warnings on stderr
     variables["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", hardware.GOMP_SPINCOUNT)
     try:
@@ -160,23 +156,16 @@ def _ignoring_interrupts() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _spellings(text: str) -> set[str]:
-    """The forms, plain and escaped, in which outputs can hold the text; none for a short one."""
-    if len(text) < MIN_SECRET_CHARACTERS:
-        return set()
-    spellings = {text, repr(text)[1:-1], text.replace("\\", "\\\\").replace("'", "\\'")}
-    spellings |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-    return spellings | {html.escape(text), quote(text, safe=""), quote_plus(text)}
-
-
 class _Execution:
     """Executes the notebook, saves it while it grows, and measures the kernel's memory."""
 
     def __init__(self, notebook, folder, job, secrets, progress, is_cancelled) -> None:
         self.notebook = notebook
         self.folder = folder
-        stored = dict.fromkeys(secrets.values(), params.REDACTED) | dict(job.aliases)
-        by_spelling = {form: to for text, to in stored.items() for form in _spellings(text)}
+        stored = dict.fromkeys(secrets.values(), redaction.REDACTED) | dict(job.aliases)
+        by_spelling = {
+            form: to for text, to in stored.items() for form in redaction.spellings(text)
+        }
         # The longest first: one secret may be the beginning of another.
         self.replacements = sorted(by_spelling.items(), key=lambda pair: len(pair[0]), reverse=True)
         self.timeout = job.timeout

@@ -107,7 +107,7 @@ def sweep(
     Every combination of the values is run, on all cores or on a cluster (see docs/cluster.md).
     Runs that have already finished are skipped.
     """
-    from llmnb.runs import parameters, workers
+    from llmnb.runs import parameters, redaction, workers
     from llmnb.runs import sweep as sweeps
 
     path = parameters.find_notebook(name)
@@ -129,7 +129,7 @@ def sweep(
     if not dry_run:
         return _run_tasks(tasks, folder, cluster, jobs or workers.default_jobs())
     for task in tasks:
-        stored = parameters.redacted(task.parameters)
+        stored = redaction.redacted(task.parameters)
         keys = [key for key in dict.fromkeys([*choices_by_name, "seed"]) if key in stored]
         values = ", ".join(f"{key} = {stored[key]}" for key in keys)
         print(f"{task.name}  {values}  {'done' if sweeps.is_finished(folder, task) else 'to run'}")
