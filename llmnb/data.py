@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmnb import assets, corpus_files, delimited, files, table_files, text_files
+from llmnb import assets, corpus_files, files, text_files
 from llmnb.text import folded
 from llmnb.text_files import DataError
 
@@ -31,7 +31,9 @@ _BREAK = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _LINE_BREAKS = re.compile("\r\n|[\r\v\f\u2028\u2029]")
 # Any control character may separate words, as may a space without width.
 _SPACES = re.compile(r"[\x00-\x09\x0e-\x20\x7f-\xa0\u200b]+")
-_READING_MODULES = (corpus_files, table_files, delimited, text_files)
+# The modules that decide how a text is read, cleaned and split: what is built is kept until one
+# of them changes.
+READING_MODULES = ("corpus_files", "data", "delimited", "table_files", "text", "text_files")
 
 
 def clean(text: str) -> str:
@@ -233,8 +235,8 @@ def _built(name: str, key: str, make: Callable[[Path], None]) -> "datasets.Datas
     """
     import datasets
 
-    paths = [__file__, *(module.__file__ for module in _READING_MODULES)]
-    code = b"".join(Path(path).read_bytes() for path in paths)
+    sources = [Path(__file__).with_name(f"{module}.py") for module in READING_MODULES]
+    code = b"".join(source.read_bytes() for source in sources)
     digest = hashlib.sha256(code + key.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     folder = files.build(files.cache_dir() / "derived" / f"{name}-{digest}", make)
     notes = folder / "notes.txt"

@@ -98,7 +98,6 @@ _NUMBER = re.compile(
     re.IGNORECASE,
 )
 _DAY_BEFORE_A_NUMBER = re.compile(rf"(\b(?:{_MONTHS})\.? \d{{1,2}}) (?=\d{{3}}(?!\d))")
-
 _RAISED_AFTER_DIGIT = re.compile("(?<=\\d)(?=[²³¹⁰-⁹¼-¾⅐-⅞])")
 
 
@@ -107,19 +106,19 @@ def clean(text: str) -> str:
     return unicodedata.normalize("NFC", _FORMAT_CHARACTERS.sub("", text))
 
 
-def compatible(text: str) -> str:
-    """The text in NFKC, except that 500¹ is 500 1, and 1½ is 1 1⁄2, not 5001 and 11⁄2."""
-    return unicodedata.normalize("NFKC", _RAISED_AFTER_DIGIT.sub(" ", text))
+def separated(text: str) -> str:
+    """The text with a space between a digit and a raised one: 500¹ is 500 ¹, for NFKC not 5001."""
+    return _RAISED_AFTER_DIGIT.sub(" ", text)
 
 
 def folded(text: str) -> str:
     """The text for comparing words: NFKC, without case and invisible format characters."""
-    return compatible(_FORMAT_CHARACTERS.sub("", text)).casefold()
+    return unicodedata.normalize("NFKC", _FORMAT_CHARACTERS.sub("", text)).casefold()
 
 
 def words(text: str) -> list[str]:
     """The words without case and punctuation; single characters where a script has no spaces."""
-    return _WORD.findall(folded(text))
+    return _WORD.findall(folded(separated(text)))
 
 
 def is_identifier(term: str) -> bool:
@@ -144,7 +143,7 @@ def terms(text: str) -> list[str]:
     Separators of thousands are removed, so 1,508 is 1508, and "two" to "fifteen" become digits.
     """
     result = []
-    for token in _TOKEN.findall(_THOUSANDS.sub("", folded(text))):
+    for token in _TOKEN.findall(_THOUSANDS.sub("", folded(separated(text)))):
         pieces = [_NUMBER_WORDS.get(part, part) for part in parts(token)]
         result += [token, *pieces] if is_identifier(token) and pieces != [token] else pieces
     return result
@@ -311,7 +310,7 @@ def numbers(text: str, english: bool = False) -> list[Number]:
     """
     result = []
     # In "May 5 200 people came" the space separates no thousands.
-    text = _DAY_BEFORE_A_NUMBER.sub(r"\1\n", compatible(text))
+    text = _DAY_BEFORE_A_NUMBER.sub(r"\1\n", unicodedata.normalize("NFKC", separated(text)))
     for match in _NUMBER.finditer(text):
         digits, word, scale = match.groups(default="")
         exponent = _EXPONENTS[scale.lower()] if scale and english else 0

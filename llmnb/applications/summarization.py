@@ -18,12 +18,12 @@ from llmnb.applications.base import Application, ApplicationError, Result, check
 from llmnb.applications.text_generation import TextGenerator
 from llmnb.text import (
     blocks,
-    compatible,
     has_end_mark,
     ngrams,
     numbers,
     printed_words,
     sentences,
+    separated,
     words,
 )
 
@@ -78,11 +78,11 @@ def unsupported(source: str, summary: str) -> tuple[str, ...]:
     has one, only if it is possessive or another capital follows. For English. It can't
     see that a number belongs to something else: "9 dogs" passes where the source has 9 cats.
     """
-    source = compatible(source)
+    source = unicodedata.normalize("NFKC", separated(source))
     source_values = set().union(*(number.values for number in numbers(source, english=True)))
     source_forms = set().union(*map(_word_forms, _CAPITALIZABLE.findall(source)))
     unknown = []
-    for sentence in _sentences(compatible(summary)):
+    for sentence in _sentences(unicodedata.normalize("NFKC", separated(summary))):
         matches = [
             (number.start, number.written)
             for number in numbers(sentence, english=True)
