@@ -38,13 +38,15 @@ def take(path: Path, reports: Path) -> None:
     Raises SystemExit where there is none: its cells were changed since, or it failed.
     """
     notebook = nbformat.read(path, as_version=4)
-    runs = [run for run in records.read_runs(reports) if run["notebook"] == path.stem]
-    for run in sorted(runs, key=lambda run: run.get("started", ""), reverse=True):
+    defaults = parameters.resolve(notebook, {"profile": "cpu"})
+    runs = [run for run in records.read_runs(reports) if run.get("notebook") == path.stem]
+    good = [run for run in runs if run["status"] == "ok" and run["parameters"] == defaults]
+    for run in sorted(good, key=lambda run: run["started"], reverse=True):
         folder = reports / "runs" / run["folder"]
         executed = {cell.id: cell for cell in nbformat.read(folder / "notebook.ipynb", 4).cells}
         code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         is_same = all(c.source == executed.get(c.id, notebook.cells[0]).source for c in code)
-        if run["status"] == "ok" and run["hardware"]["profile"] == "cpu" and is_same:
+        if is_same:
             for cell in code:
                 cell.outputs = executed[cell.id].outputs
             return write(normalized(notebook), path)

@@ -146,8 +146,11 @@ def collect(reports: Path) -> None:
     facts = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"check_minutes": 0}
     newest = {}
     for run in sorted(records.read_runs(reports), key=lambda run: run.get("started", "")):
-        if run["status"] == "ok" and run["parameters"]["profile"] in ("auto", "cpu"):
-            newest[run["notebook"]] = run
+        path = ROOT / "notebooks" / f"{run.get('notebook')}.ipynb"
+        if run["status"] == "ok" and path.is_file():
+            defaults = parameters.resolve(parameters.read_notebook(path), {"profile": "cpu"})
+            if run["parameters"] == defaults:
+                newest[run["notebook"]] = run
     missing = set(QUESTIONS) - set(newest)
     if missing:
         raise SystemExit(f"{reports} has no good run of {', '.join(sorted(missing))}.")

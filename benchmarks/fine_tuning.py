@@ -218,6 +218,8 @@ def main() -> None:
     stored = {}
     if chosen.json and chosen.json.is_file():
         stored = json.loads(chosen.json.read_text(encoding="utf-8"))
+        if chosen.quick and stored.get("curve"):
+            raise SystemExit(f"{chosen.json} may hold rows of more texts: name a file for --quick.")
     if chosen.again:
         stored |= {"curve": [], "sweep": []}
     if chosen.labels:

@@ -261,3 +261,9 @@ print(before, psutil.Process().memory_full_info().uss)
     before, after = map(int, result.stdout.split()[-2:])
     assert os.path.getsize(path) > 190e6
     assert after - before < 150e6, (before, after)
+
+
+def test_what_was_built_is_built_again_when_a_module_that_reads_changes():
+    code = "import sys; from llmnb import data; print(*(n for n in sys.modules if 'llmnb.' in n))"
+    imported = {name.removeprefix("llmnb.") for name in python(code).stdout.split()}
+    assert imported - {"assets", "download", "files"} == {*data.READING_MODULES}
