@@ -38,7 +38,8 @@ def lines(
                 getattr(axes, f"set_{axis.axis_name}scale")("log")
                 axis.set_major_formatter("{x:g}")
                 axis.set_minor_formatter("")
-        if len(x) <= 10:
+        places = np.log(x) if log_x else np.array(x, dtype=float)
+        if len(x) <= 10 and np.ptp(places) < 25 * np.abs(np.diff(places)).min(initial=np.inf):
             axes.set_xticks(x, [f"{value:g}" if value < 1e6 else f"{value:.1e}" for value in x])
         if len(series) > 1:
             axes.legend()
