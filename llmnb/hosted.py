@@ -179,9 +179,9 @@ class HostedModel:
             if "max_completion_tokens" not in str(error):
                 raise
             # OpenAI's reasoning models know the limit by this name, and take no temperature.
-            kept = {k: v for k, v in request.items() if k not in ("temperature", "seed")}
-            kept["max_completion_tokens"] = kept.pop("max_tokens")
-            return create(**kept)
+            options = {k: v for k, v in request.items() if k not in ("temperature", "seed")}
+            options["max_completion_tokens"] = options.pop("max_tokens")
+            return create(**options)
 
     def _send(self, request: dict) -> Answer:
         import openai

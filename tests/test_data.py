@@ -267,3 +267,12 @@ def test_what_was_built_is_built_again_when_a_module_that_reads_changes():
     code = "import sys; from llmnb import data; print(*(n for n in sys.modules if 'llmnb.' in n))"
     imported = {name.removeprefix("llmnb.") for name in python(code).stdout.split()}
     assert imported - {"assets", "download", "files"} == {*data.READING_MODULES}
+
+
+def test_brackets_in_the_names_of_files_are_no_pattern(cache, tmp_path):
+    folder = tmp_path / "corpus [old]"
+    folder.mkdir()
+    for name in ("b1", "b[1]"):
+        rows = [json.dumps({"text": f"text {number} of {name}"}) for number in range(20)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows))
+    assert sum(map(len, data.load_corpus(str(folder)).values())) == 40
